@@ -1,0 +1,219 @@
+//! The interface between the decoder and a device: coarse, fused operations over a paged KV cache.
+//!
+//! A step's activations are rows: the tokens of all scheduled sequences, one after another, whatever mix of
+//! prompts and decodes. A row's result depends on its own tokens only: never on the rows beside it, on how a
+//! prompt was cut into steps, on the number of threads, or on which blocks hold its past.
+
+use crate::{Error, Tensor};
+
+/// Tokens per KV block, on every backend.
+pub const BLOCK_TOKENS: usize = 16;
+
+/// Index of a KV block in a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub u32);
+
+/// The rows of one step.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Token of each row.
+    pub tokens: Vec<u32>,
+    /// The sequences, in row order: together they cover all rows.
+    pub sequences: Vec<Sequence>,
+}
+
+/// The consecutive rows of one sequence.
+#[derive(Clone, Debug)]
+pub struct Sequence {
+    /// First row in the batch.
+    pub first_row: usize,
+    /// How many.
+    pub rows: usize,
+    /// Absolute position of the first row: so many tokens of the sequence are in the cache already.
+    pub position: usize,
+    /// Its block table: covers `position + rows` tokens at least.
+    pub blocks: Vec<BlockId>,
+}
+
+/// How a layer's attention is laid out. A QKV row is `[heads × dim | kv_heads × dim | kv_heads × dim]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heads {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Dimensions of a head.
+    pub dim: usize,
+    /// Multiplies scores before the softmax (usually `dim^-1/2`).
+    pub scale: f32,
+}
+
+/// Rotary position embedding.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// Radians per position of each rotated pair (scaling applied): `rotated dims / 2` of them.
+    pub frequencies: Vec<f32>,
+    /// Which dimensions make a pair.
+    pub pairing: RopePairing,
+}
+
+/// Which dimensions rotate together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopePairing {
+    /// `(2i, 2i + 1)`: GGUF's `llama` files.
+    Adjacent,
+    /// `(i, i + n/2)`: Hugging Face checkpoints, and GGUF's `qwen2`.
+    Halves,
+}
+
+/// The gate's activation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · σ(x)`.
+    Silu,
+    /// The tanh approximation of GELU.
+    GeluTanh,
+}
+
+/// An RMS norm: `x / rms(x) · gain`.
+#[derive(Clone, Debug)]
+pub struct Norm<V> {
+    /// Gains, one per column.
+    pub gain: V,
+    /// Added to the mean square.
+    pub epsilon: f32,
+}
+
+/// One draw, or one token to score, from a row of logits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Draw {
+    /// 0 = greedy: the highest logit, the lowest token among equals.
+    pub temperature: f32,
+    /// Smallest set of tokens whose probabilities reach this; 1 = off.
+    pub top_p: f32,
+    /// Only so many best tokens; 0 = off.
+    pub top_k: u32,
+    /// Only tokens at least this probable relative to the best; 0 = off.
+    pub min_p: f32,
+    /// Keys the generator, with `choice` and `position`.
+    pub seed: u64,
+    /// The choice's index.
+    pub choice: u32,
+    /// Absolute position of the token that is drawn.
+    pub position: u32,
+    /// Tokens that can't be drawn.
+    pub banned: Vec<u32>,
+    /// Score this token instead of drawing one.
+    pub given: Option<u32>,
+    /// Report log-probabilities, with this many alternatives.
+    pub logprobs: Option<u32>,
+}
+
+/// What a [`Draw`] gave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drawn {
+    /// The token drawn, or given.
+    pub token: u32,
+    /// Natural log-probabilities of the raw logits, if asked for.
+    pub logprobs: Option<Logprobs>,
+}
+
+/// The log-probability of a token and the best alternatives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprobs {
+    /// Of the token drawn or given.
+    pub logprob: f32,
+    /// Best first; equal ones by token.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// A device that runs steps. Shapes are `[rows, columns]`, f32 between operations.
+pub trait Backend: Send + Sync + 'static {
+    /// Stacked weight matrices in the device's own layout.
+    type Linear: Send + Sync;
+    /// An embedding table.
+    type Table: Send + Sync;
+    /// A vector of f32 (norm gains).
+    type Vector: Send + Sync;
+    /// A matrix of activations, allocated once for the largest step.
+    type Buffer: Send;
+    /// The paged keys and values of a group of layers.
+    type Cache: Send;
+
+    /// Packs matrices of equal `cols`, stacked by outputs, each with an optional bias (`rows` numbers).
+    /// May drop pages of the source from memory once packed.
+    fn linear(&self, parts: &[(Tensor, Option<Tensor>)]) -> Result<Self::Linear, Error>;
+    /// As [`linear`](Self::linear), for the gate and up projections of [`gated_linear`](Self::gated_linear).
+    fn gated(&self, gate: &Tensor, up: &Tensor) -> Result<Self::Linear, Error>;
+    /// Takes an embedding table.
+    fn table(&self, tensor: &Tensor) -> Result<Self::Table, Error>;
+    /// Takes a vector.
+    fn vector(&self, tensor: &Tensor) -> Result<Self::Vector, Error>;
+    /// Allocates a `[rows, cols]` buffer.
+    fn buffer(&self, rows: usize, cols: usize) -> Result<Self::Buffer, Error>;
+    /// Reserves `blocks` KV blocks for `layers` layers; memory is touched when a block is first written.
+    fn cache(&self, layers: usize, heads: Heads, blocks: usize) -> Result<Self::Cache, Error>;
+    /// Bytes that a block of such a cache takes.
+    fn block_bytes(&self, layers: usize, heads: Heads) -> usize;
+
+    /// `x[row] = table[tokens[row]]`.
+    fn embed(&self, batch: &Batch, table: &Self::Table, x: &mut Self::Buffer);
+    /// `out = norm(x) · Wᵀ + b` over the first `rows` rows.
+    fn norm_linear(
+        &self,
+        rows: usize,
+        x: &Self::Buffer,
+        norm: &Norm<Self::Vector>,
+        w: &Self::Linear,
+        out: &mut Self::Buffer,
+    );
+    /// Rotates the queries (in place) and keys of `qkv`, and writes keys and values to `layer` of the cache.
+    fn rope_and_store(
+        &self,
+        batch: &Batch,
+        layer: usize,
+        heads: Heads,
+        rope: &Rope,
+        qkv: &mut Self::Buffer,
+        cache: &mut Self::Cache,
+    );
+    /// Causal attention of the queries in `qkv` over `layer` of the cache; `out` is `[rows, heads × dim]`.
+    fn attention(
+        &self,
+        batch: &Batch,
+        layer: usize,
+        heads: Heads,
+        qkv: &Self::Buffer,
+        cache: &Self::Cache,
+        out: &mut Self::Buffer,
+    );
+    /// `x += a · Wᵀ + b`.
+    fn linear_add(&self, rows: usize, a: &Self::Buffer, w: &Self::Linear, x: &mut Self::Buffer);
+    /// `out = activation(norm(x) · Gᵀ) ⊙ (norm(x) · Uᵀ)` for `w` from [`gated`](Self::gated).
+    fn gated_linear(
+        &self,
+        rows: usize,
+        x: &Self::Buffer,
+        norm: &Norm<Self::Vector>,
+        w: &Self::Linear,
+        activation: Activation,
+        out: &mut Self::Buffer,
+    );
+    /// `out[i] = norm(x[rows[i]]) · Wᵀ`: logits of the chosen rows.
+    fn logits(
+        &self,
+        rows: &[usize],
+        x: &Self::Buffer,
+        norm: &Norm<Self::Vector>,
+        w: &Self::Linear,
+        out: &mut Self::Buffer,
+    );
+    /// Draws from row `i` of `logits` as `draws[i]` says.
+    fn draw(&self, logits: &Self::Buffer, draws: &[Draw]) -> Vec<Drawn>;
+    /// Copies whole blocks, in every layer.
+    fn copy_blocks(&self, cache: &mut Self::Cache, copies: &[(BlockId, BlockId)]);
+    /// The first `rows` rows of a buffer, for tests and pooling.
+    fn read(&self, buffer: &Self::Buffer, rows: usize) -> Vec<f32>;
+    /// Names everything that decides the bits of a result (instruction sets that agree share a name).
+    fn numerics(&self) -> String;
+}

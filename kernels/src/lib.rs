@@ -1,0 +1,17 @@
+//! The operations of a transformer step, as our own kernels.
+//!
+//! ```text
+//! tensor.rs    weights as they lie in a model file
+//! backend.rs   the coarse, fused operations that the decoder is written against
+//! cpu/         the CPU backend: quantized weights computed on directly, SIMD chosen at run time
+//! ```
+//!
+//! Knows nothing of requests: a batch is rows, positions and block tables.
+
+mod backend;
+mod error;
+mod tensor;
+
+pub use backend::*;
+pub use error::Error;
+pub use tensor::{DType, Tensor};

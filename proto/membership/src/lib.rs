@@ -1,0 +1,83 @@
+//! Who is in the cluster: leases, membership and ownership. Never tokens, never load.
+//!
+//! ```text
+//! {prefix}/workers/<id>     Member      put by the worker, under its lease
+//! {prefix}/schedulers/<id>  Member      put by the scheduler, under its lease
+//! {prefix}/claims/<worker>  Claim       put by the claiming scheduler in a transaction, under the scheduler's lease
+//! ```
+//!
+//! Everything is learnt by watch. When etcd is away, the last known view stays.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+/// The kinds of member that others look for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Runs a model.
+    Worker,
+    /// Plans the steps of its workers.
+    Scheduler,
+}
+
+/// One registered process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Unique for the life of the process.
+    pub id: String,
+    /// Where its gRPC listens: `http://host:port` or `inproc://name`.
+    pub address: String,
+    /// The model that a worker serves; empty for a scheduler.
+    #[serde(default)]
+    pub model: String,
+}
+
+/// Which scheduler owns a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The owner's id.
+    pub scheduler: String,
+    /// The claim's revision: the first half of the epoch that fences the worker.
+    pub revision: u64,
+}
+
+/// Members by id. A new snapshot for every change.
+pub type Members = Arc<BTreeMap<String, Member>>;
+/// Claims by worker id.
+pub type Claims = Arc<BTreeMap<String, Claim>>;
+
+/// The cluster as one process sees it.
+#[async_trait::async_trait]
+pub trait Membership: Send + Sync + 'static {
+    /// Announces `member` until the returned registration is dropped or revoked. Keeps trying while etcd is
+    /// away, and announces again after it lost the lease.
+    async fn register(&self, role: Role, member: Member) -> Result<Registration, Error>;
+
+    /// The members of a role, kept current by watch.
+    fn members(&self, role: Role) -> watch::Receiver<Members>;
+
+    /// Who owns which worker, kept current by watch.
+    fn claims(&self) -> watch::Receiver<Claims>;
+
+    /// Claims `worker` for the registered scheduler in one transaction: `None` if it has an owner or is gone.
+    async fn claim(&self, worker: &str, scheduler: &Registration) -> Result<Option<Claim>, Error>;
+
+    /// Gives `worker` up, if this claim still holds.
+    async fn release(&self, worker: &str, claim: &Claim) -> Result<(), Error>;
+}
+
+/// A member's lease. Dropping it takes the member (and a scheduler's claims) out of the cluster.
+pub struct Registration {
+    /// The member's id.
+    pub id: String,
+}
+
+/// Why the cluster's state could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// etcd did not answer in time, or refused.
+    #[error("etcd: {0}")]
+    Unavailable(String),
+}

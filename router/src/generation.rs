@@ -1,0 +1,100 @@
+//! The one internal request that every API translates to, and the deltas that come back.
+
+/// A request for text: some prompts, `n` choices of each, one way of sampling.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    /// The client-visible id, such as `chatcmpl-…`.
+    pub id: String,
+    /// At least one. Choice `p * n + j` is the `j`-th answer to prompt `p`.
+    pub prompts: Vec<Prompt>,
+    /// Choices per prompt.
+    pub n: u32,
+    /// Tokens to generate per choice at most; already clipped to the context window.
+    pub max_tokens: u32,
+    /// Ends a choice on decoded text; the earliest end wins, then the listed order.
+    pub stop: Vec<String>,
+    /// Whether the text keeps the stop string that ended it.
+    pub include_stop: bool,
+    /// Whether end-of-sequence tokens are ordinary tokens.
+    pub ignore_eos: bool,
+    /// Whether the prompt comes before the output.
+    pub echo: bool,
+    /// Report log-probabilities, with this many alternatives.
+    pub logprobs: Option<u32>,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// Who asks: separates caches and queues.
+    pub tenant: String,
+    /// W3C trace context.
+    pub traceparent: String,
+}
+
+/// How tokens are drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 = greedy.
+    pub temperature: f32,
+    /// 1 = off.
+    pub top_p: f32,
+    /// 0 = off.
+    pub top_k: u32,
+    /// 0 = off.
+    pub min_p: f32,
+    /// Drawn at admission when the client gave none.
+    pub seed: u64,
+}
+
+/// A tokenized prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prompt {
+    /// At least one.
+    pub tokens: Vec<u32>,
+}
+
+/// New output of one choice. The first delta of an echoed choice carries the prompt.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Delta {
+    /// Which choice.
+    pub choice: u32,
+    /// Text that is final: whole UTF-8 characters, never part of a stop string that may still complete.
+    pub text: String,
+    /// The tokens that this delta accounts for, prompt tokens of an echo included.
+    pub tokens: Vec<Token>,
+    /// Set on the choice's last delta.
+    pub finish: Option<Finish>,
+}
+
+/// A token and, when asked for, its log-probabilities.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// Its own bytes (may be part of a character).
+    pub bytes: Vec<u8>,
+    /// Where its text starts: characters from the start of the choice's text.
+    pub text_offset: u32,
+    /// `None` where there is none: not asked for, or an echoed prompt's first token.
+    pub logprob: Option<f32>,
+    /// The best alternatives: id, bytes, log-probability; best first.
+    pub top: Vec<(u32, Vec<u8>, f32)>,
+}
+
+/// Why a choice ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// End of sequence, or a stop string.
+    Stop,
+    /// `max_tokens` or the context window.
+    Length,
+}
+
+/// The end of a choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finish {
+    /// Why.
+    pub reason: Reason,
+    /// Generated tokens that count: up to and with the one that completed a stop string or the end token.
+    pub completion_tokens: u32,
+    /// Prompt tokens that came from the prefix cache.
+    pub cached_tokens: u32,
+}
