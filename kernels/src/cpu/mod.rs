@@ -1,21 +1,32 @@
 //! The CPU backend: quantized weights are computed on directly, by SIMD code chosen at run time.
 //!
 //! ```text
-//! attention    causal attention over the paged cache
+//! backend.rs   the operations of a step, over the parts below
+//! linear.rs    the linear layers
+//! pack.rs      weights in the order in which the kernels read them
+//! prepared.rs  activations in the form that a product reads
+//! formats.rs   how storage formats lay out their numbers
+//! attention.rs causal attention over the paged cache
 //! rope.rs      rotary positions; keys and values on their way to the cache
-//! norm.rs      RMS norm of a row
 //! cache.rs     the paged cache of keys and values
-//! scratch.rs   memory for intermediate results
-//! isa.rs       instruction sets, and which of them the machine has
+//! norm.rs      RMS norm of a row
+//! isa.rs       the instruction sets this machine has
 //! simd.rs      sixteen-lane vectors with the same results on all of them
+//! memory.rs    huge pages for weights; releasing a file's
+//! scratch.rs   memory for intermediate results
 //! pool.rs      threads that share a section of tasks
 //! ```
 
 mod attention;
 mod cache;
+pub mod formats;
 pub mod isa;
+pub mod linear;
+mod memory;
 mod norm;
+pub mod pack;
 pub mod pool;
+pub mod prepared;
 mod rope;
 mod scratch;
 mod simd;

@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn instruction_sets_and_threads_give_the_same_bits() {
         for pairing in [RopePairing::Adjacent, RopePairing::Halves] {
-            let reference = rotated(pairing, Isa::Portable, 1).0;
+            let reference = rotated(pairing, Isa::available()[0], 1).0;
             for isa in Isa::available() {
                 assert_eq!(rotated(pairing, isa, 3).0, reference);
             }

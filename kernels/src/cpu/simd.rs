@@ -4,7 +4,7 @@
 //! operation rounds once, sums across lanes follow one fixed tree, and multiply-adds are fused everywhere, so
 //! that the instruction set changes speed and never a bit.
 
-use super::isa::Isa;
+use super::isa::{Isa, Level};
 
 /// Lanes of a vector.
 pub(crate) const WIDTH: usize = 16;
@@ -79,11 +79,11 @@ pub(crate) trait Lanes: Copy {
 pub(crate) unsafe fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     // SAFETY: as the caller promises.
     unsafe {
-        match isa {
+        match isa.level() {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => x86::avx512(kernel),
+            Level::Avx512 => x86::avx512(kernel),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => x86::avx2(kernel),
+            Level::Avx2 => x86::avx2(kernel),
             _ => kernel.run::<Portable>(),
         }
     }
