@@ -169,3 +169,41 @@ fn six_bit_pair(data: &[u8], i: usize) -> (u8, u8) {
         ((low & 15) | (data[i - 4] >> 6) << 4, (low >> 4) | (data[i] >> 6) << 4)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn every_format_is_read_as_ggml_reads_it() {
+        let bytes = |hex: &str| -> Vec<u8> {
+            (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
+        };
+        let fixtures = include_str!("../../tests/fixtures/dequantize.txt");
+        assert_eq!(fixtures.lines().count(), 11);
+        for line in fixtures.lines() {
+            let [name, data, expected] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
+            let dtype = match name {
+                "F32" => DType::F32,
+                "F16" => DType::F16,
+                "BF16" => DType::BF16,
+                "Q4_0" => DType::Q4_0,
+                "Q4_1" => DType::Q4_1,
+                "Q5_0" => DType::Q5_0,
+                "Q5_1" => DType::Q5_1,
+                "Q8_0" => DType::Q8_0,
+                "Q4_K" => DType::Q4K,
+                "Q5_K" => DType::Q5K,
+                "Q6_K" => DType::Q6K,
+                _ => panic!("{name}"),
+            };
+            let cols = expected.len() / 8;
+            let tensor = Tensor::new(name, dtype, 1, cols, Bytes::from(bytes(data))).unwrap();
+            let numbers: String =
+                dequantized(&tensor).unwrap().iter().map(|x| format!("{:08x}", x.to_bits())).collect();
+            assert_eq!(numbers, expected, "{name}");
+        }
+    }
+}

@@ -22,7 +22,7 @@ use std::mem::MaybeUninit;
 use self::simd::Kernels;
 use self::tile::{CHUNK, SCALES, Tile};
 use super::formats::BLOCK;
-use super::isa::{Isa, Level};
+use super::isa::Isa;
 use super::pack::{PANEL, Packed, Segment, is_float};
 use super::pool::Pool;
 use super::prepared::{GROUP, Prepared, RECORD};
@@ -106,11 +106,11 @@ pub fn matmul(pool: &Pool, isa: Isa, w: &Packed, a: &Prepared, rows: usize, epil
 
 /// The kernels of an instruction set.
 pub(super) fn kernels(isa: Isa) -> &'static Kernels {
-    match isa.level() {
+    match isa {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => const { &Kernels::of::<avx512::Avx512>(tile::select::<avx512::Avx512>) },
+        Isa::Avx512 => const { &Kernels::of::<avx512::Avx512>(tile::select::<avx512::Avx512>) },
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => const { &Kernels::of::<avx2::Avx2>(tile::select::<avx2::Avx2>) },
+        Isa::Avx2 => const { &Kernels::of::<avx2::Avx2>(tile::select::<avx2::Avx2>) },
         _ => const { &Kernels::of::<portable::Portable>(tile::select::<portable::Portable>) },
     }
 }
@@ -315,3 +315,6 @@ impl<'a> Rows<'a> {
         &self.sums[index * self.stride..][..self.stride]
     }
 }
+
+#[cfg(test)]
+mod tests;

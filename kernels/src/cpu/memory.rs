@@ -155,3 +155,80 @@ fn shared_file_map(line: &str) -> Option<(usize, usize)> {
     }
     Some((usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_are_zeroed_aligned_and_apart() {
+        let arena = Arena::default();
+        let regions: Vec<Region> =
+            [1, 64, 100, 3 << 20, CHUNK - 64, CHUNK + 1].map(|n| arena.region(n, "test").unwrap()).into();
+        for (i, region) in regions.iter().enumerate() {
+            assert_eq!(region.pointer() as usize % 64, 0);
+            // SAFETY: the region's own bytes.
+            let bytes = unsafe { std::slice::from_raw_parts_mut(region.pointer(), region.len()) };
+            assert!(bytes.iter().all(|&b| b == 0), "region {i}");
+            bytes.fill(i as u8 + 1);
+        }
+        for (i, region) in regions.iter().enumerate() {
+            // SAFETY: as above.
+            let bytes = unsafe { std::slice::from_raw_parts(region.pointer(), region.len()) };
+            assert!(bytes.iter().all(|&b| b == i as u8 + 1), "region {i}");
+        }
+        assert!(arena.region(usize::MAX / 2, "test").is_err());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn pages_of_a_mapped_file_are_released_and_come_back_while_other_memory_is_left_alone() {
+        use std::io::Write;
+        use std::os::fd::AsRawFd;
+
+        const LEN: usize = 1 << 20;
+        let mut file = std::fs::File::from(std::os::fd::OwnedFd::from(memory_file()));
+        file.write_all(&[7; LEN]).unwrap();
+        let flags = [libc::MAP_SHARED, libc::MAP_PRIVATE];
+        let map = |flags| {
+            // SAFETY: a fresh map of a file that nobody shrinks.
+            let p =
+                unsafe { libc::mmap(std::ptr::null_mut(), LEN, libc::PROT_READ, flags, file.as_raw_fd(), 0) };
+            assert_ne!(p, libc::MAP_FAILED);
+            // SAFETY: the map is never undone.
+            unsafe { std::slice::from_raw_parts(p.cast::<u8>(), LEN) }
+        };
+        let [shared, private] = flags.map(map);
+        let anonymous = vec![7u8; LEN];
+        let all = [shared, private, &anonymous[..]];
+        let sum = |data: &[u8]| data.iter().map(|&b| usize::from(b)).sum::<usize>();
+        assert!(all.iter().all(|data| sum(data) == 7 * LEN));
+        let before = resident(shared);
+        release_pages(&[&shared[5000..], private, &anonymous]);
+        assert_eq!(before, LEN / 1024);
+        assert_eq!(resident(shared), 8, "the first two pages hold bytes that were not released");
+        assert_eq!(resident(private), LEN / 1024);
+        assert!(all.iter().all(|data| sum(data) == 7 * LEN));
+    }
+
+    #[cfg(target_os = "linux")]
+    fn memory_file() -> std::os::fd::OwnedFd {
+        use std::os::fd::FromRawFd;
+        // SAFETY: a plain call; the descriptor is new.
+        unsafe {
+            let fd = libc::memfd_create(c"test".as_ptr(), 0);
+            assert!(fd >= 0);
+            std::os::fd::OwnedFd::from_raw_fd(fd)
+        }
+    }
+
+    /// KiB of a map in memory.
+    #[cfg(target_os = "linux")]
+    fn resident(data: &[u8]) -> usize {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let start = format!("{:x}-", data.as_ptr() as usize);
+        let map = maps.lines().skip_while(|l| !l.starts_with(&start));
+        let rss = map.clone().find_map(|l| l.strip_prefix("Rss:")).unwrap();
+        rss.split_whitespace().next().unwrap().parse().unwrap()
+    }
+}
