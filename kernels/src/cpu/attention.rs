@@ -4,18 +4,20 @@
 //! memory bandwidth; a prompt does `4 · dim` floating-point operations per head and pair of positions out of
 //! L1 and L2, so it runs at the rate of fused multiply-adds.
 //!
-//! How rows are divided changes no bit (see [`kernel`]): prompts are cut by positions, and the past of
+//! How rows are divided changes no bit (see `kernel.rs`): prompts are cut by positions, and the past of
 //! decodes by tiles where there are too few of them for the threads.
 
 mod kernel;
 mod plan;
 #[cfg(test)]
 mod tests;
+mod tile;
 
 use std::sync::Mutex;
 
-use self::kernel::{Attend, Fold, Rows, Sink, TILE, part_len};
+use self::kernel::{Attend, Fold, Rows, Sink, part_len};
 use self::plan::{Plan, Split, Task};
+use self::tile::TILE;
 use super::cache::{Cache, Shape};
 use super::isa::Isa;
 use super::pool::Pool;

@@ -10,6 +10,8 @@
 //! rope.rs      rotary positions; keys and values on their way to the cache
 //! cache.rs     the paged cache of keys and values
 //! norm.rs      RMS norm of a row
+//! sample.rs    drawing tokens from logits
+//! rng.rs       counter-based random numbers
 //! isa.rs       the instruction sets this machine has
 //! simd.rs      sixteen-lane vectors with the same results on all of them
 //! memory.rs    huge pages for weights; releasing a file's
@@ -18,6 +20,7 @@
 //! ```
 
 mod attention;
+mod backend;
 mod cache;
 pub mod formats;
 pub mod isa;
@@ -27,8 +30,11 @@ mod norm;
 pub mod pack;
 pub mod pool;
 pub mod prepared;
+mod rng;
 mod rope;
+mod sample;
 mod scratch;
 mod simd;
 
+pub use backend::{Buffer, CpuBackend, CpuOptions, Table, Vector};
 pub use cache::Cache;

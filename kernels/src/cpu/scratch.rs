@@ -8,7 +8,7 @@ use super::simd::WIDTH;
 /// A cache line of f32.
 #[repr(align(64))]
 #[derive(Clone, Copy)]
-pub(crate) struct Line([f32; WIDTH]);
+pub(crate) struct Line(#[allow(dead_code)] /* read as f32 */ [f32; WIDTH]);
 
 /// Memory that is kept from one use to the next. Its content is whatever the last use left.
 #[derive(Default)]

@@ -4,7 +4,7 @@
 //! operation rounds once, sums across lanes follow one fixed tree, and multiply-adds are fused everywhere, so
 //! that the instruction set changes speed and never a bit.
 
-use super::isa::{Isa, Level};
+use super::isa::Isa;
 
 /// Lanes of a vector.
 pub(crate) const WIDTH: usize = 16;
@@ -60,6 +60,8 @@ pub(crate) trait Lanes: Copy {
     fn fma(self, b: Self, c: Self) -> Self;
     /// `self > b ? self : b`: `b` where either is NaN.
     fn max(self, b: Self) -> Self;
+    /// `self < b ? self : b`: `b` where either is NaN.
+    fn min(self, b: Self) -> Self;
     /// `x ≥ bound ? self : 0`.
     fn zero_below(self, x: Self, bound: Self) -> Self;
     /// The first `n` lanes of `self`, then `fill`.
@@ -79,11 +81,11 @@ pub(crate) trait Lanes: Copy {
 pub(crate) unsafe fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     // SAFETY: as the caller promises.
     unsafe {
-        match isa.level() {
+        match isa {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => x86::avx512(kernel),
+            Isa::Avx512 => x86::avx512(kernel),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => x86::avx2(kernel),
+            Isa::Avx2 => x86::avx2(kernel),
             _ => kernel.run::<Portable>(),
         }
     }
@@ -190,6 +192,10 @@ impl Lanes for Portable {
         self.each(b, |a, b| if a > b { a } else { b })
     }
     #[inline(always)]
+    fn min(self, b: Self) -> Self {
+        self.each(b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
     fn zero_below(self, x: Self, bound: Self) -> Self {
         Self(std::array::from_fn(|i| if x.0[i] >= bound.0[i] { self.0[i] } else { 0.0 }))
     }
@@ -231,7 +237,8 @@ mod tests {
             // SAFETY: as the caller promises; the arrays have sixteen numbers.
             let (a, b) = unsafe { (L::load(a.as_ptr()), L::load(b.as_ptr())) };
             let x = a.first(n, b);
-            let vectors = [a.add(b), a.sub(b), a.mul(b), a.fma(b, x), a.max(b), x, a.zero_below(b, x)];
+            let vectors =
+                [a.add(b), a.sub(b), a.mul(b), a.fma(b, x), a.max(b), a.min(b), x, a.zero_below(b, x)];
             let mut out = vec![b.sum().to_bits(), b.largest().to_bits()];
             for vector in vectors.into_iter().chain([exp(a), exp(b)]) {
                 let (mut numbers, mut halves) = ([0f32; WIDTH], [0u16; WIDTH]);

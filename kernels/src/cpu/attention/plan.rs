@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::kernel::{TILE, part_len};
+use super::kernel::part_len;
+use super::tile::TILE;
 use crate::{Heads, Sequence};
 
 /// Rows of a task, where there are enough: they share a tile's conversion and its way from memory.

@@ -78,6 +78,7 @@ impl Lanes for Avx512 {
     method!(mul(self, b: Self) -> Self { Self(_mm512_mul_ps(self.0, b.0)) });
     method!(fma(self, b: Self, c: Self) -> Self { Self(_mm512_fmadd_ps(self.0, b.0, c.0)) });
     method!(max(self, b: Self) -> Self { Self(_mm512_max_ps(self.0, b.0)) });
+    method!(min(self, b: Self) -> Self { Self(_mm512_min_ps(self.0, b.0)) });
     method!(zero_below(self, x: Self, bound: Self) -> Self {
         Self(_mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(x.0, bound.0), self.0))
     });
@@ -142,6 +143,7 @@ impl Lanes for Avx2 {
         Self(_mm256_fmadd_ps(self.0, b.0, c.0), _mm256_fmadd_ps(self.1, b.1, c.1))
     });
     method!(max(self, b: Self) -> Self { Self(_mm256_max_ps(self.0, b.0), _mm256_max_ps(self.1, b.1)) });
+    method!(min(self, b: Self) -> Self { Self(_mm256_min_ps(self.0, b.0), _mm256_min_ps(self.1, b.1)) });
     method!(zero_below(self, x: Self, bound: Self) -> Self {
         Self(
             _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(x.0, bound.0), self.0),
