@@ -1,1 +1,11 @@
 //! Placeholder.
+mod decoder;
+mod engine;
+mod error;
+mod format;
+mod model;
+#[cfg(test)]
+mod naive;
+mod service;
+mod text;
+pub use error::Error;
