@@ -6,6 +6,9 @@
 //! x[chosen rows] ─▶ logits ─▶ draw
 //! ```
 
+#[cfg(test)]
+mod tests;
+
 use volley_kernels::{Backend, Batch, BlockId, Draw, Drawn, Norm, Tensor};
 
 use crate::{
@@ -142,6 +145,16 @@ impl<B: Backend> Decoder<B> {
             drawn.extend(self.backend.draw(logits, draws));
         }
         drawn
+    }
+}
+
+#[cfg(test)]
+impl<B: Backend> Decoder<B> {
+    /// Logits of rows of the last forward pass.
+    fn logits(&mut self, rows: &[usize]) -> Vec<f32> {
+        let Buffers { x, logits, .. } = &mut self.buffers;
+        self.backend.logits(rows, x, &self.final_norm, &self.output, logits);
+        self.backend.read(logits, rows.len())
     }
 }
 

@@ -1,4 +1,5 @@
 //! Placeholder.
+
 mod decoder;
 mod engine;
 mod error;
@@ -7,5 +8,8 @@ mod model;
 #[cfg(test)]
 mod naive;
 mod service;
+#[cfg(test)]
+mod testing;
 mod text;
+
 pub use error::Error;

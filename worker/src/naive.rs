@@ -226,8 +226,13 @@ impl Matrix {
 }
 
 fn numbers(tensor: &Tensor) -> Vec<f32> {
-    assert_eq!(tensor.dtype, DType::F32);
-    tensor.data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    match tensor.dtype {
+        DType::F32 => {
+            tensor.data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+        }
+        DType::BF16 => tensor.data.chunks_exact(2).map(|b| f32::from_le_bytes([0, 0, b[0], b[1]])).collect(),
+        other => panic!("{other:?}"),
+    }
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {
