@@ -141,7 +141,7 @@ impl World {
             let tokens = request.prompt.iter().chain(&stream.tokens).copied().map(TokenId).collect();
             self.streams.insert(key(nth, choice), stream);
             self.arrivals += 1;
-            sequence(key(nth, choice), self.arrivals, spec.clone(), tokens, request.prompt.len())
+            Sequence::new(key(nth, choice), self.arrivals, spec.clone(), tokens, request.prompt.len())
         });
         let sequences: Vec<_> = sequences.collect();
         self.requests.push(request);
@@ -203,28 +203,6 @@ fn whole_kv(request: &Request) -> usize {
 
 fn key(request: usize, choice: u32) -> SequenceKey {
     SequenceKey { link: LinkId(1), request: request as u64, attempt: 0, choice }
-}
-
-fn sequence(
-    key: SequenceKey,
-    arrival: u64,
-    spec: Arc<Spec>,
-    tokens: Vec<TokenId>,
-    prompt_tokens: usize,
-) -> Sequence {
-    Sequence {
-        key,
-        arrival,
-        spec,
-        tokens,
-        prompt_tokens,
-        scored: 0,
-        reported: false,
-        deaths: 0,
-        moved: false,
-        numerics_class: String::new(),
-        traceparent: String::new(),
-    }
 }
 
 fn request() -> impl Strategy<Value = Request> {

@@ -28,19 +28,10 @@ fn limits() -> Limits {
 
 /// The `n`-th to arrive.
 fn sequence(n: u64, prompt: u32, spec: &Spec) -> Sequence {
-    Sequence {
-        key: SequenceKey { link: LinkId(1), request: n, attempt: 0, choice: 0 },
-        arrival: n,
-        spec: Arc::new(Spec { request_id: n.to_string(), kind: Kind::Generate, ..spec.clone() }),
-        tokens: (0..prompt).map(|i| TokenId(i % fake::VOCABULARY)).collect(),
-        prompt_tokens: prompt as usize,
-        scored: 0,
-        reported: false,
-        deaths: 0,
-        moved: false,
-        numerics_class: String::new(),
-        traceparent: String::new(),
-    }
+    let key = SequenceKey { link: LinkId(1), request: n, attempt: 0, choice: 0 };
+    let spec = Spec { request_id: n.to_string(), kind: Kind::Generate, ..spec.clone() };
+    let tokens = (0..prompt).map(|i| TokenId(i % fake::VOCABULARY)).collect();
+    Sequence::new(key, n, Arc::new(spec), tokens, prompt as usize)
 }
 
 fn spec(max_tokens: usize) -> Spec {

@@ -63,6 +63,8 @@ pub struct Sequence {
     pub numerics_class: String,
     /// W3C trace context of the sequence's span.
     pub traceparent: String,
+    /// Lasts as long as the sequence.
+    pub span: tracing::Span,
 }
 
 /// What a sequence has to say after a step, or at its end.
@@ -77,6 +79,30 @@ pub struct Output {
 // === impl Sequence ===
 
 impl Sequence {
+    /// One that has just arrived. `tokens` is what is known, `prompt_tokens` of them the prompt.
+    pub fn new(
+        key: SequenceKey,
+        arrival: u64,
+        spec: Arc<Spec>,
+        tokens: Vec<TokenId>,
+        prompt_tokens: TokenCount,
+    ) -> Self {
+        Self {
+            key,
+            arrival,
+            spec,
+            moved: tokens.len() > prompt_tokens,
+            tokens,
+            prompt_tokens,
+            scored: 0,
+            reported: false,
+            deaths: 0,
+            numerics_class: String::new(),
+            traceparent: String::new(),
+            span: tracing::Span::none(),
+        }
+    }
+
     /// Its place in every queue.
     pub fn rank(&self) -> Rank {
         Rank::new(self.spec.priority, self.arrival)

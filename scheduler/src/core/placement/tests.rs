@@ -20,19 +20,10 @@ fn join(placement: &mut Placement, id: WorkerId, class: &str) -> Vec<Action> {
 
 /// A sequence that wants `tokens` tokens of KV cache.
 fn sequence(request: u64, choice: u32, tokens: usize) -> Sequence {
-    Sequence {
-        key: SequenceKey { link: LinkId(1), request, attempt: 0, choice },
-        arrival: request * 10 + u64::from(choice),
-        spec: Arc::new(Spec { model_hash: "m".into(), max_tokens: 2, ..Spec::default() }),
-        tokens: vec![TokenId(1); tokens - 1],
-        prompt_tokens: tokens - 1,
-        scored: 0,
-        reported: false,
-        deaths: 0,
-        moved: false,
-        numerics_class: String::new(),
-        traceparent: String::new(),
-    }
+    let key = SequenceKey { link: LinkId(1), request, attempt: 0, choice };
+    let spec = Spec { model_hash: "m".into(), max_tokens: 2, ..Spec::default() };
+    let arrival = request * 10 + u64::from(choice);
+    Sequence::new(key, arrival, Arc::new(spec), vec![TokenId(1); tokens - 1], tokens - 1)
 }
 
 fn submit(placement: &mut Placement, request: Vec<Sequence>) -> Vec<Action> {
