@@ -8,4 +8,9 @@
 //! Owns HTTP, validation, templates, tokens ↔ text, stop strings and usage. Never holds weights, never knows
 //! KV blocks. Each API under `api/` is a translation to and from [`generation`]; none knows another.
 
+pub mod engine;
 pub mod generation;
+pub mod model;
+pub mod template;
+pub mod tokenizer;
+pub mod vocabulary;
