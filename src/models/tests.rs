@@ -59,7 +59,7 @@ fn world(hub: Hub, pip: &str) -> World {
     .unwrap();
     // Short only where the source never speaks: a busy machine must not look like a dead hub.
     let patience = match hub {
-        Hub::Silent | Hub::Stalls => Duration::from_millis(300),
+        Hub::Silent | Hub::Stalls => Duration::from_secs(1),
         _ => Duration::from_secs(60),
     };
     let (endpoint, requests) = serve(hub);
