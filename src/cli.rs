@@ -135,8 +135,13 @@ pub(crate) struct WorkerArgs {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ClusterArgs {
     /// The etcd endpoints. The address of a local etcd by default: it is etcd's own.
-    #[arg(long, env = "VOLLEY_ETCD", default_value = "http://127.0.0.1:2379", value_delimiter = ',',
-          value_name = "URL[,URL…]")]
+    #[arg(
+        long,
+        env = "VOLLEY_ETCD",
+        default_value = "http://127.0.0.1:2379",
+        value_delimiter = ',',
+        value_name = "URL[,URL…]"
+    )]
     pub(crate) etcd: Vec<String>,
     /// Where the cluster's keys stand in etcd: one etcd can hold several clusters.
     #[arg(long, env = "VOLLEY_ETCD_PREFIX", default_value = volley_membership::DEFAULT_PREFIX, value_name = "PREFIX")]

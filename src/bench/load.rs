@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hyper::body::Bytes;
 use futures::future;
+use hyper::body::Bytes;
 
 use crate::{
     cli::BenchEndpoint,

@@ -41,14 +41,17 @@ pub(super) fn bodies(
         (BenchMode::Short, BenchEndpoint::Completions) => 32,
         (BenchMode::Short, BenchEndpoint::Chat) => 12, // a template brings about 20 more
     });
-    let shared = if args.mode == BenchMode::Prefix { random.text(&words, PREFIX) + " " } else { String::new() };
+    let shared =
+        if args.mode == BenchMode::Prefix { random.text(&words, PREFIX) + " " } else { String::new() };
     let count = args.requests.unwrap_or(match concurrency {
         1 => 3,
         2..=16 => 3 * concurrency,
         _ => 2 * concurrency,
     });
     (0..count)
-        .map(|_| body(args, model, extra, &format!("{shared}{}", random.text(&words, own))).to_string().into())
+        .map(|_| {
+            body(args, model, extra, &format!("{shared}{}", random.text(&words, own))).to_string().into()
+        })
         .collect()
 }
 

@@ -45,7 +45,8 @@ pub(super) fn row(args: &BenchArgs, model: &str, seen: &Seen) -> Row {
     let per_second = |amount: f64| if wall > 0.0 { round(amount / wall, 2) } else { 0.0 };
     let tokens = seen.answers.iter().map(|a| a.usage.map_or(a.chunks, |u| u.completion_tokens)).sum::<u64>();
     let chunks = seen.answers.iter().map(|a| a.chunks).sum::<u64>();
-    let prompts: Vec<_> = seen.answers.iter().filter_map(|a| a.usage).map(|u| u.prompt_tokens as f64).collect();
+    let prompts: Vec<_> =
+        seen.answers.iter().filter_map(|a| a.usage).map(|u| u.prompt_tokens as f64).collect();
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     let first = Sorted::new(seen.answers.iter().map(|a| a.first));
     let gaps = Sorted::new(seen.answers.iter().flat_map(|a| a.gaps.iter().copied()));
@@ -82,7 +83,17 @@ pub(super) fn row(args: &BenchArgs, model: &str, seen: &Seen) -> Row {
 pub(super) fn head(health: bool) -> String {
     let mut head = format!(
         "{:>7} {:>8} {:>9} {:>8} {:>7} {:>9} {:>9} {:>8} {:>8} {:>9} {:>6}",
-        "streams", "requests", "tok/s", "req/s", "prompt", "TTFT p50", "p99", "ITL p50", "p99", "e2e p50", "errors"
+        "streams",
+        "requests",
+        "tok/s",
+        "req/s",
+        "prompt",
+        "TTFT p50",
+        "p99",
+        "ITL p50",
+        "p99",
+        "e2e p50",
+        "errors"
     );
     if health {
         head += &format!(" {:>10} {:>8}", "health p50", "p99");
@@ -141,11 +152,7 @@ fn round(value: f64, digits: i32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        bench::load::Answer,
-        cli::BenchArgs,
-        client::Usage,
-    };
+    use crate::{bench::load::Answer, cli::BenchArgs, client::Usage};
 
     fn ms(value: u64) -> Duration {
         Duration::from_millis(value)
@@ -161,7 +168,8 @@ mod tests {
 
     #[test]
     fn tokens_are_the_servers_usage_where_there_is_one() {
-        let answer = |usage| Answer { first: ms(10), gaps: vec![ms(2), ms(4)], whole: ms(20), chunks: 3, usage };
+        let answer =
+            |usage| Answer { first: ms(10), gaps: vec![ms(2), ms(4)], whole: ms(20), chunks: 3, usage };
         let usage = Usage { prompt_tokens: 30, completion_tokens: 7 };
         let seen = Seen {
             concurrency: 2,

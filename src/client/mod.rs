@@ -149,7 +149,9 @@ impl Server {
         let models: Models = serde_json::from_slice(&body)
             .map_err(|e| Error::Broken(format!("{}/models: {e}", self.prefix)))?;
         let first = models.data.into_iter().next();
-        first.map(|m| m.id).ok_or_else(|| Error::Broken("the server lists no model: name one with --model".into()))
+        first
+            .map(|m| m.id)
+            .ok_or_else(|| Error::Broken("the server lists no model: name one with --model".into()))
     }
 
     /// The whole body of a path of the server (not of the API).
@@ -276,12 +278,17 @@ mod tests {
 
     #[test]
     fn both_kinds_of_chunk_are_read() {
-        let read = |json: &str| serde_json::from_str::<Chunk<'_>>(json).map(|c| (c.text().to_owned(), c.usage));
+        let read =
+            |json: &str| serde_json::from_str::<Chunk<'_>>(json).map(|c| (c.text().to_owned(), c.usage));
         let usage = Usage { prompt_tokens: 3, completion_tokens: 2 };
         let cases = [
             (r#"{"choices":[{"index":0,"text":"a\n"}]}"#, "a\n", None),
             (r#"{"choices":[{"delta":{"content":"b","role":"assistant"}}],"usage":null}"#, "b", None),
-            (r#"{"choices":[{"delta":{}}],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#, "", Some(usage)),
+            (
+                r#"{"choices":[{"delta":{}}],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#,
+                "",
+                Some(usage),
+            ),
             (r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#, "", Some(usage)),
             (r#"{"choices":null}"#, "", None),
         ];

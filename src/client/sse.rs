@@ -63,7 +63,8 @@ mod tests {
 
     #[test]
     fn events_are_the_same_however_the_bytes_are_cut() {
-        let stream = "data: {\"a\":1}\n\n: a comment\ndata:two\r\ndata: lines\r\n\r\nevent: x\n\ndata: é\n\n".as_bytes();
+        let stream = "data: {\"a\":1}\n\n: a comment\ndata:two\r\ndata: lines\r\n\r\nevent: x\n\ndata: é\n\n"
+            .as_bytes();
         let expected = ["{\"a\":1}", "two\nlines", "é"];
         for size in 1..=stream.len() {
             let mut sse = Sse::default();
