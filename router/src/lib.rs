@@ -8,4 +8,24 @@
 //! Owns HTTP, validation, templates, tokens ↔ text, stop strings and usage. Never holds weights, never knows
 //! KV blocks. Each API under `api/` is a translation to and from [`generation`]; none knows another.
 
+pub mod api;
+pub mod auth;
+mod body;
+pub mod config;
+mod edge;
+pub mod engine;
+pub mod error;
+mod exchange;
 pub mod generation;
+mod json;
+pub mod model;
+mod path;
+pub mod server;
+mod sse;
+mod stall;
+pub mod template;
+pub mod tokenizer;
+pub mod vocabulary;
+
+#[cfg(test)]
+mod tests;
