@@ -1,4 +1,4 @@
-"""The newest Node SDK, streaming and not: `node/sdk.test.ts` holds the tests themselves."""
+"""The newest Node SDK, streaming and not: `sdk.test.ts` holds the tests themselves."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from volley import MODEL, TARGET
 
 
 def run_node(server, where):
-    script = shutil.copy(Path(__file__).parent / "node/sdk.test.ts", where)
+    script = shutil.copy(Path(__file__).parent / "sdk.test.ts", where)
     env = {**os.environ, "VOLLEY_BASE": server.base, "VOLLEY_MODEL": MODEL}
     command = [where / "node_modules/.bin/tsx", "--test", script]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
