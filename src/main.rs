@@ -1,2 +1,87 @@
 //! `volley`: the one binary. Roles are subcommands; the logic is in their crates.
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod bench;
+mod chat;
+mod cli;
+mod client;
+mod models;
+mod progress;
+mod telemetry;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use cli::{Cli, Command, ModelsArgs, ModelsCommand};
+use indicatif::DecimalBytes;
+use models::{CATALOGUE, Cache, Sources};
+use tokio::runtime::{Builder, Runtime};
+use tokio_util::sync::CancellationToken;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Bench(args) => Ok(light_runtime()?.block_on(bench::run(&args))?),
+        Command::Chat(args) => finish(light_runtime()?, |rt| Ok(rt.block_on(chat::run(args))?)),
+        Command::Models(args) => list_or_pull(args),
+        _ => Ok(()),
+    }
+}
+
+/// One thread: a client that shares its cores with the server must not spread over them.
+fn light_runtime() -> std::io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+/// Ends without waiting for a blocked read of stdin or of the network.
+fn finish<T>(runtime: Runtime, body: impl FnOnce(&Runtime) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let result = body(&runtime);
+    runtime.shutdown_background();
+    result
+}
+
+fn list_or_pull(args: ModelsArgs) -> anyhow::Result<()> {
+    let cache = Cache::new(args.home);
+    match args.command {
+        Some(ModelsCommand::Pull { name, hub_token }) => {
+            let sources = Sources { hub_token, ..Sources::default() };
+            let model = models::resolve(&name, &cache, &sources, &CancellationToken::new())?;
+            println!("{}", model.path.display());
+        }
+        None => {
+            let cached = cache.list();
+            println!("Catalogue (for --model):");
+            for entry in CATALOGUE {
+                println!(
+                    "  {:<24} {:>9}  {}",
+                    entry.name,
+                    DecimalBytes(entry.bytes).to_string(),
+                    entry.about
+                );
+            }
+            println!("Here:");
+            for model in &cached {
+                println!(
+                    "  {:<24} {:>9}  {}",
+                    model.name,
+                    DecimalBytes(model.bytes).to_string(),
+                    model.path.display()
+                );
+            }
+            if cached.is_empty() {
+                println!("  nothing yet");
+            }
+        }
+    }
+    Ok(())
+}
