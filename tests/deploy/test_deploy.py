@@ -34,7 +34,9 @@ def rendered(tmp_path_factory):
 @pytest.fixture(scope="session")
 def pods(rendered):
     resources = yaml.safe_load_all(rendered.read_text())
-    return {r["metadata"]["name"]: r["spec"]["template"]["spec"] for r in resources if "template" in r.get("spec", {})}
+    return {
+        r["metadata"]["name"]: r["spec"]["template"]["spec"] for r in resources if "template" in r.get("spec", {})
+    }
 
 
 def test_every_resource_has_its_kinds_schema(rendered):

@@ -48,7 +48,13 @@ def answer(stream, head=False):
 
 JSON = "content-type: application/json"
 REFUSED = [
-    (9, post(JSON, "content-length: 20000000", length=False, body=b""), 413, "payload_too_large", "Payload Too Large"),
+    (
+        9,
+        post(JSON, "content-length: 20000000", length=False, body=b""),
+        413,
+        "payload_too_large",
+        "Payload Too Large",
+    ),
     (12, post("content-type: multipart/form-data; boundary=x"), 415, "unsupported_media_type", ""),
     (12, post("content-type: application/xml"), 415, "unsupported_media_type", ""),
     (12, post("content-type: application/json; charset=latin1"), 415, "unsupported_media_type", ""),

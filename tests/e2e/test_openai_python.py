@@ -8,7 +8,9 @@ from openai import AsyncOpenAI, OpenAI
 
 from volley import MODEL
 
-CHAT = dict(model=MODEL, messages=[{"role": "user", "content": "Write a haiku about the ocean."}], max_tokens=24, seed=7)
+CHAT = dict(
+    model=MODEL, messages=[{"role": "user", "content": "Write a haiku about the ocean."}], max_tokens=24, seed=7
+)
 TEXT = dict(model=MODEL, prompt="The capital of France is", max_tokens=12, temperature=0)
 
 

@@ -92,7 +92,7 @@ def test_64_concurrent_streams_are_what_each_is_alone(server):
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_a_client_that_goes_away_frees_its_blocks(server, streaming):
-    free = lambda: server.metric("volley_kv_blocks_free")  # noqa: E731
+    free = lambda: server.metric("volley_kv_blocks_free")
     all_blocks = server.metric("volley_kv_blocks_total")
     eventually(lambda: free() == all_blocks, "all blocks free")
     body = {"model": MODEL, "prompt": "On and on", "max_tokens": 4000, "ignore_eos": True, "stream": streaming}

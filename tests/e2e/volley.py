@@ -137,7 +137,9 @@ class Serve(Server):
 
     def __init__(self, *flags, env=None):
         super().__init__(free_port())
-        self.process = Process("serve", BINARY, "serve", "--listen", f"127.0.0.1:{self.port}", *ALIAS_FLAGS, *flags, env=env)
+        self.process = Process(
+            "serve", BINARY, "serve", "--listen", f"127.0.0.1:{self.port}", *ALIAS_FLAGS, *flags, env=env
+        )
         eventually(self.ready, "ready", [self.process], 300)
 
     def close(self):
