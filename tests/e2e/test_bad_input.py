@@ -1,0 +1,171 @@
+"""What the API says to bad (and merely odd) input. Numbers are those of the contract's list of edge cases."""
+
+import json
+
+import pytest
+
+from volley import MODEL
+
+INVALID = "invalid_request_error"
+GONE = object()  # a field that is left out
+
+
+def chat(**fields):
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    return "chat/completions", {k: v for k, v in (body | fields).items() if v is not GONE}
+
+
+def text(**fields):
+    body = {"model": MODEL, "prompt": "Hi", "max_tokens": 1}
+    return "completions", {k: v for k, v in (body | fields).items() if v is not GONE}
+
+
+def user(content):
+    return chat(messages=[{"role": "user", "content": content}])
+
+
+def deep(levels):
+    return "completions", b'{"a":' + b"[" * levels + b"]" * levels + b"}"
+
+
+# (number, (path, body), status, code or ..., param or ..., a part of the message); ... = whatever it is.
+REFUSED = [
+    (1, ("completions", b""), 400, "invalid_json", ..., "Request body is empty; expected a JSON object"),
+    (2, ("completions", b'{"model": "m",'), 400, "invalid_json", ..., "line 1"),
+    (3, ("completions", b"[]"), 400, "invalid_type", ..., ""),
+    (3, ("completions", b'"text"'), 400, "invalid_type", ..., ""),
+    (3, ("completions", b"1"), 400, "invalid_type", ..., ""),
+    (3, ("chat/completions", b"null"), 400, "invalid_type", ..., ""),
+    (4, ("completions", b'{"temperature": NaN}'), 400, "invalid_json", ..., ""),
+    (4, ("completions", b'{"temperature": -Infinity}'), 400, "invalid_json", ..., ""),
+    (6, deep(200), 400, "json_too_deep", ..., ""),
+    (6, deep(1_000_000), 400, "json_too_deep", ..., ""),
+    (7, ("completions", b'{"prompt": "\xff"}'), 400, "invalid_utf8", ..., ""),
+    (8, ("completions", '{"prompt": "a"}'.encode("utf-16")), 400, ..., ..., ""),
+    (30, text(model=GONE), 400, "missing_required_parameter", "model", ""),
+    (30, chat(model=""), 400, "missing_required_parameter", "model", ""),
+    (31, text(model="none"), 404, "NOT_FOUND", "model", "Model not found, inaccessible, and/or not deployed"),
+    (32, text(model=5), 400, ..., "model", ""),
+    (36, chat(messages=GONE), 400, ..., "messages", "Field required"),
+    (36, chat(messages=[]), 400, "invalid_value", "messages", "must contain at least one message"),
+    (37, chat(messages="Hi"), 400, ..., "messages", ""),
+    (37, chat(messages={}), 400, ..., "messages", ""),
+    (38, chat(messages=["Hi"]), 400, ..., "messages[0]", ""),
+    (38, chat(messages=[{"content": "Hi"}]), 400, ..., "messages[0].role", ""),
+    (38, chat(messages=[{"role": "robot", "content": "Hi"}]), 400, ..., "messages[0].role", ""),
+    (39, user(5), 400, ..., "messages[0].content", ""),
+    (39, user(True), 400, ..., "messages[0].content", ""),
+    (39, user({"a": 1}), 400, ..., "messages[0].content", ""),
+    (41, user(None), 400, ..., "messages[0].content", ""),
+    (43, user([]), 400, ..., "messages[0].content", ""),
+    (43, user([{"type": "hologram"}]), 400, ..., ..., "hologram"),
+    (43, user([{"type": "image_url", "image_url": {"url": "data:,"}}]), 400, ..., ..., "image"),
+    (44, chat(messages=[{"role": "tool", "content": "5"}]), 400, ..., "messages[0].tool_call_id", ""),
+    (48, chat(messages=[{"role": "user", "content": "Hi", "x": 1}]), 400, ..., "messages[0].x",
+     "Extra inputs are not permitted, field: 'messages[0].x', value: 1"),
+    (52, text(prompt=GONE), 400, ..., "prompt", ""),
+    (52, text(prompt=None), 400, ..., "prompt", ""),
+    (52, text(prompt=""), 400, ..., "prompt", ""),
+    (53, text(prompt=[]), 400, ..., "prompt", ""),
+    (53, text(prompt=[[]]), 400, ..., "prompt", ""),
+    (53, text(prompt=[1, "a"]), 400, ..., "prompt", ""),
+    (54, text(prompt=[49152]), 400, ..., "prompt", "49152"),
+    (54, text(prompt=[-1]), 400, ..., "prompt", "-1"),
+    (54, text(prompt=[1.5]), 400, ..., "prompt", "1.5"),
+    (55, text(prompt=["a"] * 100, n=100), 400, ..., ..., ""),
+    (56, text(prompt=[504] * 8192), 400, "context_length_exceeded", "prompt",
+     "The prompt is too long: 8192, model maximum context length: 8192. This model's maximum context length is 8192"),
+    (56, user("word " * 9000), 400, "context_length_exceeded", "messages", "model maximum context length: 8192"),
+    (57, text(max_tokens=9000, context_length_exceeded_behavior="error"), 400, "context_length_exceeded", ..., ""),
+    (57, text(context_length_exceeded_behavior="shrug"), 400, ..., "context_length_exceeded_behavior", ""),
+    (58, text(max_tokens=-1), 400, ..., "max_tokens", ""),
+    (58, text(max_tokens="10"), 400, ..., "max_tokens", ""),
+    (58, text(max_tokens=10.5), 400, ..., "max_tokens", ""),
+    (59, chat(max_completion_tokens=5), 400, ..., ..., "max_completion_tokens"),
+    (60, text(temperature=-0.1), 400, ..., "temperature", "temperature must be between 0 and 2"),
+    (60, text(temperature=2.1), 400, ..., "temperature", "temperature must be between 0 and 2"),
+    (60, text(temperature="hot"), 400, ..., "temperature", ""),
+    (61, text(top_p=-1), 400, ..., "top_p", ""),
+    (61, text(top_p=1.1), 400, ..., "top_p", ""),
+    (62, text(top_k=-2), 400, ..., "top_k", ""),
+    (63, text(min_p=1.5), 400, ..., "min_p", ""),
+    (65, text(n=0), 400, ..., "n", ""),
+    (65, text(n=-1), 400, ..., "n", ""),
+    (65, text(n=129), 400, ..., "n", ""),
+    (65, text(n="5"), 400, ..., "n", ""),
+    (66, text(seed=2**63), 400, ..., "seed", ""),
+    (67, text(logprobs=6), 400, ..., "logprobs", "logprobs must be between 0 and 5: 6"),
+    (67, chat(logprobs=True, top_logprobs=21), 400, ..., "top_logprobs", ""),
+    (67, chat(top_logprobs=2), 400, ..., "top_logprobs", ""),
+    (69, text(suffix="x"), 400, "unsupported_parameter", "suffix", ""),
+    (70, text(stop=["a", "b", "c", "d", "e"]), 400, ..., "stop", ""),
+    (70, text(stop=""), 400, ..., "stop", ""),
+    (70, text(stop=[""]), 400, ..., ..., ""),
+    (70, text(stop=5), 400, ..., "stop", ""),
+    (70, text(stop="x" * 1025), 400, ..., ..., ""),
+    (81, text(stream="true"), 400, ..., "stream", ""),
+    (81, chat(stream=1), 400, ..., "stream", ""),
+    (82, text(stream_options={"include_usage": True}), 400, ..., "stream_options", ""),
+    (82, text(stream=True, stream_options={"include_everything": True}), 400, ..., ..., "include_everything"),
+    (92, text(x=1), 400, ..., "x", "Extra inputs are not permitted, field: 'x', value: 1"),
+    (93, chat(modalities=["text", "audio"]), 400, "unsupported_parameter", "modalities", ""),
+    (95, text(user=5), 400, ..., "user", ""),
+]  # fmt: skip
+
+# (number, (path, body)): odd, and answered.
+SERVED = [
+    (5, ("completions", json.dumps(text()[1]).replace("{", '{"prompt": 5, ', 1).encode())),
+    (8, ("completions", b"\xef\xbb\xbf" + json.dumps(text()[1]).encode())),
+    (7, ("chat/completions", json.dumps(user("\ud800")[1]).encode())),
+    (40, user("")),
+    (42, chat(messages=[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}])),
+    (46, chat(messages=[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Oh"}])),
+    (47, chat(messages=[{"role": "system", "content": "Be brief."}])),
+    (48, chat(messages=[
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Oh", "refusal": None, "annotations": [], "audio": None, "function_call": None,
+         "tool_calls": None},
+        {"role": "user", "content": [{"type": "text", "text": "And "}, {"type": "text", "text": "now?"}]},
+    ])),
+    (50, user("a\0b\x07")),
+    (57, text(prompt=[504] * 8191, max_tokens=9000)),
+    (58, text(max_tokens=0)),
+    (58, text(max_tokens=1.0)),
+    (58, text(max_tokens=10**12, stop=["a", "e", "i", "o"])),
+    (60, text(temperature=1e-9)),
+    (61, text(top_p=0)),
+    (62, text(top_k=-1)),
+    (65, text(prompt=["a", "b"], n=2)),
+    (66, text(seed=-1)),
+    (67, chat(logprobs=False, top_logprobs=0)),
+    (70, text(stop=[])),
+    (81, text(stream=None)),
+    (93, chat(store=False, metadata={"a": "b"}, modalities=["text"], audio=None, user="me")),
+]  # fmt: skip
+
+
+def named(cases):
+    """The number and what is peculiar about the body, as pytest's id."""
+    return [f"{case[0]}-{str(case[1][1])[-40:]}".encode("ascii", "replace").decode() for case in cases]
+
+
+@pytest.mark.parametrize("number, ask, status, code, param, message", REFUSED, ids=named(REFUSED))
+def test_bad_input_is_refused(server, number, ask, status, code, param, message):
+    path, body = ask
+    got, headers, answer = server.request("POST", f"/inference/v1/{path}", body, {"content-type": "application/json"})
+    assert got == status, answer
+    assert headers["content-type"].startswith("application/json") and headers["x-request-id"]
+    error = answer["error"]
+    assert {"type", "code", "param", "message"} <= error.keys()
+    assert error["type"] == (INVALID if status == 400 else "error")
+    assert code is ... or error["code"] == code, error
+    assert param is ... or error["param"] == param, error
+    assert message in error["message"]
+
+
+@pytest.mark.parametrize("number, ask", SERVED, ids=named(SERVED))
+def test_odd_input_is_served(server, number, ask):
+    path, body = ask
+    status, _, answer = server.request("POST", f"/inference/v1/{path}", body, {"content-type": "application/json"})
+    assert status == 200, answer
+    assert answer["choices"][0]["finish_reason"] in ("stop", "length")

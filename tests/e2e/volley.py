@@ -1,0 +1,215 @@
+"""Runs the built binary in its two forms, `serve` and separate processes with etcd, on free loopback ports."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+BINARY = TARGET / "release/volley"
+HOME = TARGET / "e2e/home"  # VOLLEY_HOME: the model is downloaded once, however often the tests run
+LOGS = TARGET / "e2e/logs"
+
+MODEL = "accounts/fireworks/models/smollm2-135m-instruct"
+# The models of the original page, so that its examples run verbatim.
+ALIASES = {
+    f"accounts/fireworks/models/{name}": "smollm2-135m-instruct"
+    for name in ("llama-v2-7b", "llama-v2-7b-chat", "starcoder-16b-w8a16")
+}
+ALIAS_FLAGS = [f"--alias={alias}={model}" for alias, model in ALIASES.items()]
+
+RUNNING = []  # every live process, for the report of a failing test
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def eventually(condition, what, processes=(), seconds=60):
+    """Waits until `condition()` is true; fails at once when one of `processes` ends."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if value := condition():
+                return value
+        except OSError:
+            pass  # nobody listens yet
+        assert time.monotonic() < deadline, f"after {seconds} s: not {what}"
+        for process in processes or RUNNING[-1:]:
+            process.pause()
+
+
+class Process:
+    """A process whose output goes to a log that a failing test shows."""
+
+    def __init__(self, name, *command, env=None):
+        LOGS.mkdir(parents=True, exist_ok=True)
+        self.name, self.command = name, [str(part) for part in command]
+        self.env = {**os.environ, "VOLLEY_HOME": str(HOME), **(env or {})}
+        self.log = tempfile.NamedTemporaryFile("w+b", dir=LOGS, prefix=f"{name}-", suffix=".log", delete=False)
+        self.start()
+
+    def start(self):
+        self.child = subprocess.Popen(
+            self.command, env=self.env, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT
+        )
+        RUNNING.append(self)
+
+    def pause(self):
+        """Gives the process a moment; fails if it ends instead."""
+        try:
+            code = self.child.wait(0.02)
+        except subprocess.TimeoutExpired:
+            return
+        raise AssertionError(f"{self.name} ended with {code}:\n{self.output()}")
+
+    def output(self):
+        return Path(self.log.name).read_text(errors="replace")
+
+    def end(self, how=signal.SIGTERM, seconds=30):
+        """Ends it and returns its exit status; what doesn't go when asked is killed, and that is a failure."""
+        if self in RUNNING:
+            RUNNING.remove(self)
+        self.child.send_signal(how)
+        try:
+            return self.child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+            raise AssertionError(f"{self.name} was still there {seconds} s after {how.name}:\n{self.output()}")
+
+    def kill(self):
+        self.end(signal.SIGKILL)
+
+
+class Server:
+    """Something that answers the API at `url`; `admin` lists the ports that serve metrics."""
+
+    def __init__(self, port, admin=()):
+        self.port, self.admin = port, [port, *admin]
+        self.url = f"http://127.0.0.1:{port}"
+        self.base = f"{self.url}/inference/v1"
+
+    def request(self, method, path, body=None, headers=None, port=None):
+        """(status, headers, body); a JSON body is parsed, one given as a value is sent as JSON."""
+        if body is not None and not isinstance(body, bytes):
+            body, headers = json.dumps(body).encode(), {"content-type": "application/json", **(headers or {})}
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=120)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            content = response.read()
+        finally:
+            connection.close()
+        if response.headers.get("content-type", "").startswith("application/json"):
+            content = json.loads(content) if content else content
+        return response.status, response.headers, content
+
+    def post(self, path, body):
+        status, _, answer = self.request("POST", f"/inference/v1/{path}", body)
+        assert status == 200, answer
+        return answer
+
+    def ready(self):
+        return self.request("GET", "/ready")[0] == 200
+
+    def metric(self, name):
+        """The sum of a metric over its labels and over the processes."""
+        total = 0.0
+        for port in self.admin:
+            status, _, text = self.request("GET", "/metrics", port=port)
+            assert status == 200
+            total += sum(map(float, re.findall(rf"^{name}(?:\{{.*\}})? (\S+)", text.decode(), re.MULTILINE)))
+        return total
+
+
+class Serve(Server):
+    """`volley serve`: everything in one process."""
+
+    def __init__(self, *flags, env=None):
+        super().__init__(free_port())
+        self.process = Process(
+            "serve", BINARY, "serve", "--listen", f"127.0.0.1:{self.port}", *ALIAS_FLAGS, *flags, env=env
+        )
+        eventually(self.ready, "ready", [self.process], 300)
+
+    def close(self):
+        assert self.process.end() == 0
+
+
+class Etcd(Process):
+    """A real etcd with one member; starting it again finds its data."""
+
+    def __init__(self):
+        self.client, peer = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.client}"
+        peers = f"http://127.0.0.1:{peer}"
+        super().__init__(
+            "etcd", "etcd", "--data-dir", tempfile.mkdtemp(prefix="volley-etcd-"),
+            "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
+            "--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers,
+            "--initial-cluster", f"default={peers}", "--logger", "zap",
+        )  # fmt: skip
+
+    def start(self):
+        super().start()
+        health = Server(self.client)
+        eventually(lambda: health.request("GET", "/health")[0] == 200, "healthy", [self])
+
+
+class Cluster(Server):
+    """A router, schedulers and workers as separate processes that find each other through etcd."""
+
+    def __init__(self):
+        super().__init__(free_port())
+        self.etcd = Etcd()
+        self.parts = []
+
+    def part(self, role, *flags):
+        port, admin = free_port(), free_port()
+        listen = ["--listen", f"127.0.0.1:{self.port}"] if role == "router" else [
+            "--listen", f"127.0.0.1:{port}", "--admin-listen", f"127.0.0.1:{admin}"
+        ]  # fmt: skip
+        if role != "router":
+            self.admin.append(admin)
+        process = Process(role, BINARY, role, "--etcd", self.etcd.url, *listen, *flags)
+        process.admin = admin
+        self.parts.append(process)
+        return process
+
+    def router(self):
+        return self.part("router", *ALIAS_FLAGS)
+
+    def scheduler(self):
+        return self.part("scheduler")
+
+    def worker(self, *flags):
+        return self.part("worker", "--model", "smollm2-135m-instruct", *flags)
+
+    def gone(self, part, kill=False):
+        """Ends a part and forgets its metrics."""
+        self.parts.remove(part)
+        if part.admin in self.admin:
+            self.admin.remove(part.admin)
+        part.kill() if kill else part.end()
+
+    def wait(self, seconds=120):
+        eventually(self.ready, "ready", self.parts, seconds)
+        return self
+
+    def close(self):
+        for part in self.parts:
+            part.child.send_signal(signal.SIGTERM)
+        try:
+            assert [part.end() for part in self.parts] == [0] * len(self.parts)
+        finally:
+            self.etcd.kill()
