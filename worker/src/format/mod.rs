@@ -6,6 +6,8 @@
 pub(crate) mod directory;
 pub(crate) mod gguf;
 pub(crate) mod safetensors;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,

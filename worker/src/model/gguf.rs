@@ -41,7 +41,11 @@ pub(super) fn describe(gguf: &Gguf) -> Result<Description, Error> {
         && dim != head_dim
     {
         let problem = format!("{dim}; expected the keys' {head_dim}");
-        return Err(Error::unsupported(&gguf.file, key("attention.value_length"), problem));
+        return Err(Error::unsupported(
+            &gguf.file,
+            format!("key {}", key("attention.value_length")),
+            problem,
+        ));
     }
     let epsilon = key("attention.layer_norm_rms_epsilon");
     let window = gguf.u64(&key("attention.sliding_window"))?;
@@ -68,7 +72,7 @@ fn rope(gguf: &Gguf, architecture: &str, head_dim: u64) -> Result<Vec<f32>, Erro
     let dims = gguf.u64(&key("dimension_count"))?.unwrap_or(head_dim);
     if dims == 0 || dims > head_dim || dims % 2 != 0 {
         let problem = format!("{dims}; expected an even number up to the head dimension {head_dim}");
-        return Err(Error::malformed(&gguf.file, key("dimension_count"), problem));
+        return Err(Error::malformed(&gguf.file, format!("key {}", key("dimension_count")), problem));
     }
     let base = gguf.f64(&key("freq_base"))?.unwrap_or(10_000.0);
     let scaling_key = key("scaling.type");
@@ -80,7 +84,7 @@ fn rope(gguf: &Gguf, architecture: &str, head_dim: u64) -> Result<Vec<f32>, Erro
         }
         Some(other) => {
             let problem = format!("{other}; supported: none, linear, and {ROPE_FACTORS}");
-            return Err(Error::unsupported(&gguf.file, scaling_key, problem));
+            return Err(Error::unsupported(&gguf.file, format!("key {scaling_key}"), problem));
         }
     };
     let mut rope = frequencies(dims as usize, base, scaling);
