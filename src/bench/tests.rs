@@ -25,8 +25,7 @@ use super::{
 };
 use crate::cli::BenchEndpoint;
 
-const USAGE: &str =
-    r#"data: {"choices":[{"text":"","finish_reason":"length"}],"usage":{"prompt_tokens":9,"completion_tokens":4}}"#;
+const USAGE: &str = r#"data: {"choices":[{"text":"","finish_reason":"length"}],"usage":{"prompt_tokens":9,"completion_tokens":4}}"#;
 
 /// A server that answers every completion with these lines, and counts how many it answers at once.
 async fn server(lines: &'static [&'static str]) -> (Server, Arc<AtomicUsize>) {
@@ -68,7 +67,12 @@ async fn seen(server: Server, requests: usize, concurrency: usize) -> Seen {
 
 #[tokio::test]
 async fn every_request_is_measured_and_no_more_run_at_once_than_asked() {
-    let lines = &[r#"data: {"choices":[{"text":"a"}]}"#, r#"data: {"choices":[{"text":"b"}]}"#, USAGE, "data: [DONE]"];
+    let lines = &[
+        r#"data: {"choices":[{"text":"a"}]}"#,
+        r#"data: {"choices":[{"text":"b"}]}"#,
+        USAGE,
+        "data: [DONE]",
+    ];
     let (server, most) = server(lines).await;
     assert_eq!(server.first_model().await.unwrap(), "first");
     let seen = seen(server, 12, 3).await;
@@ -85,7 +89,8 @@ async fn every_request_is_measured_and_no_more_run_at_once_than_asked() {
 #[tokio::test]
 async fn a_stream_that_breaks_off_or_reports_an_error_is_an_error() {
     let cut: &[&str] = &[r#"data: {"choices":[{"text":"a"}]}"#];
-    let event: &[&str] = &[r#"data: {"choices":[{"text":"a"}]}"#, r#"data: {"error":{"message":"worker lost"}}"#];
+    let event: &[&str] =
+        &[r#"data: {"choices":[{"text":"a"}]}"#, r#"data: {"error":{"message":"worker lost"}}"#];
     let nonsense: &[&str] = &["data: <html>"];
     for (lines, reason) in [(cut, "broke off"), (event, "worker lost"), (nonsense, "no chunk")] {
         let (server, _) = server(lines).await;

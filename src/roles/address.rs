@@ -25,7 +25,11 @@ pub(super) async fn bind(listen: &str) -> Result<(TcpListener, SocketAddr), Erro
 }
 
 /// The URL that others reach this process at: what the operator says, else where it listens, else the host's name.
-pub(super) fn advertised(advertise: Option<&str>, listening: SocketAddr, host: impl Fn() -> String) -> String {
+pub(super) fn advertised(
+    advertise: Option<&str>,
+    listening: SocketAddr,
+    host: impl Fn() -> String,
+) -> String {
     if let Some(address) = advertise {
         return if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
     }

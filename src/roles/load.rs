@@ -6,7 +6,7 @@ use volley_worker::Worker;
 
 use super::{Error, machine};
 use crate::{
-    cli::EngineArgs,
+    cli::{self, EngineArgs},
     models::{self, Cache, Model, Sources},
     progress::Progress,
 };
@@ -50,4 +50,13 @@ pub(super) async fn load(args: &EngineArgs, model: Model, id: String, silent: bo
 
 fn ended(error: &tokio::task::JoinError) -> Error {
     Error::Ended { part: "loader", reason: Some(error.to_string()) }
+}
+
+impl From<cli::Activations> for volley_worker::Activations {
+    fn from(kind: cli::Activations) -> Self {
+        match kind {
+            cli::Activations::Auto => Self::Auto,
+            cli::Activations::F32 => Self::F32,
+        }
+    }
 }

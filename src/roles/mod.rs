@@ -23,7 +23,9 @@ use std::{io, path::PathBuf, sync::Arc};
 
 use volley_membership::{Etcd, Membership};
 
-pub(crate) use self::{router::run as router, scheduler::run as scheduler, serve::run as serve, worker::run as worker};
+pub(crate) use self::{
+    router::run as router, scheduler::run as scheduler, serve::run as serve, worker::run as worker,
+};
 use crate::{cli::ClusterArgs, models, supervise};
 
 /// Why a role could not start, or ended by itself.

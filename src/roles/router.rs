@@ -113,6 +113,11 @@ mod tests {
         assert!(configured(&["--api-keys-file", path]).unwrap().keys.required());
         assert!(configured(&["--api-keys", "a,b"]).unwrap().keys.required());
         assert!(!configured(&[]).unwrap().keys.required());
-        assert!(configured(&["--api-keys-file", "no-such-file"]).unwrap_err().to_string().contains("no-such-file"));
+        assert!(
+            configured(&["--api-keys-file", "no-such-file"])
+                .unwrap_err()
+                .to_string()
+                .contains("no-such-file")
+        );
     }
 }

@@ -36,7 +36,6 @@ struct Service {
     parts: Parts,
     membership: Arc<dyn Membership>,
     transport: Transport,
-    engine: Arc<Engine>,
     /// The in-process worker's.
     _registration: Option<Registration>,
 }
@@ -54,15 +53,13 @@ pub(crate) async fn run(
 
     let membership: Arc<dyn Membership> = Arc::new(Local::default());
     let (transport, mut parts) = (Transport::default(), Parts::default());
-    let engine =
-        router::start(&mut parts, config, membership.clone(), transport.clone(), listener, metrics);
-    let scheduler =
-        scheduler::config(&args.admission, fresh_id(SCHEDULER), format!("inproc://{SCHEDULER}"));
+    let engine = router::start(&mut parts, config, membership.clone(), transport.clone(), listener, metrics);
+    let scheduler = scheduler::config(&args.admission, fresh_id(SCHEDULER), format!("inproc://{SCHEDULER}"));
     parts.start("scheduler", |stop| {
         let incoming = transport.listen_inproc(SCHEDULER);
         volley_scheduler::serve(scheduler, membership.clone(), transport.clone(), incoming, stop)
     });
-    let mut service = Service { parts, membership, transport, engine, _registration: None };
+    let mut service = Service { parts, membership, transport, _registration: None };
 
     let model = tokio::select! {
         model = load::resolve(&args.engine, &ending) => model?,
@@ -75,7 +72,7 @@ pub(crate) async fn run(
     };
     started?;
     let chat = tokio::select! {
-        chat = service.chat_when_ready(&name) => chat?,
+        chat = chat_when_ready(&engine, &name) => chat?,
         failure = service.parts.failure() => return Err(failure),
         () = ending.cancelled() => return Ok(()),
     };
@@ -134,8 +131,9 @@ impl Service {
         let (ready, mut became_ready) = mpsc::unbounded_channel();
         for _ in 0..args.workers {
             let (command, membership, ready) = (command.clone(), self.membership.clone(), ready.clone());
-            self.parts
-                .start("worker process", |shutdown| Supervised { command, membership, ready, shutdown }.run());
+            self.parts.start("worker process", |shutdown| {
+                Supervised { command, membership, ready, shutdown }.run()
+            });
         }
         let progress = Progress::new(format!("loading {} in {} processes", model.name, args.workers));
         for _ in 0..args.workers {
@@ -147,18 +145,16 @@ impl Service {
         progress.finish();
         Ok(())
     }
+}
 
-    /// Waits until the router can serve the model, tokenizer and all; whether it can chat.
-    async fn chat_when_ready(&self, name: &str) -> Result<bool, Error> {
-        loop {
-            match self.engine.model(name).await {
-                Ok(model) => return Ok(model.card().has_chat_template),
-                Err(ModelError::Invalid(reason)) => {
-                    return Err(Error::Ended { part: "model", reason: Some(reason) });
-                }
-                // Not up the links yet; unknown until the scheduler has reported.
-                Err(ModelError::NotReady { .. } | ModelError::NotFound) => tokio::time::sleep(READY_POLL).await,
-            }
+/// Waits until the router can serve the model, tokenizer and all; whether it can chat.
+async fn chat_when_ready(engine: &Engine, name: &str) -> Result<bool, Error> {
+    loop {
+        match engine.model(name).await {
+            Ok(model) => return Ok(model.card.has_chat_template),
+            Err(ModelError::Invalid(reason)) => return Err(Error::Ended { part: "model", reason: Some(reason) }),
+            // Not up the links yet; unknown until the scheduler has reported.
+            Err(ModelError::NotReady { .. } | ModelError::NotFound) => tokio::time::sleep(READY_POLL).await,
         }
     }
 }
@@ -204,7 +200,8 @@ mod tests {
 
     #[test]
     fn the_childrens_command_line_is_understood_and_shares_the_machine_out() {
-        let flags = ["volley", "serve", "--workers", "4", "--kv-cache-gb", "2", "--threads", "3", "--home", "/h"];
+        let flags =
+            ["volley", "serve", "--workers", "4", "--kv-cache-gb", "2", "--threads", "3", "--home", "/h"];
         let cli = Cli::parse_from(flags);
         let Command::Serve(args) = cli.command else { panic!() };
         let model = Model { path: "/m.gguf".into(), name: "m".into(), weights_hash: None };

@@ -10,7 +10,8 @@ const TOLD_TWICE: i32 = 130;
 
 /// Cancelled at the first signal.
 pub(super) fn on_signal() -> Result<CancellationToken, Error> {
-    let listen = |kind| signal(kind).map_err(|source| Error::System { doing: "cannot listen for signals", source });
+    let listen =
+        |kind| signal(kind).map_err(|source| Error::System { doing: "cannot listen for signals", source });
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut terminate = listen(SignalKind::terminate())?;
     let first = CancellationToken::new();
