@@ -16,7 +16,10 @@ use std::{
 use futures::{Stream, StreamExt, stream::BoxStream};
 use volley_proto::v1::ModelCard;
 
-pub use crate::model::{ChatOptions, Model, Rendered, Special, TextError};
+pub use crate::{
+    dispatch::{Engine, EngineConfig},
+    model::{ChatOptions, Model, Rendered, Special, TextError},
+};
 
 use crate::generation::{Delta, Generation};
 
@@ -105,6 +108,20 @@ pub enum StreamError {
     /// A fault in the cluster.
     #[error("{0}")]
     Internal(String),
+}
+
+// === impl StreamError ===
+
+impl From<StartError> for StreamError {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Deadline => Self::Deadline,
+            StartError::Internal(message) => Self::Internal(message),
+            StartError::Overloaded { message, .. }
+            | StartError::Unavailable { message, .. }
+            | StartError::TooLarge(message) => Self::Lost(message),
+        }
+    }
 }
 
 // === impl Deltas ===
