@@ -415,7 +415,7 @@ macro_rules! displayed_as_on_the_command_line {
     )*};
 }
 
-displayed_as_on_the_command_line!(BenchMode, BenchEndpoint, Activations);
+displayed_as_on_the_command_line!(BenchMode, BenchEndpoint, Activations, LogFormat);
 
 #[cfg(test)]
 impl BenchArgs {

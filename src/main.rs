@@ -7,12 +7,14 @@ mod cli;
 mod client;
 mod models;
 mod progress;
+mod roles;
+mod supervise;
 mod telemetry;
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use cli::{Cli, Command, ModelsArgs, ModelsCommand};
+use cli::{Cli, Command, ModelsArgs, ModelsCommand, TelemetryArgs};
 use indicatif::DecimalBytes;
 use models::{CATALOGUE, Cache, Sources};
 use tokio::runtime::{Builder, Runtime};
@@ -32,10 +34,46 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Bench(args) => Ok(light_runtime()?.block_on(bench::run(&args))?),
-        Command::Chat(args) => finish(light_runtime()?, |rt| Ok(rt.block_on(chat::run(args))?)),
+        Command::Chat(args) => finish(light_runtime()?, |runtime| Ok(runtime.block_on(chat::run(args))?)),
         Command::Models(args) => list_or_pull(args),
-        _ => Ok(()),
+        role => run_role(role, &cli.telemetry),
     }
+}
+
+fn run_role(role: Command, telemetry: &TelemetryArgs) -> anyhow::Result<()> {
+    let (service, level) = match &role {
+        Command::Serve(_) => ("volley-serve", "warn"),
+        Command::Router(_) => ("volley-router", "info"),
+        Command::Scheduler(_) => ("volley-scheduler", "info"),
+        _ => ("volley-worker", "info"),
+    };
+    finish(role_runtime()?, |runtime| {
+        let _entered = runtime.enter();
+        let running = telemetry::start(telemetry, service, level)?;
+        let metrics = telemetry::metrics()?;
+        let result = runtime.block_on(async {
+            match role {
+                Command::Serve(args) => roles::serve(args, telemetry.clone(), metrics).await,
+                Command::Router(args) => roles::router(args, metrics).await,
+                Command::Scheduler(args) => roles::scheduler(args, metrics).await,
+                Command::Worker(args) => roles::worker(args, metrics).await,
+                Command::Bench(_) | Command::Chat(_) | Command::Models(_) => Ok(()), // not roles
+            }
+        });
+        running.shut_down();
+        // What the user interrupted has ended as asked.
+        match result {
+            Err(roles::Error::Model(models::Error::Interrupted)) => Ok(()),
+            other => Ok(other?),
+        }
+    })
+}
+
+/// The async threads of a role. They do little: kernels and tokenizers have threads of their own. But never one
+/// alone, or a long poll would hold up /health.
+fn role_runtime() -> std::io::Result<Runtime> {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    Builder::new_multi_thread().worker_threads(cores.clamp(2, 8)).enable_all().build()
 }
 
 /// One thread: a client that shares its cores with the server must not spread over them.

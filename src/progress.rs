@@ -65,15 +65,6 @@ impl Progress {
         }
     }
 
-    /// Says something that stays on the screen.
-    pub(crate) fn note(&self, text: &str) {
-        match &self.kind {
-            Kind::Bar(bar) => bar.println(text),
-            Kind::Lines { .. } => eprintln!("{text}"),
-            Kind::Silent => {}
-        }
-    }
-
     /// Ends the progress and leaves nothing of the bar behind.
     pub(crate) fn finish(self) {
         if let Kind::Bar(bar) = self.kind {

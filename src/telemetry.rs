@@ -123,3 +123,37 @@ impl Telemetry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, body::Bytes, routing::post};
+    use clap::Parser;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn spans_reach_the_collector_and_the_last_ones_before_the_exit() {
+        let (sender, mut exported) = mpsc::unbounded_channel();
+        let export = async move |body: Bytes| {
+            sender.send(body).unwrap();
+            // An empty ExportTraceServiceResponse: no compression, no bytes.
+            ([("content-type", "application/grpc"), ("grpc-status", "0")], vec![0u8; 5])
+        };
+        let path = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+        let collector = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", collector.local_addr().unwrap());
+        tokio::spawn(async { axum::serve(collector, Router::new().route(path, post(export))).await });
+
+        let args = Cli::parse_from(["volley", "router", "--otlp-endpoint", &url]).telemetry;
+        let telemetry = start(&args, "volley-test", "warn").unwrap();
+        tracing::info_span!(target: "volley_router", "a request").in_scope(|| {});
+        tracing::info_span!(target: "h2", "noise").in_scope(|| {});
+        tokio::task::spawn_blocking(|| telemetry.shut_down()).await.unwrap();
+
+        let sent = exported.recv().await.unwrap();
+        let has = |text: &str| sent.windows(text.len()).any(|w| w == text.as_bytes());
+        assert!(has("a request") && has("volley-test") && !has("noise"));
+    }
+}

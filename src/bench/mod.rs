@@ -21,6 +21,8 @@ use crate::{
 mod load;
 mod prompts;
 mod report;
+#[cfg(test)]
+mod tests;
 
 use load::Load;
 

@@ -1,4 +1,5 @@
 //! Membership against a real etcd.
+#![allow(clippy::unwrap_used)] // helpers of a test are part of it
 
 use std::{
     net::TcpListener,

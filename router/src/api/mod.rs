@@ -1,0 +1,85 @@
+//! The endpoints. Each translates its own request to a [`Generation`] and deltas to its own answer.
+//!
+//! ```text
+//!  body ─ parse ─▶ parameters + own fields ─ check ─▶ Settings + prompts ─┐
+//!  answer ◀─ reply (in one piece, or Chunks over sse) ◀─ Deltas ◀─ engine ◀┘ generate
+//! ```
+//!
+//! [`Generation`]: crate::generation::Generation
+
+pub mod chat;
+pub mod completions;
+pub mod fields;
+mod generate;
+pub(crate) mod health;
+mod later;
+mod logprobs;
+pub mod messages;
+pub mod models;
+pub mod parameters;
+mod parse;
+mod reply;
+mod usage;
+
+use std::sync::Arc;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    engine::{Generate, Model, ModelError},
+    error::ApiError,
+};
+
+/// What every handler shares.
+pub(crate) struct App<E> {
+    pub config: Config,
+    pub engine: Arc<E>,
+    pub metrics: PrometheusHandle,
+    /// The server takes no new connections.
+    pub draining: CancellationToken,
+    /// The server waits no longer for streams to end.
+    pub closing: CancellationToken,
+}
+
+/// The longest model id, bytes: each chunk of a stream repeats it.
+const MODEL_ID: usize = 1024;
+
+// === impl App ===
+
+impl<E: Generate> App<E> {
+    /// The model that a request's `model` means.
+    pub(crate) async fn model(&self, requested: &str) -> Result<Arc<Model>, ApiError> {
+        if requested.len() > MODEL_ID {
+            return Err(ApiError::ModelNotFound);
+        }
+        let mut error = ModelError::NotFound;
+        for name in self.names(requested) {
+            match self.engine.model(name).await {
+                Err(ModelError::NotFound) => {}
+                Err(other) => error = other,
+                Ok(model) => return Ok(model),
+            }
+        }
+        Err(error.into())
+    }
+
+    /// The bare names that an id may stand for, the likeliest first.
+    fn names<'a>(&'a self, requested: &'a str) -> Vec<&'a str> {
+        // `…#accounts/…/deployments/…` picks one of several deployments of a model; here they are one.
+        let id = requested.split('#').next().unwrap_or(requested);
+        let alias = self.config.aliases.iter().find(|(from, _)| from == requested || from == id);
+        let id = alias.map_or(id, |(_, to)| to);
+        let ours = id.strip_prefix("accounts/").unwrap_or(id).strip_prefix(&self.config.account);
+        let ours = ours.and_then(|rest| rest.strip_prefix('/'));
+        // `<account>/<name>` is Fireworks' shorthand; a whole id may be a name too: hub ids have a slash.
+        let short = ours.map(|rest| rest.strip_prefix("models/").unwrap_or(rest));
+        short.into_iter().chain([id]).filter(|name| !name.is_empty()).collect()
+    }
+
+    /// The full id of a bare name.
+    pub(crate) fn id(&self, name: &str) -> String {
+        format!("accounts/{}/models/{name}", self.config.account)
+    }
+}

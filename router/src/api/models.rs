@@ -1,0 +1,68 @@
+//! `GET /models` and `GET /models/<id>`.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Request, State},
+};
+use serde::Serialize;
+use volley_proto::v1::ModelCard;
+
+use super::App;
+use crate::{engine::Generate, error::ApiError, path};
+
+/// `GET /models`.
+#[derive(Serialize)]
+pub struct List {
+    object: &'static str,
+    data: Vec<Entry>,
+}
+
+/// A model that is served.
+#[derive(Serialize)]
+pub struct Entry {
+    id: String,
+    object: &'static str,
+    created: u64,
+    owned_by: String,
+    kind: &'static str,
+    supports_chat: bool,
+    supports_image_input: bool,
+    supports_tools: bool,
+    context_length: u32,
+}
+
+pub(crate) async fn list<E: Generate>(State(app): State<Arc<App<E>>>) -> Json<List> {
+    let data = app.engine.models().iter().map(|card| app.entry(card)).collect();
+    Json(List { object: "list", data })
+}
+
+/// The id is the rest of the path, with its slashes written out or encoded; it is decoded once, here.
+pub(crate) async fn retrieve<E: Generate>(
+    State(app): State<Arc<App<E>>>,
+    request: Request,
+) -> Result<Json<Entry>, ApiError> {
+    let path = request.uri().path();
+    let id = path::decode(path.strip_prefix("/models/").unwrap_or(path));
+    let model = app.model(&id).await?;
+    Ok(Json(app.entry(&model.card)))
+}
+
+// === impl App ===
+
+impl<E: Generate> App<E> {
+    fn entry(&self, card: &ModelCard) -> Entry {
+        Entry {
+            id: self.id(&card.name),
+            object: "model",
+            created: card.created,
+            owned_by: self.config.account.clone(),
+            kind: "HF_BASE_MODEL",
+            supports_chat: card.has_chat_template,
+            supports_image_input: false,
+            supports_tools: false,
+            context_length: card.context_length,
+        }
+    }
+}

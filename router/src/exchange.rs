@@ -1,0 +1,113 @@
+//! One request and its answer, as an operator sees them: an id, a line in the log, a count, a span.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicU16, Ordering},
+    time::{Duration, Instant},
+};
+
+use http::{HeaderMap, StatusCode};
+use opentelemetry::propagation::Extractor;
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+/// Counted once: when its answer is complete, or (nobody finished it) when its client is gone.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    /// The request's id, ours or the client's.
+    pub id: String,
+    /// The path as it was asked for.
+    pub path: String,
+    route: &'static str,
+    started: Instant,
+    /// 0: not finished.
+    status: AtomicU16,
+}
+
+/// Marks a response whose body finishes the exchange itself.
+#[derive(Clone, Copy)]
+pub(crate) struct Streamed;
+
+/// nginx's code for a client that closed the connection before the answer was complete.
+const CLIENT_GONE: u16 = 499;
+
+// === impl Exchange ===
+
+impl Exchange {
+    /// `route`: a canonical path, or a name for all that have none.
+    pub(crate) fn new(headers: &HeaderMap, path: String, route: &'static str) -> Self {
+        let id = request_id(headers);
+        Self { id, path, route, started: Instant::now(), status: AtomicU16::new(0) }
+    }
+
+    /// The answer is complete. Only the first call counts.
+    pub(crate) fn finish(&self, status: StatusCode) {
+        let _ = self.status.compare_exchange(0, status.as_u16(), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Since the request's headers were read.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The first token was there.
+    pub(crate) fn first_token(&self) -> Duration {
+        let elapsed = self.elapsed();
+        metrics::histogram!("volley_time_to_first_token_seconds", "route" => self.route).record(elapsed);
+        elapsed
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let status = match *self.status.get_mut() {
+            0 => CLIENT_GONE,
+            status => status,
+        };
+        let seconds = self.elapsed().as_secs_f64();
+        tracing::info!(id = self.id, path = self.path, status, seconds, "answered");
+        metrics::counter!("volley_http_requests_total", "route" => self.route, "status" => status.to_string())
+            .increment(1);
+        metrics::histogram!("volley_http_request_seconds", "route" => self.route).record(seconds);
+    }
+}
+
+/// The client's `x-request-id` if it is fit to be repeated, else a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    let given = headers.get("x-request-id").and_then(|value| value.to_str().ok());
+    given
+        .filter(|id| (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic()))
+        .map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned)
+}
+
+// === Trace context ===
+
+/// A span for the exchange, under the client's own if it sent one.
+pub(crate) fn span(exchange: &Exchange, headers: &HeaderMap) -> Span {
+    let span = tracing::info_span!("request", id = exchange.id, route = exchange.route);
+    let parent = opentelemetry::global::get_text_map_propagator(|p| p.extract(&Headers(headers)));
+    // Refused only when no exporter listens.
+    let _ = span.set_parent(parent);
+    span
+}
+
+/// The W3C context of the current span for the next hop; without an exporter, the client's own.
+pub(crate) fn traceparent(headers: &HeaderMap) -> String {
+    let mut carrier = HashMap::new();
+    let context = Span::current().context();
+    opentelemetry::global::get_text_map_propagator(|p| p.inject_context(&context, &mut carrier));
+    let ours = carrier.remove("traceparent");
+    ours.or_else(|| Headers(headers).get("traceparent").map(str::to_owned)).unwrap_or_default()
+}
+
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).and_then(|value| value.to_str().ok())
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(http::HeaderName::as_str).collect()
+    }
+}

@@ -1,0 +1,70 @@
+//! JSON as it goes out: one line, with the characters that some clients take for line ends escaped.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use serde_json::ser::Formatter;
+
+/// Compact JSON in which U+0085, U+2028 and U+2029 are `\uXXXX`: valid JSON either way, but line readers such
+/// as httpx-sse split an event there.
+struct LineSafe;
+
+impl Formatter for LineSafe {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        // All three begin with one of two bytes that plain text hardly has.
+        while let Some(at) = rest.find(['\u{85}', '\u{2028}', '\u{2029}']) {
+            writer.write_all(&rest.as_bytes()[..at])?;
+            let (escape, length): (&[u8], _) = match rest.as_bytes()[at..] {
+                [0xc2, ..] => (b"\\u0085", 2),
+                [_, _, 0xa8, ..] => (b"\\u2028", 3),
+                _ => (b"\\u2029", 3),
+            };
+            writer.write_all(escape)?;
+            rest = &rest[at + length..];
+        }
+        writer.write_all(rest.as_bytes())
+    }
+}
+
+/// Appends `value` to `out`.
+pub(crate) fn write(out: impl Write, value: &impl Serialize) {
+    let written = value.serialize(&mut serde_json::Serializer::with_formatter(out, LineSafe));
+    // Memory takes every write, and our own types have string keys and no failing serializers.
+    debug_assert!(written.is_ok(), "{written:?}");
+}
+
+/// `value` as a string.
+pub(crate) fn line(value: &impl Serialize) -> String {
+    let mut out = Vec::with_capacity(256);
+    write(&mut out, value);
+    String::from_utf8(out).unwrap_or_default()
+}
+
+/// A number of seconds or a probability, as `f32` prints it; JSON has no infinities.
+pub(crate) fn finite(value: f32) -> f32 {
+    if value.is_finite() { value.max(-9999.0) } else { -9999.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_ends_of_every_kind_are_escaped_and_nothing_else() {
+        assert_eq!(
+            line(&"a\u{85}b\u{2028}\u{2029}c\n\"\\é日🎉\u{7f}"),
+            r#""a\u0085b\u2028\u2029c\n\"\\é日🎉"#.to_owned() + "\u{7f}\""
+        );
+        let text = "\u{85}\u{84}\u{2027}\u{202a}\u{2028}";
+        assert_eq!(serde_json::from_str::<String>(&line(&text)).unwrap(), text);
+        assert!(!line(&text).contains('\u{2028}'));
+    }
+
+    #[test]
+    fn probabilities_stay_numbers() {
+        assert_eq!(finite(f32::NEG_INFINITY), -9999.0);
+        assert_eq!(finite(f32::NAN), -9999.0);
+        assert_eq!(line(&finite(-0.1)), "-0.1");
+    }
+}

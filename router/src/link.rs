@@ -1,0 +1,324 @@
+//! One bidirectional stream to one scheduler: submissions and cancels go up, step outputs come down.
+//!
+//! ```text
+//!  submit ─▶ bounded queue ─▶ chunks, round robin ─┐
+//!                                                  ├─▶ Serve ═▶ scheduler
+//!  cancel ─▶ bounded queue ─▶ always first ────────┘     ║
+//!            text thread ◀─ bounded queue ◀─ read ◀══════╝
+//! ```
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{Stream, stream};
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::{Streaming, transport::Channel};
+use volley_proto::{
+    MAX_MESSAGE, PROTOCOL,
+    transport::Transport,
+    v1::{
+        Cancel, Load, ModelCard, RouterHello, RouterMessage, SchedulerMessage, StepOutput, Submission,
+        Submit, router_message, scheduler_client::SchedulerClient, scheduler_message,
+    },
+};
+
+/// Prompt tokens in one message: what a cancel may have to wait for.
+const CHUNK_TOKENS: usize = 16 << 10;
+/// Requests, and their prompt tokens, that wait to be sent.
+const QUEUED_REQUESTS: usize = 4096;
+const QUEUED_TOKENS: usize = 16 << 20;
+/// Cancels that wait to be sent; when more do, the peer reads nothing and the link breaks.
+const QUEUED_CANCELS: usize = 16 << 10;
+/// For a scheduler's first word.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A live link. It breaks once and is never mended: a new connection is a new link.
+pub(crate) struct Link {
+    /// The scheduler's id.
+    pub(crate) scheduler: String,
+    /// For the scheduler's other calls.
+    pub(crate) client: SchedulerClient<Channel>,
+    submissions: mpsc::Sender<Order>,
+    cancels: mpsc::Sender<CancelOrder>,
+    queued_tokens: Arc<AtomicUsize>,
+    broken: CancellationToken,
+    report: Mutex<Report>,
+    /// Requests sent since the last load report.
+    sent: AtomicU64,
+}
+
+/// What the scheduler said last.
+#[derive(Default)]
+struct Report {
+    cards: Vec<Arc<ModelCard>>,
+    load: Load,
+}
+
+/// A request to submit.
+pub(crate) struct Order {
+    pub(crate) request: u64,
+    pub(crate) attempt: u32,
+    pub(crate) header: Submission,
+    pub(crate) prompt: Arc<[u32]>,
+}
+
+/// Cancels what was submitted with this attempt or an older one.
+struct CancelOrder {
+    request: u64,
+    attempt: u32,
+    choice: Option<u32>,
+}
+
+/// Why a link could not be opened, or broke.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    #[error(transparent)]
+    Connect(#[from] volley_proto::transport::ConnectError),
+    #[error("{0}")]
+    Status(#[from] Box<tonic::Status>),
+    #[error("the scheduler did not say hello")]
+    NoHello,
+    #[error("broken off: shutting down, or too many cancels wait")]
+    BrokenOff,
+    #[error("no thread for its text: {0}")]
+    NoThread(std::io::Error),
+    #[error("the scheduler closed the stream")]
+    Closed,
+}
+
+/// What waits to be sent.
+struct Outbox {
+    hello: Option<RouterHello>,
+    submissions: mpsc::Receiver<Order>,
+    cancels: mpsc::Receiver<CancelOrder>,
+    sending: VecDeque<Sending>,
+    queued_tokens: Arc<AtomicUsize>,
+}
+
+/// A submission of which `sent` prompt tokens are on the wire.
+struct Sending {
+    order: Order,
+    header: Option<Submission>,
+    sent: usize,
+}
+
+// === impl Link ===
+
+impl Link {
+    /// Connects and shakes hands.
+    pub(crate) async fn open(
+        transport: &Transport,
+        address: &str,
+        router_id: String,
+        shutdown: &CancellationToken,
+    ) -> Result<(Arc<Self>, Streaming<SchedulerMessage>), LinkError> {
+        let mut client = SchedulerClient::new(transport.connect(address).await?)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        let (submissions, submitted) = mpsc::channel(QUEUED_REQUESTS);
+        let (cancels, cancelled) = mpsc::channel(QUEUED_CANCELS);
+        let queued_tokens = Arc::new(AtomicUsize::new(0));
+        let outbox = Outbox {
+            hello: Some(RouterHello { protocol: PROTOCOL, router_id }),
+            submissions: submitted,
+            cancels: cancelled,
+            sending: VecDeque::new(),
+            queued_tokens: queued_tokens.clone(),
+        };
+        let hello = async {
+            let mut inbound = client.serve(outbox.messages()).await.map_err(Box::new)?.into_inner();
+            let first = inbound.message().await.map_err(Box::new)?.and_then(|message| message.message);
+            match first {
+                Some(scheduler_message::Message::Hello(hello)) => Ok((hello, inbound)),
+                _ => Err(LinkError::NoHello),
+            }
+        };
+        let (hello, inbound) = timeout(HELLO_TIMEOUT, hello).await.map_err(|_| LinkError::NoHello)??;
+        let link = Self {
+            scheduler: hello.scheduler_id,
+            client,
+            submissions,
+            cancels,
+            queued_tokens,
+            broken: shutdown.child_token(),
+            report: Mutex::default(),
+            sent: AtomicU64::new(0),
+        };
+        Ok((Arc::new(link), inbound))
+    }
+
+    /// Reads until the link breaks. Step outputs go to `batches`; `models_changed` is called after every new
+    /// list of models.
+    pub(crate) async fn read(
+        &self,
+        mut inbound: Streaming<SchedulerMessage>,
+        batches: mpsc::Sender<StepOutput>,
+        models_changed: impl Fn(),
+    ) -> LinkError {
+        loop {
+            let message = tokio::select! {
+                () = self.broken.cancelled() => return LinkError::BrokenOff,
+                message = inbound.message() => message,
+            };
+            let message = match message {
+                Ok(Some(message)) => message.message,
+                Ok(None) => return LinkError::Closed,
+                Err(status) => return LinkError::Status(Box::new(status)),
+            };
+            match message {
+                Some(scheduler_message::Message::Output(output)) => {
+                    if batches.send(output).await.is_err() {
+                        return LinkError::Closed;
+                    }
+                }
+                Some(scheduler_message::Message::Models(models)) => {
+                    self.report().cards = models.cards.into_iter().map(Arc::new).collect();
+                    models_changed();
+                }
+                Some(scheduler_message::Message::Load(load)) => {
+                    self.sent.store(0, Ordering::Relaxed);
+                    self.report().load = load;
+                }
+                Some(scheduler_message::Message::Hello(_)) | None => {}
+            }
+        }
+    }
+
+    /// Queues a submission, or hands it back: too much waits already, or the link is broken.
+    pub(crate) fn submit(&self, order: Order) -> Result<(), Order> {
+        let tokens = order.prompt.len();
+        let before = self.queued_tokens.fetch_add(tokens, Ordering::Relaxed);
+        let full = before > 0 && before.saturating_add(tokens) > QUEUED_TOKENS;
+        if full || self.is_broken() {
+            self.queued_tokens.fetch_sub(tokens, Ordering::Relaxed);
+            return Err(order);
+        }
+        self.submissions.try_send(order).map_err(|refused| {
+            self.queued_tokens.fetch_sub(tokens, Ordering::Relaxed);
+            refused.into_inner()
+        })?;
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Cancels a choice, or all of a request, as submitted up to `attempt`.
+    pub(crate) fn cancel(&self, request: u64, attempt: u32, choice: Option<u32>) {
+        metrics::counter!("volley_router_cancels_total").increment(1);
+        if self.cancels.try_send(CancelOrder { request, attempt, choice }).is_err() {
+            self.break_off();
+        }
+    }
+
+    /// Takes no more, and ends [`Link::read`].
+    pub(crate) fn break_off(&self) {
+        self.broken.cancel();
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.is_cancelled()
+    }
+
+    /// The models that the scheduler serves.
+    pub(crate) fn cards(&self) -> Vec<Arc<ModelCard>> {
+        self.report().cards.clone()
+    }
+
+    pub(crate) fn serves(&self, hash: &str) -> bool {
+        self.report().cards.iter().any(|card| card.hash == hash)
+    }
+
+    /// How busy the scheduler is: what waits there, then what runs.
+    pub(crate) fn load(&self) -> (u64, u32) {
+        let report = self.report();
+        (u64::from(report.load.waiting) + self.sent.load(Ordering::Relaxed), report.load.running)
+    }
+
+    fn report(&self) -> std::sync::MutexGuard<'_, Report> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Outbox ===
+
+impl Outbox {
+    fn messages(self) -> impl Stream<Item = RouterMessage> + Send + 'static {
+        stream::unfold(self, |mut outbox| async move {
+            let message = outbox.next().await?;
+            Some((RouterMessage { message: Some(message) }, outbox))
+        })
+    }
+
+    async fn next(&mut self) -> Option<router_message::Message> {
+        if let Some(hello) = self.hello.take() {
+            return Some(router_message::Message::Hello(hello));
+        }
+        loop {
+            // Submissions are looked at before cancels: whoever cancels and submits again has queued the
+            // cancel first, so the cancel is seen here no later than what must survive it.
+            while let Ok(order) = self.submissions.try_recv() {
+                self.sending.push_back(Sending::new(order));
+            }
+            if let Ok(cancel) = self.cancels.try_recv() {
+                return Some(self.cancel(cancel));
+            }
+            if let Some(mut sending) = self.sending.pop_front() {
+                let submit = sending.next_chunk();
+                self.queued_tokens.fetch_sub(submit.prompt.len(), Ordering::Relaxed);
+                if !submit.last {
+                    self.sending.push_back(sending);
+                }
+                return Some(router_message::Message::Submit(submit));
+            }
+            tokio::select! {
+                biased;
+                cancel = self.cancels.recv() => return Some(self.cancel(cancel?)),
+                order = self.submissions.recv() => self.sending.push_back(Sending::new(order?)),
+            }
+        }
+    }
+
+    /// What is left of a cancelled request is not sent.
+    fn cancel(&mut self, cancel: CancelOrder) -> router_message::Message {
+        let CancelOrder { request, attempt, choice } = cancel;
+        if choice.is_none() {
+            self.sending.retain(|sending| {
+                let keep = sending.order.request != request || sending.order.attempt > attempt;
+                if !keep {
+                    self.queued_tokens
+                        .fetch_sub(sending.order.prompt.len() - sending.sent, Ordering::Relaxed);
+                }
+                keep
+            });
+        }
+        router_message::Message::Cancel(Cancel { request, choice })
+    }
+}
+
+// === impl Sending ===
+
+impl Sending {
+    fn new(mut order: Order) -> Self {
+        let header = Some(std::mem::take(&mut order.header));
+        Self { order, header, sent: 0 }
+    }
+
+    fn next_chunk(&mut self) -> Submit {
+        let end = self.order.prompt.len().min(self.sent + CHUNK_TOKENS);
+        let prompt = self.order.prompt[self.sent..end].to_vec();
+        self.sent = end;
+        Submit {
+            request: self.order.request,
+            attempt: self.order.attempt,
+            header: self.header.take(),
+            prompt,
+            last: end == self.order.prompt.len(),
+        }
+    }
+}

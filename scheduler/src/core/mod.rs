@@ -1,0 +1,20 @@
+//! The pure core: events and time go in, decisions come out. No I/O, no clock, no task.
+//!
+//! ```text
+//!            submit, cancel                 StepPlan           StepResult
+//! shell ──▶ Placement ──▶ Planner (one per worker) ──▶ worker ──▶ Planner ──▶ outputs
+//!           which worker   which rows run next
+//!                          └─ Blocks: who holds which KV block
+//! ```
+//!
+//! * [`placement`] knows every live sequence and the worker it is on; it has the sequences that wait for one.
+//! * [`planner`] writes a worker's steps: slots, token budget, preemption, one step ahead.
+//! * [`blocks`] accounts for a worker's KV blocks.
+//!
+//! Workers don't depend on each other, so their planners run in parallel.
+
+pub mod blocks;
+pub mod placement;
+pub mod planner;
+pub mod sequence;
+pub mod types;

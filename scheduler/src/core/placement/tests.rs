@@ -1,0 +1,140 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::core::{sequence::Spec, types::TokenId};
+
+const A: WorkerId = WorkerId(1);
+const B: WorkerId = WorkerId(2);
+const NOW: Millis = Millis(1000);
+
+fn placement() -> Placement {
+    Placement::new(Patience { wait: Duration::from_secs(1), sequences: 2 })
+}
+
+fn join(placement: &mut Placement, id: WorkerId, class: &str) -> Vec<Action> {
+    let facts = Facts { model_hash: "m".into(), numerics_class: class.into(), kv_tokens: 100, context: 1000 };
+    let mut out = Vec::new();
+    placement.worker_joined(NOW, id, facts, &mut out);
+    out
+}
+
+/// A sequence that wants `tokens` tokens of KV cache.
+fn sequence(request: u64, choice: u32, tokens: usize) -> Sequence {
+    let key = SequenceKey { link: LinkId(1), request, attempt: 0, choice };
+    let spec = Spec { model_hash: "m".into(), max_tokens: 2, ..Spec::default() };
+    let arrival = request * 10 + u64::from(choice);
+    Sequence::new(key, arrival, Arc::new(spec), vec![TokenId(1); tokens - 1], tokens - 1)
+}
+
+fn submit(placement: &mut Placement, request: Vec<Sequence>) -> Vec<Action> {
+    let mut out = Vec::new();
+    placement.submit(NOW, request, &mut out);
+    out
+}
+
+/// Where sequences go: the worker, and the requests in order.
+fn runs(actions: &[Action]) -> Vec<(WorkerId, Vec<u64>)> {
+    let run = |action: &Action| match action {
+        Action::Run { worker, sequences } => {
+            Some((*worker, sequences.iter().map(|s| s.key.request).collect()))
+        }
+        _ => None,
+    };
+    actions.iter().filter_map(run).collect()
+}
+
+fn reasons(actions: &[Action]) -> Vec<Reason> {
+    let reason = |action: &Action| match action {
+        Action::Report(output) => output.message.failure.as_ref().map(|failure| failure.reason()),
+        _ => None,
+    };
+    actions.iter().filter_map(reason).collect()
+}
+
+#[test]
+fn a_request_goes_where_the_fewest_tokens_are_outstanding() {
+    let mut placement = placement();
+    join(&mut placement, A, "");
+    join(&mut placement, B, "");
+    assert_eq!(runs(&submit(&mut placement, vec![sequence(1, 0, 30)])), [(A, vec![1])]);
+    assert_eq!(
+        runs(&submit(&mut placement, vec![sequence(2, 0, 20), sequence(2, 1, 20)])),
+        [(B, vec![2, 2])],
+        "choices stay together"
+    );
+    assert_eq!(runs(&submit(&mut placement, vec![sequence(3, 0, 20)])), [(A, vec![3])]);
+    placement.ended(&sequence(2, 0, 20).key);
+    assert_eq!(runs(&submit(&mut placement, vec![sequence(4, 0, 10)])), [(B, vec![4])]);
+}
+
+#[test]
+fn a_request_waits_for_its_model_only_so_long() {
+    let mut placement = placement();
+    assert!(submit(&mut placement, vec![sequence(1, 0, 10)]).is_empty());
+    assert!(submit(&mut placement, vec![sequence(2, 0, 10)]).is_empty());
+    assert_eq!(reasons(&submit(&mut placement, vec![sequence(3, 0, 10)])), [Reason::NoWorker]);
+    let mut out = Vec::new();
+    placement.cancel(LinkId(1), 2, None, &mut out);
+    placement.expire(Millis(2000), &mut out);
+    assert!(out.is_empty());
+    assert_eq!(runs(&join(&mut placement, A, "")), [(A, vec![1])], "the other one was cancelled");
+    assert!(submit(&mut placement, vec![Sequence { deaths: 0, ..sequence(4, 0, 10) }]).len() == 1);
+    placement.worker_left(NOW, A, vec![sequence(1, 0, 10), sequence(4, 0, 10)], &mut out);
+    placement.expire(Millis(2001), &mut out);
+    assert_eq!(reasons(&out), [Reason::NoWorker; 2]);
+    assert_eq!(placement.live(), 0);
+}
+
+#[test]
+fn sequences_of_a_lost_worker_move_within_their_class_if_they_can() {
+    let mut placement = placement();
+    let c = WorkerId(3);
+    for (id, class) in [(A, "avx512"), (B, "avx2"), (c, "avx512")] {
+        join(&mut placement, id, class);
+    }
+    let mut out = submit(&mut placement, vec![sequence(1, 0, 10)]);
+    out.extend(submit(&mut placement, vec![sequence(2, 0, 50)]));
+    out.extend(submit(&mut placement, vec![sequence(3, 0, 90)]));
+    let Some(Action::Run { worker: A, sequences }) = out.first().cloned() else { panic!("{out:?}") };
+    let mut lost = sequences;
+    lost[0].tokens.push(TokenId(5));
+    lost[0].deaths = 1;
+    out.clear();
+    placement.worker_left(NOW, A, lost, &mut out);
+    assert_eq!(runs(&out), [(c, vec![1])], "although the other one has less to do");
+    assert_eq!(placement.moves(), 1);
+}
+
+#[test]
+fn a_request_that_was_at_too_many_deaths_fails() {
+    let mut placement = placement();
+    join(&mut placement, A, "");
+    submit(&mut placement, vec![sequence(1, 0, 10)]);
+    let mut out = Vec::new();
+    placement.worker_left(NOW, A, vec![Sequence { deaths: MAX_DEATHS, ..sequence(1, 0, 10) }], &mut out);
+    assert_eq!(reasons(&out), [Reason::GaveUp]);
+}
+
+#[test]
+fn a_cancel_reaches_every_place() {
+    let mut placement = placement();
+    join(&mut placement, A, "");
+    submit(&mut placement, vec![sequence(1, 0, 10), sequence(1, 1, 10)]);
+    submit(&mut placement, vec![sequence(2, 0, 10)]);
+    let mut out = Vec::new();
+    placement.cancel(LinkId(1), 1, Some(1), &mut out);
+    let [Action::Cancel { worker: A, keys }] = &out[..] else { panic!("{out:?}") };
+    assert_eq!(keys, &[sequence(1, 1, 10).key]);
+    out.clear();
+    placement.worker_left(NOW, A, vec![sequence(1, 1, 10)], &mut out);
+    assert!(out.is_empty(), "what was cancelled doesn't move");
+    placement.link_lost(LinkId(1), &mut out);
+    assert_eq!(placement.live(), 0);
+    let again = Sequence { ..sequence(3, 0, 10) };
+    join(&mut placement, B, "");
+    submit(&mut placement, vec![again]);
+    let mut newer = sequence(3, 0, 10);
+    newer.key.attempt = 1;
+    out = submit(&mut placement, vec![newer]);
+    assert!(matches!(&out[..], [Action::Cancel { .. }, Action::Run { .. }]), "an older attempt is over");
+}

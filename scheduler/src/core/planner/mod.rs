@@ -1,0 +1,373 @@
+//! Writes the steps of one worker: continuous batching.
+//!
+//! A sequence has tokens that are *known* and tokens that are *scheduled*: they have run, or run in a step
+//! that is in flight. A step runs some of the difference, under one token budget; there is no prefill phase
+//! and no decode phase. [`plan`](Planner::plan) chooses, in `plan.rs`; this file keeps the state and takes in
+//! the results.
+//!
+//! One step ahead: up to `depth` steps are in flight. A step that reaches the end of what is known draws a
+//! token, which the worker keeps; the next step may run that token before anybody here knows it (`ahead`). A
+//! sequence that ends in step k may have a row in k+1. It is dropped, and metered as waste; slot and blocks
+//! stay taken until k+1 is back.
+//!
+//! When blocks run out, a sequence is preempted: it gives up its blocks and waits again, in its old place,
+//! to be computed anew with what it has generated as part of what is known.
+
+mod plan;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use volley_proto::v1::{self, FinishReason, failure::Reason};
+
+use super::{
+    blocks::{Blocks, Table},
+    sequence::{Output, Sequence, failure},
+    types::{Millis, Rank, SequenceKey, SlotId, TokenCount, TokenId},
+};
+
+/// When a refused router should try again. A second frees places under any load worth refusing.
+const RETRY_AFTER_MS: u64 = 1000;
+
+/// What a worker can hold, and how much may wait for it.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Sequences that run side by side.
+    pub slots: u32,
+    /// Rows of a step.
+    pub batch_tokens: TokenCount,
+    /// Tokens of a KV block.
+    pub block_tokens: TokenCount,
+    /// KV blocks, by group.
+    pub blocks: Vec<u32>,
+    /// The model's context window.
+    pub context: TokenCount,
+    /// Steps in flight: 1 waits for every result, 2 keeps the worker busy meanwhile.
+    pub depth: usize,
+    /// Sequences that may wait, beyond those that find a slot.
+    pub max_waiting: usize,
+    /// Their tokens.
+    pub max_waiting_tokens: TokenCount,
+}
+
+/// One worker's queue, slots and blocks.
+#[derive(Debug)]
+pub struct Planner {
+    limits: Limits,
+    blocks: Blocks,
+    waiting: BTreeMap<Rank, Sequence>,
+    waiting_tokens: TokenCount,
+    running: BTreeMap<Rank, Running>,
+    ranks: HashMap<SequenceKey, Rank>,
+    free_slots: Vec<SlotId>,
+    /// Freed since the last plan: the worker doesn't know yet.
+    released: Vec<SlotId>,
+    in_flight: VecDeque<Step>,
+    next_step: u64,
+    totals: Totals,
+}
+
+/// A sequence in a slot.
+#[derive(Debug)]
+struct Running {
+    sequence: Sequence,
+    slot: SlotId,
+    table: Table,
+    /// Tokens that have run or are in flight.
+    scheduled: TokenCount,
+    /// Tokens that have run.
+    computed: TokenCount,
+    /// Tokens that steps in flight will draw.
+    ahead: TokenCount,
+    /// Steps in flight that run it.
+    in_flight: usize,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Running,
+    /// Preempted; what is in flight still counts.
+    Evicting,
+    /// Over; what is in flight is waste.
+    Ended,
+}
+
+/// A step in flight.
+#[derive(Debug)]
+struct Step {
+    id: u64,
+    runs: Vec<Run>,
+}
+
+/// A sequence's part in it.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    rank: Rank,
+    tokens: TokenCount,
+    /// Whether it reaches the end of what is known, and draws the next token.
+    draws: bool,
+}
+
+/// Counted since the planner was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Sequences that gave up their blocks to others.
+    pub preemptions: u64,
+    /// Rows that were computed for nothing: after an end, or to be computed again.
+    pub wasted_tokens: u64,
+}
+
+/// The present state, in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Sequences in slots.
+    pub running: usize,
+    /// Sequences that wait for one.
+    pub waiting: usize,
+    /// Their tokens.
+    pub waiting_tokens: TokenCount,
+    /// KV blocks that nobody holds (of the fullest group).
+    pub free_blocks: usize,
+    /// KV blocks (of the smallest group).
+    pub total_blocks: usize,
+}
+
+/// The worker answered something that can't be. It is of no use any more.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the worker answered step {answered}, but step {expected:?} was next")]
+pub struct OutOfStep {
+    answered: u64,
+    expected: Option<u64>,
+}
+
+// === impl Planner ===
+
+impl Planner {
+    /// For a worker that has just been connected, and so holds nothing.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            blocks: Blocks::new(limits.block_tokens, &limits.blocks),
+            waiting: BTreeMap::new(),
+            waiting_tokens: 0,
+            running: BTreeMap::new(),
+            ranks: HashMap::new(),
+            free_slots: (0..limits.slots).rev().map(SlotId).collect(),
+            released: Vec::new(),
+            in_flight: VecDeque::new(),
+            next_step: 1,
+            totals: Totals::default(),
+            limits,
+        }
+    }
+
+    /// Takes in the sequences of one request, all or none. What ends at once (refused; or a moved one
+    /// that had its last token already) is reported in `out`.
+    pub fn submit(&mut self, request: Vec<Sequence>, out: &mut Vec<Output>) {
+        if let Some(refusal) = self.refuse(&request) {
+            out.extend(request.iter().map(|sequence| sequence.fail(refusal.clone())));
+            return;
+        }
+        for sequence in request {
+            match sequence.finished(self.limits.context) {
+                Some(reason) => out.push(sequence.finish(reason)),
+                None => self.wait(sequence),
+            }
+        }
+    }
+
+    /// Ends a sequence without a word. What it holds is free once the steps in flight are back.
+    pub fn cancel(&mut self, key: &SequenceKey) {
+        let Some(&rank) = self.ranks.get(key) else { return };
+        self.end(rank);
+    }
+
+    /// Fails the sequences whose deadline has passed.
+    pub fn expire(&mut self, now: Millis, out: &mut Vec<Output>) {
+        let running = self.running.values().filter(|r| r.state != State::Ended).map(|r| &r.sequence);
+        let late = |s: &&Sequence| s.spec.deadline.is_some_and(|deadline| deadline < now);
+        let expired: Vec<_> = running.chain(self.waiting.values()).filter(late).map(Sequence::rank).collect();
+        let late = failure(Reason::Deadline, "the request's deadline has passed");
+        for rank in expired {
+            let sequence = self.running.get(&rank).map(|r| &r.sequence).or_else(|| self.waiting.get(&rank));
+            out.extend(sequence.map(|sequence| sequence.fail(late.clone())));
+            self.end(rank);
+        }
+    }
+
+    /// Takes in the result of the oldest step in flight; what it has to say goes to `out`.
+    pub fn complete(&mut self, result: v1::StepResult, out: &mut Vec<Output>) -> Result<(), OutOfStep> {
+        let expected = self.in_flight.front().map(|step| step.id);
+        let Some(step) = self.in_flight.pop_front_if(|step| step.id == result.step_id) else {
+            return Err(OutOfStep { answered: result.step_id, expected });
+        };
+        let mut answers: Vec<_> = (0..self.limits.slots).map(|_| None).collect();
+        for answer in result.slots {
+            if let Some(place) = answers.get_mut(answer.slot as usize) {
+                *place = Some(answer);
+            }
+        }
+        for run in step.runs {
+            let Some(running) = self.running.get_mut(&run.rank) else { continue };
+            running.in_flight -= 1;
+            running.computed += run.tokens;
+            running.ahead -= usize::from(run.draws);
+            if running.state == State::Ended {
+                self.totals.wasted_tokens += run.tokens as u64;
+            } else {
+                let answer = answers.get_mut(running.slot.0 as usize).and_then(Option::take);
+                if let Some(output) = running.take_in(run, answer.unwrap_or_default(), self.limits.context) {
+                    if output.ends() {
+                        running.state = State::Ended;
+                    }
+                    out.push(output);
+                }
+            }
+            self.settle(run.rank);
+        }
+        Ok(())
+    }
+
+    /// Everything that isn't over, for other workers, in order: this one is lost. Those that it was
+    /// running have one death more.
+    pub fn lost(self) -> Vec<Sequence> {
+        let ran = self.running.into_values().filter(|r| r.state != State::Ended).map(|r| {
+            let mut sequence = r.sequence;
+            sequence.deaths += 1;
+            sequence
+        });
+        let mut all: Vec<_> = ran.chain(self.waiting.into_values()).collect();
+        all.sort_by_key(Sequence::rank);
+        for sequence in &mut all {
+            sequence.moved = true;
+        }
+        all
+    }
+
+    /// How busy the worker is.
+    pub fn load(&self) -> Load {
+        Load {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            waiting_tokens: self.waiting_tokens,
+            free_blocks: self.blocks.free(),
+            total_blocks: self.blocks.total(),
+        }
+    }
+
+    /// What has been counted.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// Steps that the worker hasn't answered.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    fn refuse(&self, request: &[Sequence]) -> Option<v1::Failure> {
+        let context = self.limits.context;
+        if request.iter().any(|s| s.prompt_tokens == 0 || s.tokens.len() < s.prompt_tokens) {
+            return Some(failure(Reason::Internal, "a prompt has at least one token"));
+        }
+        if let Some(long) = request.iter().map(|s| s.prompt_tokens).find(|&tokens| tokens > context) {
+            let message = format!("the prompt has {long} tokens; the context window has {context}");
+            return Some(failure(Reason::TooLarge, message));
+        }
+        let largest = request.iter().map(|s| s.kv_tokens(context)).max()?;
+        let room = self.blocks.capacity(self.blocks.total());
+        if largest > room {
+            let message = format!("the request may need {largest} tokens of KV cache; there are {room}");
+            return Some(failure(Reason::TooLarge, message));
+        }
+        if request.iter().all(|sequence| sequence.moved) {
+            return None;
+        }
+        let tokens: TokenCount = request.iter().map(|s| s.tokens.len()).sum();
+        let waiting = (self.waiting.len() + request.len()).saturating_sub(self.free_slots.len());
+        let full = waiting > self.limits.max_waiting
+            || (!self.waiting.is_empty() && self.waiting_tokens + tokens > self.limits.max_waiting_tokens);
+        full.then(|| v1::Failure {
+            retry_after_ms: Some(RETRY_AFTER_MS),
+            ..failure(Reason::Overloaded, format!("{} sequences are waiting already", self.waiting.len()))
+        })
+    }
+
+    fn wait(&mut self, sequence: Sequence) {
+        let rank = sequence.rank();
+        self.ranks.insert(sequence.key, rank);
+        self.waiting_tokens += sequence.tokens.len();
+        self.waiting.insert(rank, sequence);
+    }
+
+    fn unwait(&mut self, rank: Rank) -> Option<Sequence> {
+        let sequence = self.waiting.remove(&rank)?;
+        self.waiting_tokens -= sequence.tokens.len();
+        Some(sequence)
+    }
+
+    fn end(&mut self, rank: Rank) {
+        if let Some(running) = self.running.get_mut(&rank) {
+            running.state = State::Ended;
+            self.settle(rank);
+        } else if let Some(sequence) = self.unwait(rank) {
+            self.ranks.remove(&sequence.key);
+        }
+    }
+
+    /// Frees what a sequence holds if it has stopped and nothing of it is in flight.
+    fn settle(&mut self, rank: Rank) {
+        let stopped = |r: &Running| r.state != State::Running && r.in_flight == 0;
+        if !self.running.get(&rank).is_some_and(stopped) {
+            return;
+        }
+        let Some(running) = self.running.remove(&rank) else { return };
+        self.blocks.release(running.table);
+        self.released.push(running.slot);
+        self.free_slots.push(running.slot);
+        if running.state == State::Evicting {
+            self.totals.wasted_tokens += running.computed as u64;
+            self.wait(running.sequence);
+        } else {
+            self.ranks.remove(&running.sequence.key);
+        }
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    /// Takes in what a step says about the sequence; the output, if there is anything to tell.
+    fn take_in(&mut self, run: Run, answer: v1::SlotResult, context: TokenCount) -> Option<Output> {
+        let broken = |message: String| Some(self.sequence.fail(failure(Reason::Internal, message)));
+        if let Some(message) = answer.failure {
+            return broken(message);
+        }
+        if answer.tokens.len() != usize::from(run.draws) {
+            let drawn = answer.tokens.len();
+            return broken(format!("the worker drew {drawn} tokens, not {}", usize::from(run.draws)));
+        }
+        let mut output = self.sequence.output();
+        let mut finish = None;
+        for &token in &answer.tokens {
+            finish = self.sequence.push(TokenId(token), context);
+        }
+        if !self.sequence.samples(context) && self.computed == self.sequence.tokens.len() {
+            finish = Some(FinishReason::Length);
+        }
+        self.sequence.scored += answer.scored.len();
+        let message = &mut output.message;
+        message.tokens = answer.tokens;
+        message.logprobs = answer.logprobs;
+        message.scored = answer.scored;
+        message.embedding = answer.embedding;
+        message.set_finish(finish.unwrap_or_default());
+        let something = finish.is_some()
+            || !(message.tokens.is_empty() && message.scored.is_empty() && message.embedding.is_empty());
+        if something && !self.sequence.reported {
+            self.sequence.reported = true;
+            // There is no prefix cache to take any from.
+            message.cached_tokens = Some(0);
+        }
+        something.then_some(output)
+    }
+}

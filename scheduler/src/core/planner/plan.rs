@@ -1,0 +1,221 @@
+//! What runs next. In order: sequences that decode, prompts that have begun, sequences that wait; each by
+//! rank. When blocks run out, somebody is preempted, but never the first in rank: it always goes on, ends,
+//! and makes another the first. So every sequence ends.
+
+use volley_proto::v1::{self, Kind};
+
+use super::{Planner, Run, Running, State, Step};
+use crate::core::types::{BlockId, Rank, SlotId, TokenCount};
+
+/// While sequences decode, prompts get at most this part of a step's rows. A worker sizes its steps for its
+/// speed, so a quarter of a full step bounds how much longer a decode waits for its next token; the rest
+/// of the prompt follows in the next steps.
+const PROMPT_SHARE_BESIDE_DECODES: TokenCount = 4;
+
+/// The step being written.
+#[derive(Default)]
+struct Draft {
+    plan: v1::StepPlan,
+    runs: Vec<Run>,
+    rows: TokenCount,
+    /// Blocks that sequences ahead in rank are short of: not for those behind them.
+    owed: usize,
+}
+
+// === impl Planner ===
+
+impl Planner {
+    /// The next step, if one can start now: there is something to run, and fewer than `depth` steps are in
+    /// flight.
+    pub fn plan(&mut self) -> Option<v1::StepPlan> {
+        if self.in_flight.len() >= self.limits.depth {
+            return None;
+        }
+        let mut draft = Draft::default();
+        let budget = self.limits.batch_tokens;
+        let (decodes, prompts): (Vec<_>, Vec<_>) = self
+            .running
+            .iter()
+            .filter(|(_, running)| running.state == State::Running)
+            .map(|(&rank, running)| (rank, running.decodes(self.limits.context)))
+            .partition(|&(_, decodes)| decodes);
+        for (rank, _) in decodes {
+            self.run(rank, budget - draft.rows, &mut draft);
+        }
+        let share = if draft.rows == 0 { budget } else { (budget / PROMPT_SHARE_BESIDE_DECODES).max(1) };
+        let budget = budget.min(draft.rows + share);
+        for (rank, _) in prompts {
+            self.run(rank, budget - draft.rows, &mut draft);
+        }
+        while draft.rows < budget && draft.owed == 0 {
+            let Some(rank) = self.admit(&mut draft) else { break };
+            self.run(rank, budget - draft.rows, &mut draft);
+        }
+        (!draft.runs.is_empty()).then(|| self.send(draft))
+    }
+
+    /// Runs up to `rows` tokens of a sequence, as far as there are blocks for them.
+    fn run(&mut self, rank: Rank, rows: TokenCount, draft: &mut Draft) {
+        let Some(running) = self.running.get(&rank).filter(|r| r.state == State::Running) else { return };
+        let rows = rows.min(running.pending(self.limits.context));
+        if rows == 0 {
+            return;
+        }
+        let held = self.blocks.capacity(running.table.len());
+        if held == running.scheduled && !self.make_room(rank, draft) {
+            return;
+        }
+        let Some(running) = self.running.get_mut(&rank) else { return };
+        let spare = self.blocks.free().saturating_sub(draft.owed);
+        let rows = rows.min(held + self.blocks.capacity(spare) - running.scheduled);
+        let missing = self.blocks.needed(running.scheduled + rows).saturating_sub(running.table.len());
+        if missing > 0 {
+            let appended = self.blocks.grow(&mut running.table, missing);
+            draft.append(running.slot, &appended);
+        }
+        running.scheduled += rows;
+        running.in_flight += 1;
+        let draws = running.sequence.samples(self.limits.context) && running.scheduled == running.expected();
+        running.ahead += usize::from(draws);
+        draft.rows += rows;
+        draft.runs.push(Run { rank, tokens: rows, draws });
+        draft.plan.run.push(v1::SlotRun { slot: running.slot.0, tokens: rows as u32 });
+    }
+
+    /// Sees to it that a block can be had for `rank`, by preemption if need be. False: not in this step.
+    fn make_room(&mut self, rank: Rank, draft: &mut Draft) -> bool {
+        let stopping = |r: &&Running| r.state != State::Running;
+        loop {
+            if self.blocks.free() > draft.owed {
+                return true;
+            }
+            let coming: usize = self.running.values().filter(stopping).map(|r| r.table.len()).sum();
+            if self.blocks.free() + coming > draft.owed {
+                draft.owed += 1;
+                return false;
+            }
+            match self.victim() {
+                Some(victim) => self.preempt(victim),
+                None => return false,
+            }
+            if !self.running.get(&rank).is_some_and(|r| r.state == State::Running) {
+                return false;
+            }
+        }
+    }
+
+    /// Who gives up its blocks: of the lowest priority the one that is cheapest to recompute, the
+    /// youngest of equals. Never the first in rank.
+    fn victim(&self) -> Option<Rank> {
+        let running = self.running.iter().filter(|(_, r)| r.state == State::Running).skip(1);
+        running
+            .map(|(&rank, r)| (rank.priority(), r.scheduled, std::cmp::Reverse(rank.arrival()), rank))
+            .min()
+            .map(|(.., rank)| rank)
+    }
+
+    fn preempt(&mut self, rank: Rank) {
+        if let Some(running) = self.running.get_mut(&rank) {
+            running.state = State::Evicting;
+            self.totals.preemptions += 1;
+            self.settle(rank);
+        }
+    }
+
+    /// Gives the first that waits a slot, if its tokens would find room without taking it from anybody.
+    /// Nobody overtakes it if not.
+    fn admit(&mut self, draft: &mut Draft) -> Option<Rank> {
+        let (&rank, first) = self.waiting.first_key_value()?;
+        let free = self.blocks.free();
+        let wanted = self.blocks.needed(first.tokens.len()) + self.promised();
+        if wanted > free && !self.running.is_empty() {
+            return None;
+        }
+        let slot = self.free_slots.pop()?;
+        let sequence = self.unwait(rank)?;
+        draft.plan.admit.push(new_sequence(&sequence, slot, self.limits.context));
+        let running = Running {
+            sequence,
+            slot,
+            table: self.blocks.table(),
+            scheduled: 0,
+            computed: 0,
+            ahead: 0,
+            in_flight: 0,
+            state: State::Running,
+        };
+        self.running.insert(rank, running);
+        Some(rank)
+    }
+
+    /// Blocks that running sequences will want soon: the rest of their prompts, and one each to grow into,
+    /// so that whoever is let in isn't preempted at once.
+    fn promised(&self) -> usize {
+        let running = self.running.values().filter(|r| r.state == State::Running);
+        let rest = |r: &Running| self.blocks.needed(r.expected()).saturating_sub(r.table.len());
+        running.map(|r| rest(r) + 1).sum()
+    }
+
+    fn send(&mut self, draft: Draft) -> v1::StepPlan {
+        let mut plan = draft.plan;
+        plan.step_id = self.next_step;
+        plan.release = self.released.drain(..).map(|slot| slot.0).collect();
+        self.next_step += 1;
+        self.in_flight.push_back(Step { id: plan.step_id, runs: draft.runs });
+        plan
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    /// Tokens known once the steps in flight are back.
+    fn expected(&self) -> TokenCount {
+        self.sequence.tokens.len() + self.ahead
+    }
+
+    /// Tokens that can run. The last token that a sequence draws never does.
+    fn pending(&self, context: TokenCount) -> TokenCount {
+        self.expected().min(self.sequence.kv_tokens(context)) - self.scheduled
+    }
+
+    /// Whether it runs the token that it drew last.
+    fn decodes(&self, context: TokenCount) -> bool {
+        self.scheduled > 0 && self.pending(context) <= 1
+    }
+}
+
+// === impl Draft ===
+
+impl Draft {
+    fn append(&mut self, slot: SlotId, appended: &[Vec<BlockId>]) {
+        for (group, blocks) in (0..).zip(appended) {
+            let blocks = blocks.iter().map(|block| block.0).collect();
+            self.plan.append.push(v1::BlockAppend { slot: slot.0, group, blocks });
+        }
+    }
+}
+
+fn new_sequence(sequence: &super::Sequence, slot: SlotId, context: TokenCount) -> v1::NewSequence {
+    let spec = &sequence.spec;
+    let kind = match spec.kind {
+        // max_tokens 0: nothing is drawn, whatever it is called.
+        Kind::Generate if !sequence.samples(context) => Kind::Score,
+        kind => kind,
+    };
+    v1::NewSequence {
+        slot: slot.0,
+        kind: kind.into(),
+        tokens: sequence.tokens.iter().map(|token| token.0).collect(),
+        computed: 0,
+        prompt_tokens: sequence.prompt_tokens as u32,
+        sampling: Some(spec.sampling),
+        choice: sequence.key.choice,
+        score: sequence.score_left(),
+        adapter: spec.adapter.clone(),
+        request_id: spec.request_id.clone(),
+        traceparent: sequence.traceparent.clone(),
+        banned: if spec.min_tokens > 0 { spec.stop_tokens.iter().map(|t| t.0).collect() } else { vec![] },
+        min_tokens: spec.min_tokens as u32,
+    }
+}

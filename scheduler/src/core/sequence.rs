@@ -1,0 +1,199 @@
+//! A sequence: the tokens known so far, what was asked for, and the rules that end it. It is all that is
+//! needed to go on elsewhere, so it is also what moves when a worker is lost.
+
+use std::sync::Arc;
+
+use volley_proto::v1::{self, FinishReason, Kind, failure::Reason};
+
+use super::types::{Millis, Rank, SequenceKey, TokenCount, TokenId};
+
+/// What the choices of a request share.
+#[derive(Clone, Debug, Default)]
+pub struct Spec {
+    /// The client-visible id, for logs and traces.
+    pub request_id: String,
+    /// The model, by content.
+    pub model_hash: String,
+    /// What it is for.
+    pub kind: Kind,
+    /// How tokens are drawn.
+    pub sampling: v1::Sampling,
+    /// Tokens to generate at most, from the end of the prompt.
+    pub max_tokens: TokenCount,
+    /// Stop tokens don't end a choice that has fewer.
+    pub min_tokens: TokenCount,
+    /// Each ends a choice, and is its last token.
+    pub stop_tokens: Vec<TokenId>,
+    /// Prompt positions to report log-probabilities of.
+    pub score: Option<v1::ScoreRange>,
+    /// Higher runs first.
+    pub priority: i32,
+    /// No use for an answer after this.
+    pub deadline: Option<Millis>,
+    /// The LoRA adapter; empty for none.
+    pub adapter: String,
+    /// Who asks. Fairness between tenants and block hashes will use it.
+    pub tenant: String,
+    /// Part of every block hash, once there is a prefix cache.
+    pub cache_salt: String,
+}
+
+/// One choice of a request.
+#[derive(Clone, Debug)]
+pub struct Sequence {
+    /// Which.
+    pub key: SequenceKey,
+    /// The scheduler's count of sequences when this one arrived.
+    pub arrival: u64,
+    /// What was asked for.
+    pub spec: Arc<Spec>,
+    /// Known so far: the prompt, then what was generated.
+    pub tokens: Vec<TokenId>,
+    /// Of these, the prompt.
+    pub prompt_tokens: TokenCount,
+    /// Prompt positions whose log-probabilities have been reported.
+    pub scored: TokenCount,
+    /// Whether anything has been reported.
+    pub reported: bool,
+    /// Worker deaths that it was running at.
+    pub deaths: u32,
+    /// Whether it was admitted before, here or elsewhere; such a sequence isn't refused for load.
+    pub moved: bool,
+    /// The numerics class that its tokens come from so far; empty if none or unknown.
+    pub numerics_class: String,
+    /// W3C trace context of the sequence's span.
+    pub traceparent: String,
+    /// Lasts as long as the sequence.
+    pub span: tracing::Span,
+}
+
+/// What a sequence has to say after a step, or at its end.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Whose.
+    pub key: SequenceKey,
+    /// For the router.
+    pub message: v1::SequenceOutput,
+}
+
+// === impl Sequence ===
+
+impl Sequence {
+    /// One that has just arrived. `tokens` is what is known, `prompt_tokens` of them the prompt.
+    pub fn new(
+        key: SequenceKey,
+        arrival: u64,
+        spec: Arc<Spec>,
+        tokens: Vec<TokenId>,
+        prompt_tokens: TokenCount,
+    ) -> Self {
+        Self {
+            key,
+            arrival,
+            spec,
+            moved: tokens.len() > prompt_tokens,
+            tokens,
+            prompt_tokens,
+            scored: 0,
+            reported: false,
+            deaths: 0,
+            numerics_class: String::new(),
+            traceparent: String::new(),
+            span: tracing::Span::none(),
+        }
+    }
+
+    /// Its place in every queue.
+    pub fn rank(&self) -> Rank {
+        Rank::new(self.spec.priority, self.arrival)
+    }
+
+    /// Tokens after the prompt.
+    pub fn generated(&self) -> TokenCount {
+        self.tokens.len() - self.prompt_tokens
+    }
+
+    /// The most tokens that it can ever have, in a context window of `context`.
+    pub fn limit(&self, context: TokenCount) -> TokenCount {
+        (self.prompt_tokens + self.spec.max_tokens).min(context).max(self.prompt_tokens)
+    }
+
+    /// Whether it draws tokens.
+    pub fn samples(&self, context: TokenCount) -> bool {
+        self.spec.kind == Kind::Generate && self.limit(context) > self.prompt_tokens
+    }
+
+    /// The most tokens that it can ever have in the KV cache. (The last one drawn never runs.)
+    pub fn kv_tokens(&self, context: TokenCount) -> TokenCount {
+        (self.limit(context) - 1).max(self.prompt_tokens)
+    }
+
+    /// Adds a drawn token; the reason, if that ends the sequence.
+    pub fn push(&mut self, token: TokenId, context: TokenCount) -> Option<FinishReason> {
+        self.tokens.push(token);
+        self.finished(context)
+    }
+
+    /// Whether the last token ended it. False for one that has generated nothing.
+    pub fn finished(&self, context: TokenCount) -> Option<FinishReason> {
+        let generated = self.generated();
+        let last = self.tokens.last().filter(|_| generated > 0)?;
+        if generated > self.spec.min_tokens && self.spec.stop_tokens.contains(last) {
+            Some(FinishReason::Stop)
+        } else if self.tokens.len() >= self.limit(context) {
+            Some(FinishReason::Length)
+        } else {
+            None
+        }
+    }
+
+    /// The part of the score range that hasn't been reported yet.
+    pub fn score_left(&self) -> Option<v1::ScoreRange> {
+        let range = self.spec.score.as_ref()?;
+        // Position 0 has no log-probability.
+        let from = (range.from as TokenCount).max(1) + self.scored;
+        let left = v1::ScoreRange { from: u32::try_from(from).ok()?, ..*range };
+        (from < self.prompt_tokens).then_some(left)
+    }
+
+    /// An output with nothing in it.
+    pub fn output(&self) -> Output {
+        Output {
+            key: self.key,
+            message: v1::SequenceOutput {
+                request: self.key.request,
+                choice: self.key.choice,
+                attempt: self.key.attempt,
+                ..Default::default()
+            },
+        }
+    }
+
+    /// The output that ends it with a failure.
+    pub fn fail(&self, failure: v1::Failure) -> Output {
+        let mut output = self.output();
+        output.message.failure = Some(failure);
+        output
+    }
+
+    /// The output that ends it with nothing more to report.
+    pub fn finish(&self, reason: FinishReason) -> Output {
+        let mut output = self.output();
+        output.message.set_finish(reason);
+        output
+    }
+}
+
+// === impl Output ===
+
+impl Output {
+    /// Whether this is its sequence's last.
+    pub fn ends(&self) -> bool {
+        self.message.failure.is_some() || self.message.finish() != FinishReason::Unspecified
+    }
+}
+
+/// A failure without a hint when to try again.
+pub fn failure(reason: Reason, message: impl Into<String>) -> v1::Failure {
+    v1::Failure { reason: reason.into(), message: message.into(), retry_after_ms: None }
+}

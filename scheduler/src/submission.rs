@@ -1,0 +1,131 @@
+//! Submissions: put together from their chunks, and made into sequences.
+
+use std::{collections::HashMap, sync::Arc};
+
+use volley_proto::v1;
+
+use crate::{
+    core::{
+        sequence::{Sequence, Spec},
+        types::{LinkId, Millis, SequenceKey, TokenId},
+    },
+    telemetry,
+};
+
+/// Tokens of submissions that aren't complete yet, per link. Far above what a router has under way; beyond it
+/// the oldest chunks are worthless anyway.
+const MAX_PARTIAL_TOKENS: usize = 16 << 20;
+
+/// The submissions of a link that are under way.
+#[derive(Default)]
+pub(crate) struct Assembler {
+    partial: HashMap<u64, Submission>,
+    tokens: usize,
+}
+
+/// A whole submission.
+pub(crate) struct Submission {
+    request: u64,
+    attempt: u32,
+    header: v1::Submission,
+    prompt: Vec<u32>,
+}
+
+// === impl Assembler ===
+
+impl Assembler {
+    /// Adds a chunk; the submission, if this was its last. A chunk without a beginning is dropped.
+    pub(crate) fn add(&mut self, chunk: v1::Submit) -> Option<Submission> {
+        let v1::Submit { request, attempt, header, prompt, last } = chunk;
+        if let Some(header) = header {
+            self.forget(request);
+            self.partial.insert(request, Submission { request, attempt, header, prompt: Vec::new() });
+        }
+        let submission = self.partial.get_mut(&request).filter(|s| s.attempt == attempt)?;
+        self.tokens += prompt.len();
+        submission.prompt.extend(prompt);
+        if last {
+            self.forget(request)
+        } else if self.tokens > MAX_PARTIAL_TOKENS {
+            tracing::warn!("a router has begun too many submissions; dropping them");
+            *self = Self::default();
+            None
+        } else {
+            None
+        }
+    }
+
+    /// Drops the submission of a request that was cancelled on the way.
+    pub(crate) fn forget(&mut self, request: u64) -> Option<Submission> {
+        let submission = self.partial.remove(&request)?;
+        self.tokens -= submission.prompt.len();
+        Some(submission)
+    }
+}
+
+// === impl Submission ===
+
+impl Submission {
+    /// A sequence per choice. The front numbers them.
+    pub(crate) fn sequences(self, link: LinkId) -> Vec<Sequence> {
+        let Self { request, attempt, header, prompt } = self;
+        let spec = Arc::new(spec(&header));
+        let choices = header.choices.iter();
+        choices
+            .map(|choice| {
+                let key = SequenceKey { link, request, attempt, choice: choice.index };
+                let tokens = prompt.iter().chain(&choice.generated).copied().map(TokenId).collect();
+                let mut sequence = Sequence::new(key, 0, spec.clone(), tokens, prompt.len());
+                sequence.deaths = header.deaths;
+                (sequence.span, sequence.traceparent) = telemetry::sequence_span(&header, choice.index);
+                sequence
+            })
+            .collect()
+    }
+}
+
+fn spec(header: &v1::Submission) -> Spec {
+    Spec {
+        request_id: header.request_id.clone(),
+        model_hash: header.model_hash.clone(),
+        kind: header.kind(),
+        sampling: header.sampling.unwrap_or_default(),
+        max_tokens: header.max_tokens as usize,
+        min_tokens: header.min_tokens as usize,
+        stop_tokens: header.stop_tokens.iter().copied().map(TokenId).collect(),
+        score: header.score,
+        priority: header.priority,
+        deadline: header.deadline_ms.map(Millis),
+        adapter: header.adapter.clone(),
+        tenant: header.tenant.clone(),
+        cache_salt: header.cache_salt.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(request: u64, header: bool, prompt: &[u32], last: bool) -> v1::Submit {
+        let choices = vec![v1::Choice { index: 0, generated: vec![9] }, v1::Choice::default()];
+        let header = header.then(|| v1::Submission { choices, ..Default::default() });
+        v1::Submit { request, attempt: 2, header, prompt: prompt.to_vec(), last }
+    }
+
+    #[test]
+    fn chunks_of_several_submissions_may_alternate() {
+        let mut assembler = Assembler::default();
+        assert!(assembler.add(chunk(1, true, &[1, 2], false)).is_none());
+        assert!(assembler.add(chunk(2, true, &[7], false)).is_none());
+        assert!(assembler.add(chunk(3, false, &[7], true)).is_none(), "it has no beginning");
+        let first = assembler.add(chunk(1, false, &[3], true)).unwrap();
+        let sequences = first.sequences(LinkId(5));
+        assert_eq!(sequences[0].tokens, [1, 2, 3, 9].map(TokenId));
+        assert_eq!((sequences[0].prompt_tokens, sequences[0].moved), (3, true));
+        assert_eq!((sequences[1].tokens.len(), sequences[1].moved), (3, false));
+        assert_eq!(sequences[0].key.attempt, 2);
+        assembler.forget(2);
+        assert!(assembler.add(chunk(2, false, &[7], true)).is_none(), "it was cancelled");
+        assert_eq!(assembler.tokens, 0);
+    }
+}

@@ -1,0 +1,88 @@
+//! Metrics and spans.
+
+use std::collections::HashMap;
+
+use metrics::{Counter, Gauge, Histogram};
+use opentelemetry::global;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use volley_proto::v1;
+
+use crate::core::planner::{Load, Totals};
+
+/// The metrics of one worker, labelled with its id.
+pub(crate) struct WorkerMetrics {
+    running: Gauge,
+    waiting: Gauge,
+    waiting_tokens: Gauge,
+    blocks_free: Gauge,
+    blocks_total: Gauge,
+    preemptions: Counter,
+    wasted_tokens: Counter,
+    step_rows: Histogram,
+    step_sequences: Histogram,
+    step_seconds: Histogram,
+    worker_idle_seconds: Histogram,
+    seen: Totals,
+}
+
+// === impl WorkerMetrics ===
+
+impl WorkerMetrics {
+    pub(crate) fn new(worker: &str) -> Self {
+        let worker = || [("worker", worker.to_owned())];
+        Self {
+            running: metrics::gauge!("volley_scheduler_running", &worker()),
+            waiting: metrics::gauge!("volley_scheduler_waiting", &worker()),
+            waiting_tokens: metrics::gauge!("volley_scheduler_waiting_tokens", &worker()),
+            blocks_free: metrics::gauge!("volley_kv_blocks_free", &worker()),
+            blocks_total: metrics::gauge!("volley_kv_blocks_total", &worker()),
+            preemptions: metrics::counter!("volley_scheduler_preemptions_total", &worker()),
+            wasted_tokens: metrics::counter!("volley_scheduler_wasted_tokens_total", &worker()),
+            step_rows: metrics::histogram!("volley_step_rows", &worker()),
+            step_sequences: metrics::histogram!("volley_step_sequences", &worker()),
+            step_seconds: metrics::histogram!("volley_step_seconds", &worker()),
+            worker_idle_seconds: metrics::histogram!("volley_step_wait_seconds", &worker()),
+            seen: Totals::default(),
+        }
+    }
+
+    pub(crate) fn step(&self, result: &v1::StepResult) {
+        self.step_rows.record(f64::from(result.rows));
+        self.step_sequences.record(result.slots.len() as f64);
+        self.step_seconds.record(result.compute_us as f64 * 1e-6);
+        self.worker_idle_seconds.record(result.wait_us as f64 * 1e-6);
+    }
+
+    pub(crate) fn state(&mut self, load: Load, totals: Totals) {
+        self.running.set(load.running as f64);
+        self.waiting.set(load.waiting as f64);
+        self.waiting_tokens.set(load.waiting_tokens as f64);
+        self.blocks_free.set(load.free_blocks as f64);
+        self.blocks_total.set(load.total_blocks as f64);
+        self.preemptions.increment(totals.preemptions - self.seen.preemptions);
+        self.wasted_tokens.increment(totals.wasted_tokens - self.seen.wasted_tokens);
+        self.seen = totals;
+    }
+}
+
+impl Drop for WorkerMetrics {
+    fn drop(&mut self) {
+        self.state(Load::default(), self.seen);
+    }
+}
+
+/// A sequence's span, a child of the router's, and its own trace context for the worker. When tracing is off
+/// the router's context is passed on as it is.
+pub(crate) fn sequence_span(submission: &v1::Submission, choice: u32) -> (tracing::Span, String) {
+    let span = tracing::info_span!("sequence", request = submission.request_id, choice);
+    if span.is_disabled() {
+        return (span, submission.traceparent.clone());
+    }
+    let mut carrier = HashMap::from([("traceparent".to_owned(), submission.traceparent.clone())]);
+    let parent = global::get_text_map_propagator(|propagator| propagator.extract(&carrier));
+    // Fails when no exporter is set up.
+    let _ = span.set_parent(parent);
+    global::get_text_map_propagator(|propagator| propagator.inject_context(&span.context(), &mut carrier));
+    let traceparent = carrier.remove("traceparent").unwrap_or_default();
+    (span, traceparent)
+}

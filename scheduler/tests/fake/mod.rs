@@ -1,0 +1,196 @@
+//! A worker without a model. Its next token is a hash of all tokens before it, read back from its KV blocks:
+//! a block that two sequences share by mistake changes a stream. It refuses plans that can't be.
+#![allow(dead_code, unreachable_pub)] // each test file uses its part
+
+use std::collections::{HashMap, HashSet};
+
+use volley_proto::v1::{self, FinishReason, Kind};
+
+pub const VOCABULARY: u32 = 61;
+/// Ends a sequence that asked for it, about once in [`VOCABULARY`] tokens.
+pub const STOP: u32 = 7;
+
+/// What a model is to the scheduler.
+#[derive(Default)]
+pub struct FakeWorker {
+    pub block_tokens: usize,
+    pub batch_tokens: usize,
+    /// (group, block) → its tokens.
+    kv: HashMap<(u32, u32), Vec<Option<u32>>>,
+    slots: HashMap<u32, Slot>,
+    last_step: u64,
+}
+
+struct Slot {
+    sequence: v1::NewSequence,
+    /// Prompt and whatever was drawn.
+    tokens: Vec<u32>,
+    computed: usize,
+    tables: HashMap<u32, Vec<u32>>,
+}
+
+impl FakeWorker {
+    pub fn new(block_tokens: usize, batch_tokens: usize) -> Self {
+        Self { block_tokens, batch_tokens, ..Self::default() }
+    }
+
+    /// Sequences in slots.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Does what the plan says, as a worker would.
+    pub fn step(&mut self, plan: v1::StepPlan) -> v1::StepResult {
+        assert_eq!(plan.step_id, self.last_step + 1, "steps are numbered without a gap");
+        self.last_step = plan.step_id;
+        for slot in &plan.release {
+            assert!(self.slots.remove(slot).is_some(), "slot {slot} was free");
+        }
+        for sequence in plan.admit {
+            let slot = Slot {
+                tokens: sequence.tokens.clone(),
+                computed: sequence.computed as usize,
+                tables: HashMap::new(),
+                sequence,
+            };
+            let taken = self.slots.insert(slot.sequence.slot, slot);
+            assert!(taken.is_none(), "the slot was taken");
+        }
+        for append in plan.append {
+            for &block in &append.blocks {
+                let owned = |slot: &Slot| slot.tables.get(&append.group).is_some_and(|t| t.contains(&block));
+                assert!(!self.slots.values().any(owned), "block {block} has an owner");
+            }
+            let slot = self.slots.get_mut(&append.slot).expect("the slot is taken");
+            slot.tables.entry(append.group).or_default().extend(append.blocks);
+        }
+        let rows = plan.run.iter().map(|run| run.tokens as usize).sum::<usize>();
+        assert!(0 < rows && rows <= self.batch_tokens, "{rows} rows in a step of {}", self.batch_tokens);
+        let distinct: HashSet<_> = plan.run.iter().map(|run| run.slot).collect();
+        assert_eq!(distinct.len(), plan.run.len(), "a slot runs once a step");
+        let slots = plan.run.iter().map(|run| self.run(run)).collect();
+        v1::StepResult { step_id: plan.step_id, rows: rows as u32, slots, ..Default::default() }
+    }
+
+    fn run(&mut self, run: &v1::SlotRun) -> v1::SlotResult {
+        let slot = self.slots.get_mut(&run.slot).expect("the slot is taken");
+        assert!(run.tokens > 0);
+        let mut result = v1::SlotResult { slot: run.slot, ..Default::default() };
+        for _ in 0..run.tokens {
+            let position = slot.computed;
+            let token = *slot.tokens.get(position).expect("only what is known runs");
+            for (&group, table) in &slot.tables {
+                let block = *table.get(position / self.block_tokens).expect("there is a block for it");
+                let cells = self.kv.entry((group, block)).or_default();
+                cells.resize(self.block_tokens, None);
+                cells[position % self.block_tokens] = Some(token);
+            }
+            slot.computed += 1;
+            // This row's hidden state stands for all tokens up to it.
+            let past = read(&self.kv, self.block_tokens, slot);
+            assert_eq!(past, slot.tokens[..slot.computed], "the KV cache holds what was computed");
+            let next = slot.computed;
+            let scored = slot.sequence.score.as_ref().is_some_and(|range| range.from as usize <= next);
+            if scored && next < slot.sequence.prompt_tokens as usize {
+                result.scored.push(score(&past, slot.tokens[next]));
+            }
+            if next == slot.tokens.len() && slot.sequence.kind() == Kind::Generate {
+                let sampling = slot.sequence.sampling.unwrap_or_default();
+                let mut token = draw(&past, sampling.seed, slot.sequence.choice);
+                let generated = next - slot.sequence.prompt_tokens as usize;
+                if generated < slot.sequence.min_tokens as usize && slot.sequence.banned.contains(&token) {
+                    token += 1;
+                }
+                result.tokens.push(token);
+                if sampling.logprobs.is_some() {
+                    result.logprobs.push(score(&past, token));
+                }
+            }
+        }
+        slot.tokens.extend(&result.tokens);
+        result
+    }
+}
+
+fn read(kv: &HashMap<(u32, u32), Vec<Option<u32>>>, block_tokens: usize, slot: &Slot) -> Vec<u32> {
+    let groups = slot.tables.iter().map(|(&group, table)| {
+        let cell =
+            |i: usize| kv[&(group, table[i / block_tokens])][i % block_tokens].expect("it was written");
+        (0..slot.computed).map(cell).collect::<Vec<_>>()
+    });
+    let groups: Vec<_> = groups.collect();
+    assert!(groups.windows(2).all(|pair| pair[0] == pair[1]), "all groups hold the same tokens");
+    groups.into_iter().next().expect("there is a group")
+}
+
+fn hash(tokens: &[u32], salt: u64) -> u64 {
+    tokens.iter().fold(salt ^ 0x9e37_79b9_7f4a_7c15, |h, &token| {
+        (h ^ u64::from(token)).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23)
+    })
+}
+
+fn draw(past: &[u32], seed: u64, choice: u32) -> u32 {
+    (hash(past, seed ^ u64::from(choice) << 32) >> 17) as u32 % VOCABULARY
+}
+
+fn score(past: &[u32], token: u32) -> v1::Logprobs {
+    let logprob = -((hash(past, u64::from(token)) >> 40) as f32);
+    v1::Logprobs { logprob, ..Default::default() }
+}
+
+/// What a request should get: its stream when it is alone.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stream {
+    pub tokens: Vec<u32>,
+    pub logprobs: Vec<f32>,
+    pub scored: Vec<f32>,
+    pub finish: FinishReason,
+}
+
+/// The stream of `choice` of a submission with this prompt.
+pub fn alone(prompt: &[u32], submission: &v1::Submission, choice: u32, context: usize) -> Stream {
+    let mut stream = Stream { finish: FinishReason::Length, ..Default::default() };
+    if let Some(range) = &submission.score {
+        let from = (range.from as usize).max(1);
+        stream.scored = (from..prompt.len()).map(|at| score(&prompt[..at], prompt[at]).logprob).collect();
+    }
+    let sampling = submission.sampling.unwrap_or_default();
+    let mut tokens = prompt.to_vec();
+    let limit = context.min(prompt.len() + submission.max_tokens as usize);
+    while submission.kind() == Kind::Generate && tokens.len() < limit {
+        let generated = tokens.len() - prompt.len();
+        let mut token = draw(&tokens, sampling.seed, choice);
+        let early = generated < submission.min_tokens as usize;
+        if early && submission.stop_tokens.contains(&token) {
+            token += 1;
+        }
+        stream.tokens.push(token);
+        if sampling.logprobs.is_some() {
+            stream.logprobs.push(score(&tokens, token).logprob);
+        }
+        tokens.push(token);
+        if !early && submission.stop_tokens.contains(&token) {
+            stream.finish = FinishReason::Stop;
+            break;
+        }
+    }
+    stream
+}
+
+impl Stream {
+    /// Adds an output; nothing may follow the finish.
+    pub fn extend(&mut self, output: v1::SequenceOutput) {
+        assert_eq!(self.finish, FinishReason::Unspecified, "nothing follows the end");
+        self.finish = output.finish();
+        self.tokens.extend(output.tokens);
+        self.logprobs.extend(output.logprobs.iter().map(|l| l.logprob));
+        self.scored.extend(output.scored.iter().map(|l| l.logprob));
+    }
+
+    /// Whether this is what `whole` begins with.
+    pub fn begins(&self, whole: &Stream) -> bool {
+        whole.tokens.starts_with(&self.tokens)
+            && whole.logprobs.starts_with(&self.logprobs)
+            && whole.scored.starts_with(&self.scored)
+    }
+}

@@ -1,0 +1,62 @@
+//! From flags to a loaded worker.
+
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+use volley_worker::Worker;
+
+use super::{Error, machine};
+use crate::{
+    cli::{self, EngineArgs},
+    models::{self, Cache, Model, Sources},
+    progress::Progress,
+};
+
+/// Finds the model, downloading it if need be. Ends with [`models::Error::Interrupted`] when cancelled.
+pub(super) async fn resolve(args: &EngineArgs, cancel: &CancellationToken) -> Result<Model, Error> {
+    let (spec, cache) = (args.model.clone(), Cache::new(args.home.clone()));
+    let sources = Sources { hub_token: args.hub_token.clone(), ..Sources::default() };
+    let cancel = cancel.clone();
+    let found = spawn_blocking(move || models::resolve(&spec, &cache, &sources, &cancel)).await;
+    let mut model = found.map_err(|e| ended(&e))??;
+    if let Some(name) = &args.model_name {
+        model.name.clone_from(name);
+    }
+    Ok(model)
+}
+
+/// Loads it, with progress unless `silent`.
+pub(super) async fn load(args: &EngineArgs, model: Model, id: String, silent: bool) -> Result<Worker, Error> {
+    let config = volley_worker::Config {
+        id,
+        model: model.path,
+        name: model.name,
+        weights_hash: model.weights_hash,
+        device: args.device.clone(),
+        threads: args.threads.unwrap_or_else(machine::cores),
+        kv_cache_bytes: machine::kv_cache_bytes(args.kv_cache_gb),
+        max_batch_tokens: args.max_batch_tokens,
+        max_sequences: args.max_sequences,
+        activations: args.activations.into(),
+    };
+    let loaded = spawn_blocking(move || {
+        let label = format!("loading {}", config.name);
+        let mut progress = if silent { Progress::silent() } else { Progress::new(label) };
+        let worker = Worker::load(config, |done, total| progress.update(done, total));
+        progress.finish();
+        worker
+    });
+    Ok(loaded.await.map_err(|e| ended(&e))??)
+}
+
+fn ended(error: &tokio::task::JoinError) -> Error {
+    Error::Ended { part: "loader", reason: Some(error.to_string()) }
+}
+
+impl From<cli::Activations> for volley_worker::Activations {
+    fn from(kind: cli::Activations) -> Self {
+        match kind {
+            cli::Activations::Auto => Self::Auto,
+            cli::Activations::F32 => Self::F32,
+        }
+    }
+}

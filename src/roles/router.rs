@@ -1,0 +1,123 @@
+//! `volley router`: the HTTP API in front of the schedulers found in etcd.
+
+use std::{sync::Arc, time::Duration};
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use volley_membership::Membership;
+use volley_proto::transport::Transport;
+use volley_router::{
+    auth::Keys,
+    config::{Config, StopWord, UnknownFields},
+    engine::{Engine, EngineConfig},
+    server,
+};
+
+use super::{Error, address, cluster, fresh_id, parts::Parts, shutdown};
+use crate::cli::{self, ApiArgs, RouterArgs};
+
+/// Serves until a signal, then lets running answers finish.
+pub(crate) async fn run(args: RouterArgs, metrics: PrometheusHandle) -> Result<(), Error> {
+    let ending = shutdown::on_signal()?;
+    let config = config(&args.api)?;
+    let (listener, address) = address::bind(&args.listen).await?;
+    let membership = cluster(&args.cluster).await?;
+    let mut parts = Parts::default();
+    start(&mut parts, config, membership, Transport::default(), listener, metrics);
+    tracing::info!(%address, "serving");
+    tokio::select! {
+        failure = parts.failure() => return Err(failure),
+        () = ending.cancelled() => {}
+    }
+    parts.stop().await;
+    Ok(())
+}
+
+/// Starts the HTTP server, and the links behind it, which are stopped after it.
+pub(super) fn start(
+    parts: &mut Parts,
+    config: Config,
+    membership: Arc<dyn Membership>,
+    transport: Transport,
+    listener: TcpListener,
+    metrics: PrometheusHandle,
+) -> Arc<Engine> {
+    let links = CancellationToken::new();
+    let names = EngineConfig { router_id: fresh_id("router"), ..EngineConfig::default() };
+    let engine = Arc::new(Engine::connect(names, membership, transport, links.clone()));
+    parts.start("HTTP server", |stop| server::serve(config, engine.clone(), metrics, listener, stop));
+    parts.start("links", |stop| async move {
+        stop.cancelled().await;
+        links.cancel();
+        Ok::<_, Error>(())
+    });
+    engine
+}
+
+/// What the router makes of the flags; the rest are its own defaults.
+pub(super) fn config(args: &ApiArgs) -> Result<Config, Error> {
+    Ok(Config {
+        account: args.account.clone(),
+        aliases: args.alias.clone(),
+        keys: keys(args)?,
+        stop_word: match args.stop_word {
+            cli::StopWord::Include => StopWord::Include,
+            cli::StopWord::Exclude => StopWord::Exclude,
+        },
+        unknown_fields: match args.unknown_fields {
+            cli::UnknownFields::Error => UnknownFields::Error,
+            cli::UnknownFields::Warn => UnknownFields::Warn,
+            cli::UnknownFields::Ignore => UnknownFields::Ignore,
+        },
+        body_limit: args.body_limit_mib << 20,
+        grace: Duration::from_secs(args.grace),
+        ..Config::default()
+    })
+}
+
+fn keys(args: &ApiArgs) -> Result<Keys, Error> {
+    let Some(path) = &args.api_keys_file else {
+        return Ok(Keys::new(args.api_keys.iter().map(String::as_str)));
+    };
+    let failed = |source| Error::Keys { path: path.clone(), source };
+    let keys = Keys::from_file(path).map_err(failed)?;
+    // A file that was meant to protect the API and holds nothing must not open it to everyone.
+    if !keys.required() {
+        return Err(failed(std::io::Error::other("it has no key")));
+    }
+    Ok(keys)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn configured(flags: &[&str]) -> Result<Config, Error> {
+        let all = ["volley", "router"].into_iter().chain(flags.iter().copied());
+        match Cli::parse_from(all).command {
+            Command::Router(args) => config(&args.api),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_empty_file_of_keys_does_not_open_the_api() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        assert!(configured(&["--api-keys-file", path]).unwrap_err().to_string().contains("it has no key"));
+        std::fs::write(path, "# ours\nsecret\n").unwrap();
+        assert!(configured(&["--api-keys-file", path]).unwrap().keys.required());
+        assert!(configured(&["--api-keys", "a,b"]).unwrap().keys.required());
+        assert!(!configured(&[]).unwrap().keys.required());
+        assert!(
+            configured(&["--api-keys-file", "no-such-file"])
+                .unwrap_err()
+                .to_string()
+                .contains("no-such-file")
+        );
+    }
+}

@@ -1,0 +1,215 @@
+//! `volley serve`: everything on one machine, with the very gRPC that a cluster uses.
+//!
+//! ```text
+//! 1 worker    router ══ inproc://scheduler ══▶ scheduler ══ inproc://worker ══▶ worker
+//! N workers   router ══ inproc://scheduler ══▶ scheduler ══ TCP ══▶ N child processes
+//! ```
+//!
+//! HTTP answers from the first moment (/ready, and requests, say 503 until the model is loaded), so that a port in
+//! use is found before a download, not after.
+
+use std::{ffi::OsString, io::Write, sync::Arc, time::Duration};
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::mpsc;
+use volley_membership::{Local, Member, Membership, Registration, Role};
+use volley_proto::transport::Transport;
+use volley_router::engine::{Engine, Generate, ModelError};
+
+use super::{
+    Error, address, banner::Banner, fresh_id, load, machine, parts::Parts, router, scheduler, shutdown,
+};
+use crate::{
+    cli::{ServeArgs, TelemetryArgs},
+    models::Model,
+    progress::Progress,
+    supervise::Supervised,
+};
+
+const SCHEDULER: &str = "scheduler";
+const WORKER: &str = "worker";
+/// How often the router is asked whether the model has come up the links.
+const READY_POLL: Duration = Duration::from_millis(10);
+
+/// What stands while the service runs.
+struct Service {
+    parts: Parts,
+    membership: Arc<dyn Membership>,
+    transport: Transport,
+    /// The in-process worker's.
+    _registration: Option<Registration>,
+}
+
+/// Serves until a signal, then lets running answers finish.
+pub(crate) async fn run(
+    args: ServeArgs,
+    telemetry: TelemetryArgs,
+    metrics: PrometheusHandle,
+) -> Result<(), Error> {
+    let ending = shutdown::on_signal()?;
+    let config = router::config(&args.api)?;
+    let keys = config.keys.required();
+    let (listener, listening) = address::bind(&args.listen).await?;
+
+    let membership: Arc<dyn Membership> = Arc::new(Local::default());
+    let (transport, mut parts) = (Transport::default(), Parts::default());
+    let engine = router::start(&mut parts, config, membership.clone(), transport.clone(), listener, metrics);
+    let scheduler = scheduler::config(&args.admission, fresh_id(SCHEDULER), format!("inproc://{SCHEDULER}"));
+    parts.start("scheduler", |stop| {
+        let incoming = transport.listen_inproc(SCHEDULER);
+        volley_scheduler::serve(scheduler, membership.clone(), transport.clone(), incoming, stop)
+    });
+    let mut service = Service { parts, membership, transport, _registration: None };
+
+    let model = tokio::select! {
+        model = load::resolve(&args.engine, &ending) => model?,
+        failure = service.parts.failure() => return Err(failure),
+    };
+    let name = model.name.clone();
+    let started = tokio::select! {
+        started = service.start_workers(&args, &telemetry, model) => started,
+        () = ending.cancelled() => return Ok(()),
+    };
+    started?;
+    let chat = tokio::select! {
+        chat = chat_when_ready(&engine, &name) => chat?,
+        failure = service.parts.failure() => return Err(failure),
+        () = ending.cancelled() => return Ok(()),
+    };
+    let (url, id) = (address::local_url(listening), format!("accounts/{}/models/{name}", args.api.account));
+    show(&Banner { url: &url, model: &id, chat, keys });
+    tokio::select! {
+        failure = service.parts.failure() => return Err(failure),
+        () = ending.cancelled() => {}
+    }
+    service.parts.stop().await;
+    Ok(())
+}
+
+/// On stdout, if that still leads anywhere.
+fn show(banner: &Banner<'_>) {
+    let mut out = std::io::stdout().lock();
+    let _ = write!(out, "{banner}").and_then(|()| out.flush());
+}
+
+// === impl Service ===
+
+impl Service {
+    async fn start_workers(
+        &mut self,
+        args: &ServeArgs,
+        telemetry: &TelemetryArgs,
+        model: Model,
+    ) -> Result<(), Error> {
+        match args.workers {
+            1 => self.start_in_process(args, model).await,
+            _ => self.start_children(args, telemetry, &model).await,
+        }
+    }
+
+    async fn start_in_process(&mut self, args: &ServeArgs, model: Model) -> Result<(), Error> {
+        let id = fresh_id(WORKER);
+        let worker = tokio::select! {
+            worker = load::load(&args.engine, model, id.clone(), false) => worker?,
+            failure = self.parts.failure() => return Err(failure),
+        };
+        let member = Member { id, address: format!("inproc://{WORKER}"), model: worker.card().name.clone() };
+        let incoming = self.transport.listen_inproc(WORKER);
+        self.parts.start("worker", |stop| worker.serve(incoming, stop));
+        self._registration = Some(self.membership.register(Role::Worker, member).await?);
+        Ok(())
+    }
+
+    /// Starts the child processes and waits until each has been ready once.
+    async fn start_children(
+        &mut self,
+        args: &ServeArgs,
+        telemetry: &TelemetryArgs,
+        model: &Model,
+    ) -> Result<(), Error> {
+        let command = child_command(args, telemetry, model)?;
+        let (ready, mut became_ready) = mpsc::unbounded_channel();
+        for _ in 0..args.workers {
+            let (command, membership, ready) = (command.clone(), self.membership.clone(), ready.clone());
+            self.parts.start("worker process", |shutdown| {
+                Supervised { command, membership, ready, shutdown }.run()
+            });
+        }
+        let progress = Progress::new(format!("loading {} in {} processes", model.name, args.workers));
+        for _ in 0..args.workers {
+            tokio::select! {
+                Some(()) = became_ready.recv() => {}
+                failure = self.parts.failure() => return Err(failure),
+            }
+        }
+        progress.finish();
+        Ok(())
+    }
+}
+
+/// Waits until the router can serve the model, tokenizer and all; whether it can chat.
+async fn chat_when_ready(engine: &Engine, name: &str) -> Result<bool, Error> {
+    loop {
+        match engine.model(name).await {
+            Ok(model) => return Ok(model.card.has_chat_template),
+            Err(ModelError::Invalid(reason)) => return Err(Error::Ended { part: "model", reason: Some(reason) }),
+            // Not up the links yet; unknown until the scheduler has reported.
+            Err(ModelError::NotReady { .. } | ModelError::NotFound) => tokio::time::sleep(READY_POLL).await,
+        }
+    }
+}
+
+/// `volley worker …`: all that holds for a child is on its command line.
+fn child_command(args: &ServeArgs, telemetry: &TelemetryArgs, model: &Model) -> Result<Vec<OsString>, Error> {
+    let program = std::env::current_exe()
+        .map_err(|source| Error::System { doing: "cannot find this program's own file", source })?;
+    let (engine, count) = (&args.engine, usize::from(args.workers));
+    let threads = engine.threads.unwrap_or_else(|| (machine::cores() / count).max(1));
+    let kv_gb = machine::kv_cache_bytes(engine.kv_cache_gb) as f64 / count as f64 / 1e9;
+    let mut command: Vec<OsString> = vec![program.into(), "worker".into(), "--supervised".into()];
+    let mut flag = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
+        command.push(name.into());
+        command.push(value.as_ref().into());
+    };
+    flag("--listen", &"127.0.0.1:0");
+    flag("--model", &model.path);
+    flag("--model-name", &model.name);
+    flag("--device", &engine.device);
+    flag("--threads", &threads.to_string());
+    flag("--kv-cache-gb", &kv_gb.to_string());
+    flag("--max-batch-tokens", &engine.max_batch_tokens.to_string());
+    flag("--max-sequences", &engine.max_sequences.to_string());
+    flag("--activations", &engine.activations.to_string());
+    flag("--log", &telemetry.log.as_deref().unwrap_or("warn"));
+    flag("--log-format", &telemetry.log_format.to_string());
+    if let Some(home) = &engine.home {
+        flag("--home", home);
+    }
+    if let Some(endpoint) = &telemetry.otlp_endpoint {
+        flag("--otlp-endpoint", endpoint);
+    }
+    Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    #[test]
+    fn the_childrens_command_line_is_understood_and_shares_the_machine_out() {
+        let flags =
+            ["volley", "serve", "--workers", "4", "--kv-cache-gb", "2", "--threads", "3", "--home", "/h"];
+        let cli = Cli::parse_from(flags);
+        let Command::Serve(args) = cli.command else { panic!() };
+        let model = Model { path: "/m.gguf".into(), name: "m".into(), weights_hash: None };
+        let command = child_command(&args, &cli.telemetry, &model).unwrap();
+        let Command::Worker(worker) = Cli::parse_from(command).command else { panic!() };
+        assert!(worker.supervised);
+        assert_eq!((worker.engine.model.as_str(), worker.engine.threads), ("/m.gguf", Some(3)));
+        assert_eq!(worker.engine.kv_cache_gb, Some(0.5));
+        assert_eq!(worker.engine.home, Some("/h".into()));
+    }
+}
