@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from volley import MODEL, TARGET
+from volley import MODEL, NODE, TARGET
 
 
 def run_node(server, where):
     script = shutil.copy(Path(__file__).parent / "sdk.test.ts", where)
     env = {**os.environ, "VOLLEY_BASE": server.base, "VOLLEY_MODEL": MODEL}
-    command = [where / "node_modules/.bin/tsx", "--test", script]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([NODE, "--test", script], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "# fail 0" in done.stdout or "ℹ fail 0" in done.stdout, done.stdout
 
 
 def test_the_newest_node_sdk(server):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from volley import TARGET
+from volley import NODE, TARGET
 
 PAGE = Path(__file__).parent / "page"
 OLD_PYTHON = TARGET / "e2e/openai-0.28.1/bin/python"
-NODE = TARGET / "e2e/node"
+NODE_MODULES = TARGET / "e2e/node"
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_curl_streams_with_usage_in_the_last_chunk(run):
 
 
 def test_typescript_streams_with_usage_in_the_last_chunk(run):
-    output = run("usage.ts", NODE / "node_modules/.bin/tsx", where=NODE)
+    output = run("usage.ts", NODE, where=NODE_MODULES)
     before, last = output.split("{", 1)
     assert set(before.split()) == {"null"}
     assert re.search(r"completion_tokens: \d+", last)

@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).absolute()
 BINARY = TARGET / "release/volley"
 HOME = TARGET / "e2e/home"  # VOLLEY_HOME: the model is downloaded once, however often the tests run
 LOGS = TARGET / "e2e/logs"
+NODE = TARGET / "e2e/python/bin/node"
 
 MODEL = "accounts/fireworks/models/smollm2-135m-instruct"
 # The models of the original page, so that its examples run verbatim.
