@@ -173,27 +173,30 @@ pub(crate) struct EngineArgs {
     /// The name the model is served under. By default its own: the catalogue's, the file's or the folder's.
     #[arg(long, env = "VOLLEY_MODEL_NAME", value_name = "NAME")]
     pub(crate) model_name: Option<String>,
-    /// Where the model runs: auto, cpu, cuda or cuda:INDEX. `auto` takes a GPU when there is one.
-    #[arg(long, env = "VOLLEY_DEVICE", default_value = "auto", value_name = "DEVICE")]
-    pub(crate) device: String,
+    /// Where the model runs: auto, cpu, cuda or cuda:INDEX. `auto` takes a GPU when there is one that this build can
+    /// use.
+    #[arg(long, env = "VOLLEY_DEVICE", default_value = "auto", value_name = "DEVICE", value_parser = device)]
+    pub(crate) device: Device,
     /// Kernel threads. By default one per core: decoding is bound by memory, and the async threads need little.
-    #[arg(long, env = "VOLLEY_THREADS", value_name = "N")]
+    #[arg(long, env = "VOLLEY_THREADS", value_name = "N", value_parser = positive)]
     pub(crate) threads: Option<usize>,
-    /// Memory for the KV cache, GB. By default a quarter of what is free, at most 4 GB: pages are touched only
-    /// when they are used, and the rest of the machine stays usable.
-    #[arg(long, env = "VOLLEY_KV_CACHE_GB", value_name = "GB")]
+    /// Memory for the KV cache, GB. By default a quarter of what is free, and no more than all sequences can fill:
+    /// pages are touched only when they are used, and the rest of the machine stays usable.
+    #[arg(long, env = "VOLLEY_KV_CACHE_GB", value_name = "GB", value_parser = gigabytes)]
     pub(crate) kv_cache_gb: Option<f64>,
     /// Tokens that one step computes at most.
     ///
-    /// 512 keeps the step of a long prompt short enough for the streams beside it, and long enough for matmuls.
-    #[arg(long, env = "VOLLEY_MAX_BATCH_TOKENS", default_value_t = 512, value_name = "TOKENS")]
+    /// 512: a usual prompt is one step, and no step is so long that the streams beside it visibly stall.
+    #[arg(long, env = "VOLLEY_MAX_BATCH_TOKENS", default_value_t = volley_worker::Config::MAX_BATCH_TOKENS,
+          value_name = "TOKENS")]
     pub(crate) max_batch_tokens: u32,
     /// Sequences that run at the same time at most; others wait. 64: beyond it a CPU gains little.
-    #[arg(long, env = "VOLLEY_MAX_SEQUENCES", default_value_t = 64, value_name = "N")]
-    pub(crate) max_sequences: u16,
-    /// How activations are multiplied with quantized weights. `f32` also unpacks the weights to float32: slow, for
-    /// comparing with other engines.
-    #[arg(long, env = "VOLLEY_ACTIVATIONS", default_value = "auto", value_name = "KIND")]
+    #[arg(long, env = "VOLLEY_MAX_SEQUENCES", default_value_t = volley_worker::Config::MAX_SEQUENCES,
+          value_name = "N")]
+    pub(crate) max_sequences: u32,
+    /// How activations are multiplied with quantized weights. `int8` is fast; `f32` also unpacks the weights to
+    /// float32, for comparing with other engines.
+    #[arg(long, env = "VOLLEY_ACTIVATIONS", default_value = "int8", value_name = "KIND")]
     pub(crate) activations: Activations,
     /// Where downloaded models are kept. By default `volley` in the user's cache directory.
     #[arg(long, env = "VOLLEY_HOME", value_name = "DIR")]
@@ -203,11 +206,22 @@ pub(crate) struct EngineArgs {
     pub(crate) hub_token: Option<String>,
 }
 
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Device {
+    /// The best there is.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this index.
+    Cuda(usize),
+}
+
 /// How activations are represented in matrix products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Activations {
-    /// What is fastest for the weights' format.
-    Auto,
+    /// 8 bits, a scale per 32.
+    Int8,
     /// float32 throughout.
     F32,
 }
@@ -291,10 +305,10 @@ pub(crate) struct BenchArgs {
     #[arg(long)]
     pub(crate) model: Option<String>,
     /// Numbers of streams, one load after the other. From one user to a busy small server by default.
-    #[arg(short, long, default_value = "1,4,16,64", value_delimiter = ',', value_name = "N[,N…]")]
+    #[arg(short, long, default_value = "1,4,16,64", value_delimiter = ',', value_name = "N[,N…]", value_parser = positive)]
     pub(crate) concurrency: Vec<usize>,
     /// Requests of each load. By default 3 per stream up to 16 streams, 2 beyond: enough to be steady, and soon over.
-    #[arg(short = 'n', long, value_name = "N")]
+    #[arg(short = 'n', long, value_name = "N", value_parser = positive)]
     pub(crate) requests: Option<usize>,
     /// Tokens to generate per request.
     #[arg(long, default_value_t = 128, value_name = "TOKENS")]
@@ -405,6 +419,38 @@ fn alias(text: &str) -> Result<(String, String), String> {
     }
 }
 
+fn device(text: &str) -> Result<Device, String> {
+    let expected = || "expected auto, cpu, cuda or cuda:INDEX".to_owned();
+    match text {
+        "auto" => Ok(Device::Auto),
+        "cpu" => Ok(Device::Cpu),
+        "cuda" => Ok(Device::Cuda(0)),
+        _ => {
+            let index = text.strip_prefix("cuda:").and_then(|index| index.parse().ok());
+            index.map(Device::Cuda).ok_or_else(expected)
+        }
+    }
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a number, 1 or more".into())
+}
+
+fn gigabytes(text: &str) -> Result<f64, String> {
+    let usable = |gb: &f64| gb.is_finite() && *gb > 0.0;
+    text.parse().ok().filter(usable).ok_or_else(|| "expected gigabytes, such as 0.5".into())
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
 macro_rules! displayed_as_on_the_command_line {
     ($($kind:ty),*) => {$(
         impl std::fmt::Display for $kind {
@@ -451,6 +497,15 @@ mod tests {
                 let expected = format!("VOLLEY_{}", flag.get_id().as_str().to_uppercase());
                 assert!(variable == expected || variable == "HF_TOKEN", "{}: {variable:?}", flag.get_id());
             }
+        }
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused() {
+        let fails = |flags: &[&str]| Cli::try_parse_from(["volley", "serve"].iter().chain(flags)).is_err();
+        assert!(!fails(&["--device", "cuda:1", "--kv-cache-gb", "0.5", "--threads", "1"]));
+        for flags in [["--device", "gpu"], ["--kv-cache-gb", "-1"], ["--threads", "0"], ["--workers", "0"]] {
+            assert!(fails(&flags), "{flags:?}");
         }
     }
 

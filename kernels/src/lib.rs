@@ -8,7 +8,10 @@
 //!
 //! Knows nothing of requests: a batch is rows, positions and block tables.
 
+#![allow(unsafe_code)] // SIMD, and kernel threads that borrow from their caller
+
 mod backend;
+pub mod cpu;
 mod error;
 mod tensor;
 

@@ -59,7 +59,7 @@ impl DType {
     /// Bytes of a row of `cols` numbers; `None` if `cols` is not a whole number of blocks.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
         let (numbers, bytes) = self.block();
-        (cols % numbers == 0).then(|| (cols / numbers).checked_mul(bytes)).flatten()
+        cols.is_multiple_of(numbers).then(|| (cols / numbers).checked_mul(bytes)).flatten()
     }
 }
 

@@ -34,8 +34,7 @@ mod stall;
 pub mod stop;
 mod supervise;
 pub mod template;
-pub mod tokenizer;
-pub mod vocabulary;
-
 #[cfg(test)]
 mod tests;
+pub mod tokenizer;
+pub mod vocabulary;

@@ -5,19 +5,19 @@
 //! VOLLEY_HOME/models/<name>/<file>.sha256    their hash, recorded then, so that a start reads nothing twice
 //! VOLLEY_HOME/models/<name>/.incoming-…/     a download under way; a stale one is removed under the lock
 //! VOLLEY_HOME/models/<name>.lock             held while downloading
-//! VOLLEY_HOME/hashes/…                       hashes of the user's own files, by path, size and time
+//! VOLLEY_HOME/weights/…                      the worker's record of the hashes of other weights
 //! ```
 
 use std::{
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
-    time::{Duration, UNIX_EPOCH},
+    time::Duration,
 };
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, sha256};
+use super::Error;
 
 const INCOMING: &str = ".incoming-";
 /// How often a waiting process looks whether the lock is free: file locks can't be awaited and cancelled.
@@ -52,6 +52,11 @@ impl Cache {
     pub(crate) fn new(home: Option<PathBuf>) -> Self {
         let user = || dirs::cache_dir().unwrap_or_else(std::env::temp_dir).join("volley");
         Self { home: home.unwrap_or_else(user) }
+    }
+
+    /// The cache folder itself.
+    pub(crate) fn home(&self) -> &Path {
+        &self.home
     }
 
     /// Where a model's files are, or will be.
@@ -137,47 +142,6 @@ impl Cache {
             .collect();
         models.sort_by(|a, b| a.name.cmp(&b.name));
         models
-    }
-
-    /// The hash of weights anywhere on this machine: recorded beside them or in `hashes/`, else computed now and
-    /// recorded. `None` when they can't be read, which the worker will report better.
-    pub(super) fn weights_hash(&self, files: &[PathBuf]) -> Option<String> {
-        let hashes: Option<Vec<_>> = files.iter().map(|f| self.file_hash(f)).collect();
-        let hashes = hashes?;
-        match hashes.as_slice() {
-            [one] => Some(one.clone()),
-            several => Some(sha256::of_hashes(several)),
-        }
-    }
-
-    fn file_hash(&self, path: &Path) -> Option<String> {
-        let path = path.canonicalize().ok()?;
-        let ours = self.home.canonicalize().is_ok_and(|home| path.starts_with(home));
-        if let Some(hash) = ours.then(|| self.recorded(&path)).flatten() {
-            return Some(hash);
-        }
-        let meta = path.metadata().ok()?;
-        let time = meta.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos();
-        let key = format!("{}\n{}\n{time}", path.display(), meta.len());
-        let record = self.home.join("hashes").join(sha256::of_hashes(&[key]));
-        if let Ok(hash) = fs::read_to_string(&record) {
-            if hash.len() == 64 {
-                return Some(hash);
-            }
-        }
-        let hash = sha256::of_file(&path).ok()?;
-        // Only a record: without it the next start hashes again.
-        let folder = self.home.join("hashes");
-        let kept = fs::create_dir_all(&folder)
-            .and_then(|()| tempfile::NamedTempFile::new_in(&folder))
-            .and_then(|draft| {
-                fs::write(draft.path(), &hash)?;
-                draft.persist(&record).map_err(|e| e.error)
-            });
-        if let Err(error) = kept {
-            tracing::debug!(%error, "the weights' hash was not recorded");
-        }
-        Some(hash)
     }
 }
 

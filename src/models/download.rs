@@ -11,7 +11,7 @@ use super::{
     Cache, Error, Model,
     cache::{Lock, failed},
     catalogue::{Entry, Source},
-    hub, pypi, served_name, sha256, weight_files,
+    check, hub, pypi, served_name, sha256,
 };
 use crate::progress::Progress;
 
@@ -201,7 +201,8 @@ fn cached_repository(id: &hub::Id, cache: &Cache) -> Option<Model> {
         None if folder.join("config.json").is_file() => folder,
         None => only_gguf(&folder)?,
     };
-    let weights_hash = cache.weights_hash(&weight_files(&path).ok()?);
+    check(&path).ok()?;
+    let weights_hash = cache.recorded(&path); // of a file; a directory has none
     let name = match &id.file {
         Some(file) => served_name(&Path::new(file).file_stem()?.to_string_lossy()),
         None => served_name(&id.name),

@@ -35,7 +35,7 @@ pub(crate) struct Model {
     pub path: PathBuf,
     /// The bare name it is served under.
     pub name: String,
-    /// SHA-256 of the weights, hex; recorded at download or first use.
+    /// SHA-256 of the weights, hex, where the download told it; else the worker's to find out.
     pub weights_hash: Option<String>,
 }
 
@@ -112,7 +112,7 @@ pub(crate) fn resolve(
     }
     let path = Path::new(spec);
     if path.exists() {
-        return local(path, cache);
+        return local(path);
     }
     match hub::Id::parse(spec) {
         Some(id) => download::repository(&id, cache, sources, cancel),
@@ -124,9 +124,9 @@ pub(crate) fn resolve(
 }
 
 /// A GGUF file or a Hugging Face directory of the user's own.
-fn local(path: &Path, cache: &Cache) -> Result<Model, Error> {
+fn local(path: &Path) -> Result<Model, Error> {
     let not = |why: &str| Error::NotAModel { path: path.to_owned(), why: why.to_owned() };
-    let weights = weight_files(path)?;
+    check(path)?;
     let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
     let name = match name {
         Some(name) => served_name(&name.to_string_lossy()),
@@ -136,29 +136,28 @@ fn local(path: &Path, cache: &Cache) -> Result<Model, Error> {
             served_name(&full.file_name().unwrap_or_default().to_string_lossy())
         }
     };
-    let weights_hash = cache.weights_hash(&weights);
-    Ok(Model { path: path.to_owned(), name, weights_hash })
+    Ok(Model { path: path.to_owned(), name, weights_hash: None })
 }
 
-/// The files that hold a model's weights, sorted.
-fn weight_files(path: &Path) -> Result<Vec<PathBuf>, Error> {
+/// Whether it looks like a model, before anything is started for it.
+fn check(path: &Path) -> Result<(), Error> {
     let not = |why: &str| Error::NotAModel { path: path.to_owned(), why: why.to_owned() };
     if path.is_file() {
         return match has_extension(path, "gguf") {
-            true => Ok(vec![path.to_owned()]),
+            true => Ok(()),
             false => Err(not("expected a file that ends in .gguf, or a directory")),
         };
     }
-    let listing = path.read_dir().map_err(|e| not(&e.to_string()))?;
-    let mut weights: Vec<_> =
-        listing.flatten().map(|f| f.path()).filter(|p| has_extension(p, "safetensors")).collect();
-    weights.sort();
     for needed in ["config.json", "tokenizer.json"] {
         if !path.join(needed).is_file() {
             return Err(not(&format!("{needed} is missing")));
         }
     }
-    if weights.is_empty() { Err(not("it has no .safetensors file")) } else { Ok(weights) }
+    let mut files = path.read_dir().map_err(|e| not(&e.to_string()))?.flatten();
+    match files.any(|f| has_extension(&f.path(), "safetensors")) {
+        true => Ok(()),
+        false => Err(not("it has no .safetensors file")),
+    }
 }
 
 fn has_extension(path: &Path, extension: &str) -> bool {

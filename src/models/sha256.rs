@@ -31,11 +31,6 @@ pub(super) fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<(Str
     }
 }
 
-/// The hash of a list of hashes, for weights in several files.
-pub(super) fn of_hashes(hashes: &[String]) -> String {
-    hex(&Sha256::digest(hashes.join("\n")))
-}
-
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -368,7 +368,7 @@ fn a_repository_of_many_gguf_files_asks_which() {
 }
 
 #[test]
-fn local_models_are_used_where_they_are_and_their_hash_is_kept() {
+fn local_models_are_used_where_they_are() {
     let world = world(Hub::NotFound, NO_PIP);
     let file = world.home.path().join("My Model.gguf");
     fs::write(&file, CONTENT).unwrap();

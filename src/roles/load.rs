@@ -4,7 +4,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use volley_worker::Worker;
 
-use super::{Error, machine};
+use super::Error;
 use crate::{
     cli::{self, EngineArgs},
     models::{self, Cache, Model, Sources},
@@ -31,12 +31,20 @@ pub(super) async fn load(args: &EngineArgs, model: Model, id: String, silent: bo
         model: model.path,
         name: model.name,
         weights_hash: model.weights_hash,
-        device: args.device.clone(),
-        threads: args.threads.unwrap_or_else(machine::cores),
-        kv_cache_bytes: machine::kv_cache_bytes(args.kv_cache_gb),
+        cache: Some(Cache::new(args.home.clone()).home().to_owned()),
+        device: match args.device {
+            cli::Device::Auto => volley_worker::Device::Auto,
+            cli::Device::Cpu => volley_worker::Device::Cpu,
+            cli::Device::Cuda(index) => volley_worker::Device::Cuda(index),
+        },
+        threads: args.threads,
+        kv_cache_bytes: args.kv_cache_gb.map(|gb| (gb * 1e9) as u64),
         max_batch_tokens: args.max_batch_tokens,
         max_sequences: args.max_sequences,
-        activations: args.activations.into(),
+        activations: match args.activations {
+            cli::Activations::Int8 => volley_worker::Activations::Int8,
+            cli::Activations::F32 => volley_worker::Activations::F32,
+        },
     };
     let loaded = spawn_blocking(move || {
         let label = format!("loading {}", config.name);
@@ -50,13 +58,4 @@ pub(super) async fn load(args: &EngineArgs, model: Model, id: String, silent: bo
 
 fn ended(error: &tokio::task::JoinError) -> Error {
     Error::Ended { part: "loader", reason: Some(error.to_string()) }
-}
-
-impl From<cli::Activations> for volley_worker::Activations {
-    fn from(kind: cli::Activations) -> Self {
-        match kind {
-            cli::Activations::Auto => Self::Auto,
-            cli::Activations::F32 => Self::F32,
-        }
-    }
 }

@@ -11,7 +11,6 @@ mod address;
 mod admin;
 mod banner;
 mod load;
-mod machine;
 mod parts;
 mod router;
 mod scheduler;

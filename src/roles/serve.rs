@@ -16,9 +16,7 @@ use volley_membership::{Local, Member, Membership, Registration, Role};
 use volley_proto::transport::Transport;
 use volley_router::engine::{Engine, Generate, ModelError};
 
-use super::{
-    Error, address, banner::Banner, fresh_id, load, machine, parts::Parts, router, scheduler, shutdown,
-};
+use super::{Error, address, banner::Banner, fresh_id, load, parts::Parts, router, scheduler, shutdown};
 use crate::{
     cli::{ServeArgs, TelemetryArgs},
     models::Model,
@@ -152,7 +150,9 @@ async fn chat_when_ready(engine: &Engine, name: &str) -> Result<bool, Error> {
     loop {
         match engine.model(name).await {
             Ok(model) => return Ok(model.card.has_chat_template),
-            Err(ModelError::Invalid(reason)) => return Err(Error::Ended { part: "model", reason: Some(reason) }),
+            Err(ModelError::Invalid(reason)) => {
+                return Err(Error::Ended { part: "model", reason: Some(reason) });
+            }
             // Not up the links yet; unknown until the scheduler has reported.
             Err(ModelError::NotReady { .. } | ModelError::NotFound) => tokio::time::sleep(READY_POLL).await,
         }
@@ -164,8 +164,11 @@ fn child_command(args: &ServeArgs, telemetry: &TelemetryArgs, model: &Model) -> 
     let program = std::env::current_exe()
         .map_err(|source| Error::System { doing: "cannot find this program's own file", source })?;
     let (engine, count) = (&args.engine, usize::from(args.workers));
-    let threads = engine.threads.unwrap_or_else(|| (machine::cores() / count).max(1));
-    let kv_gb = machine::kv_cache_bytes(engine.kv_cache_gb) as f64 / count as f64 / 1e9;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = engine.threads.unwrap_or((cores / count).max(1));
+    // Together they take what one would.
+    let share = || volley_worker::available_memory() as f64 / 4e9;
+    let kv_cache_gb = engine.kv_cache_gb.unwrap_or_else(share) / count as f64;
     let mut command: Vec<OsString> = vec![program.into(), "worker".into(), "--supervised".into()];
     let mut flag = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
         command.push(name.into());
@@ -174,9 +177,9 @@ fn child_command(args: &ServeArgs, telemetry: &TelemetryArgs, model: &Model) -> 
     flag("--listen", &"127.0.0.1:0");
     flag("--model", &model.path);
     flag("--model-name", &model.name);
-    flag("--device", &engine.device);
+    flag("--device", &engine.device.to_string());
     flag("--threads", &threads.to_string());
-    flag("--kv-cache-gb", &kv_gb.to_string());
+    flag("--kv-cache-gb", &kv_cache_gb.to_string());
     flag("--max-batch-tokens", &engine.max_batch_tokens.to_string());
     flag("--max-sequences", &engine.max_sequences.to_string());
     flag("--activations", &engine.activations.to_string());

@@ -1,0 +1,111 @@
+//! The loops beside the tiles: quantizing activations, expanding scales, gating. Each is plain Rust or [`Simd`]
+//! code without a choice of rounding, so it gives the same bits on every instruction set.
+
+use super::simd::Simd;
+use crate::cpu::formats::BLOCK;
+use crate::cpu::pack::PANEL;
+use crate::cpu::prepared::{GROUP, RECORD};
+use crate::{Activation, DType};
+
+/// Adding this rounds a small f32 to an integer, ties to even, which then stands in its low bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// Quantizes a row to 8 bits, as row `row` of the group whose first record is at `record`.
+///
+/// A block's scale is `max|x| / 127`; not-a-number in a block makes its scale so, too.
+///
+/// # Safety
+/// The records must be there for `x.len() / 32` blocks, and the row's parts nobody else's.
+#[inline(always)]
+pub(super) unsafe fn quantize(x: &[f32], row: usize, record: *mut u8) {
+    for (block, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+        let largest = x.iter().fold(0, |m: u32, x| m.max(x.to_bits() & 0x7fff_ffff));
+        let largest = f32::from_bits(largest);
+        // Below this, 127 / max is infinite; such a block is as good as zero.
+        let (scale, inverse) = if largest < 1e-36 { (0.0, 0.0) } else { (largest / 127.0, 127.0 / largest) };
+        let codes = x.map(|x| (x * inverse + ROUND).to_bits() as i8);
+        let sum = |codes: &[i8]| codes.iter().map(|&c| i32::from(c)).sum::<i32>();
+        let (first, second) = (sum(&codes[..16]), sum(&codes[16..]));
+        // SAFETY: within the block's record, and this row's own.
+        unsafe {
+            let record = record.add(block * RECORD);
+            record.add(row * BLOCK).cast::<[i8; BLOCK]>().write(codes);
+            let at = record.add(GROUP * BLOCK + row * 4);
+            at.cast::<f32>().write(scale);
+            at.add(GROUP * 4).cast::<f32>().write(scale * (first + second) as f32);
+            at.add(GROUP * 8).cast::<i32>().write(-(first + second));
+            at.add(GROUP * 12).cast::<i32>().write(-first);
+        }
+    }
+}
+
+/// Expands the scales of `blocks` blocks of a panel from block `first` on (a multiple of 8) to f32.
+///
+/// # Safety
+/// `scales` is the start of a packed panel that has these blocks; `out` has room for 16 or 32 numbers a block.
+#[inline(always)]
+pub(super) unsafe fn expand<V: Simd + ?Sized>(
+    dtype: DType,
+    scales: *const u8,
+    first: usize,
+    blocks: usize,
+    out: *mut f32,
+) {
+    // SAFETY: offsets are those of the layout in `pack`.
+    unsafe {
+        for i in 0..blocks {
+            let block = first + i;
+            let (group, in_group) = (block / 8, block % 8);
+            match dtype {
+                DType::Q4_1 | DType::Q5_1 => {
+                    let (from, to) = (scales.add(block * 64), out.add(i * 32));
+                    V::store(to, V::load_f16(from));
+                    V::store(to.add(PANEL), V::load_f16(from.add(32)));
+                }
+                DType::Q4K | DType::Q5K => {
+                    let (from, to) = (scales.add(group * 320), out.add(i * 32));
+                    let sub = from.add(64 + in_group * 32);
+                    V::store(to, V::mul(V::load_f16(from), V::load_u8(sub)));
+                    V::store(to.add(PANEL), V::mul(V::load_f16(from.add(32)), V::load_u8(sub.add(16))));
+                }
+                DType::Q6K => {
+                    let (from, to) = (scales.add(group * 288), out.add(i * 32));
+                    let sub = from.add(32 + in_group * 32);
+                    V::store(to, V::mul(V::load_f16(from), V::load_i8(sub)));
+                    V::store(to.add(PANEL), V::mul(V::load_f16(from), V::load_i8(sub.add(16))));
+                }
+                _ => V::store(out.add(i * 16), V::load_f16(scales.add(block * 32))),
+            }
+        }
+    }
+}
+
+/// `out = activation(gate) · up`.
+#[inline(always)]
+pub(super) fn gate(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for ((&g, &u), out) in gate.iter().zip(up).zip(out) {
+        // Both are x · σ(y): GELU's tanh form is x · σ(2 · √(2/π) · (x + 0.044715 · x³)).
+        let y = match activation {
+            Activation::Silu => g,
+            Activation::GeluTanh => 1.595_769_1 * (0.044715 * g * g).mul_add(g, g),
+        };
+        *out = g / (1.0 + exp(-y)) * u;
+    }
+}
+
+/// `e^x` within 2 units in the last place, from operations that every CPU rounds alike; saturates beyond ±87.
+#[inline(always)]
+pub(in crate::cpu) fn exp(x: f32) -> f32 {
+    let x = x.clamp(-87.0, 87.0);
+    // x = n · ln 2 + r, |r| ≤ ln 2 / 2; ln 2 in two parts so that r keeps its low bits.
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = n.mul_add(-0.693_145_75, x);
+    let r = n.mul_add(-1.428_606_8e-6, r);
+    let mut p = 1.0 / 5040.0;
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = r.mul_add(p, c);
+    }
+    // 2ⁿ: n stands in the low bits of `shifted`.
+    p * f32::from_bits((shifted.to_bits().wrapping_add(127)) << 23)
+}

@@ -1,0 +1,69 @@
+use std::path::PathBuf;
+
+/// What a worker is told at its start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Names this worker to schedulers.
+    pub id: String,
+    /// A GGUF file, or a Hugging Face directory (config.json, safetensors, tokenizer.json).
+    pub model: PathBuf,
+    /// The bare name under which the model is served.
+    pub name: String,
+    /// SHA-256 of the weights, where it is known already (a catalogue's download).
+    pub weights_hash: Option<String>,
+    /// Folder that keeps the hashes of weights which came without one; none: computed at every start.
+    pub cache: Option<PathBuf>,
+    /// Where to compute.
+    pub device: Device,
+    /// Kernel threads; none: one per physical core.
+    pub threads: Option<usize>,
+    /// Bytes for keys and values; none: a quarter of the memory that is free, and no more than
+    /// `max_sequences` full contexts take. Touched as it is used.
+    pub kv_cache_bytes: Option<u64>,
+    /// Rows of a step: a long prompt is cut into so many tokens.
+    pub max_batch_tokens: u32,
+    /// Sequences that run together.
+    pub max_sequences: u32,
+    /// How activations enter a product with quantized weights.
+    pub activations: Activations,
+}
+
+/// Where a worker computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The best there is.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A GPU, by its index.
+    Cuda(usize),
+}
+
+// === impl Config ===
+
+impl Config {
+    /// Default of `max_batch_tokens`: a 512-token prompt is one step, and a step stays short enough that the
+    /// streams beside it don't visibly stall.
+    pub const MAX_BATCH_TOKENS: u32 = 512;
+    /// Default of `max_sequences`.
+    pub const MAX_SEQUENCES: u32 = 64;
+
+    /// The defaults, for a model served as `name`.
+    pub fn new(model: impl Into<PathBuf>, name: impl Into<String>) -> Self {
+        let name = name.into();
+        Self {
+            id: format!("worker-{}", std::process::id()),
+            model: model.into(),
+            name,
+            weights_hash: None,
+            cache: None,
+            device: Device::Auto,
+            threads: None,
+            kv_cache_bytes: None,
+            max_batch_tokens: Self::MAX_BATCH_TOKENS,
+            max_sequences: Self::MAX_SEQUENCES,
+            activations: Activations::default(),
+        }
+    }
+}

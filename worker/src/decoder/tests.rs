@@ -1,0 +1,64 @@
+use volley_kernels::{BLOCK_TOKENS, Sequence};
+
+use super::*;
+use crate::{naive::Naive, testing};
+
+/// The logits of every position, with the prompt cut into steps of these sizes.
+fn logits<B: Backend>(decoder: &mut Decoder<B>, tokens: &[u32], steps: &[usize]) -> Vec<f32> {
+    let blocks: Vec<_> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).rev().map(BlockId).collect();
+    let (mut position, mut logits) = (0, Vec::new());
+    for rows in steps {
+        let sequence = Sequence { first_row: 0, rows: *rows, position, blocks: blocks.clone() };
+        let batch = Batch { tokens: tokens[position..position + rows].to_vec(), sequences: vec![sequence] };
+        decoder.forward(&batch);
+        logits.extend(decoder.logits(&(0..*rows).collect::<Vec<_>>()));
+        position += rows;
+    }
+    logits
+}
+
+#[test]
+fn logits_agree_with_transformers_to_1e_4_of_their_range() {
+    for name in ["tiny-llama", "tiny-qwen2"] {
+        let fixture = testing::fixture(name);
+        let mut decoder = testing::decoder(Naive, &fixture.model, Capacity { rows: 64, blocks: 8 });
+        for steps in [&[40][..], &[1, 16, 22, 1]] {
+            let logits = logits(&mut decoder, &fixture.tokens, steps);
+            let range = fixture.logits.iter().fold(0f32, |max, x| max.max(x.abs()));
+            let off = logits.iter().zip(&fixture.logits).fold(0f32, |max, (a, b)| max.max((a - b).abs()));
+            assert_eq!(logits.len(), fixture.logits.len());
+            assert!(off <= 1e-4 * range, "{name}: off by {off} in a range of {range}");
+        }
+    }
+}
+
+#[test]
+fn progress_ends_at_the_total() {
+    let fixture = testing::fixture("tiny-llama");
+    let mut seen = Vec::new();
+    let capacity = Capacity { rows: 1, blocks: 1 };
+    let mut progress = |done, total| seen.push((done, total));
+    let model = fixture.model.description.clone();
+    Decoder::load(Naive, model, &fixture.model.weights, capacity, &mut progress).unwrap();
+    let total = fixture.model.weights.tensors().map(|tensor| tensor.data.len() as u64).sum::<u64>();
+    assert!(seen.is_sorted() && seen.iter().all(|(done, of)| done <= of && *of == total));
+    assert_eq!((seen[0], *seen.last().unwrap()), ((0, total), (total, total)));
+}
+
+#[test]
+fn a_missing_or_misshapen_tensor_is_named() {
+    let fixture = testing::fixture("tiny-llama");
+    let load = |change: fn(&mut Description)| {
+        let mut model = fixture.model.description.clone();
+        change(&mut model);
+        let capacity = Capacity { rows: 1, blocks: 1 };
+        let loaded = Decoder::load(Naive, model, &fixture.model.weights, capacity, &mut |_, _| ());
+        loaded.err().unwrap().to_string()
+    };
+    let error = load(|model| model.layers = 3);
+    assert!(error.ends_with("tensor model.layers.2.self_attn.q_proj.weight: is missing"), "{error}");
+    let error = load(|model| model.hidden = 63);
+    assert!(error.contains("mlp.gate_proj.weight: has 64 rows of 32 numbers, expected 63 of 32"), "{error}");
+    let error = load(|model| model.qkv_bias = Bias::Always);
+    assert!(error.contains("self_attn.q_proj.bias: is missing"), "{error}");
+}

@@ -1,0 +1,197 @@
+//! The step thread: it owns the decoder and the slots, and runs plans in the order in which they come.
+//!
+//! ```text
+//!  service (async) ── Job, bounded ──▶ step thread: slots ─▶ decoder ─▶ slots ── result ──▶ service
+//! ```
+//!
+//! Fencing lives here too, since here everything has an order: the highest epoch owns the worker, what
+//! carries a lower one is dropped, and a new owner finds all slots empty.
+
+mod metrics;
+mod sequence;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod trace;
+
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::DropGuard;
+use tonic::Status;
+use volley_kernels::Backend;
+use volley_proto::v1::{self, ResultMessage, StepPlan, StepResult, WorkerHello, result_message::Message};
+
+pub(crate) use self::{metrics::describe, slots::Slots};
+use crate::decoder::Decoder;
+
+/// Plans that may wait for the step thread: a scheduler is one step ahead.
+pub(crate) const WAITING_JOBS: usize = 4;
+/// Results that may wait for the scheduler; one that leaves more unread is cut off.
+pub(crate) const WAITING_RESULTS: usize = 64;
+
+/// What a plan may ask for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Slots.
+    pub(crate) sequences: usize,
+    /// Rows of a step.
+    pub(crate) rows: usize,
+    /// KV blocks.
+    pub(crate) blocks: usize,
+    /// Tokens of a sequence.
+    pub(crate) context: usize,
+    pub(crate) vocab: usize,
+}
+
+/// Who may send plans: (revision of the claim, connection under it).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Epoch {
+    pub(crate) claim: u64,
+    pub(crate) connection: u64,
+}
+
+/// Where a connection's results go.
+pub(crate) type Results = mpsc::Sender<Result<ResultMessage, Status>>;
+
+/// Work for the step thread.
+pub(crate) enum Job {
+    /// A connection claims the worker; the answer is the hello, or why not. Dropping `alive` tells the
+    /// connection that it is of no more use.
+    Claim { epoch: Epoch, hello: Box<WorkerHello>, results: Results, alive: DropGuard },
+    /// A step of that owner.
+    Step { epoch: Epoch, plan: Box<StepPlan> },
+    /// The owner's connection is gone.
+    End { epoch: Epoch },
+}
+
+/// The thread's state.
+pub(crate) struct Engine<B: Backend> {
+    decoder: Decoder<B>,
+    slots: Slots,
+    /// The highest epoch seen; its connection may be gone.
+    epoch: Option<Epoch>,
+    /// The connection of that epoch.
+    owner: Option<Owner>,
+    /// Since when there was nothing to do.
+    idle_since: Instant,
+    metrics: metrics::Metrics,
+}
+
+struct Owner {
+    results: Results,
+    _alive: DropGuard,
+    last_step: Option<u64>,
+}
+
+// === impl Engine ===
+
+impl<B: Backend> Engine<B> {
+    pub(crate) fn new(decoder: Decoder<B>, limits: Limits) -> Self {
+        Self {
+            decoder,
+            slots: Slots::new(limits),
+            epoch: None,
+            owner: None,
+            idle_since: Instant::now(),
+            metrics: metrics::Metrics::default(),
+        }
+    }
+
+    /// Works until nobody can send jobs any more.
+    pub(crate) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        while let Some(job) = jobs.blocking_recv() {
+            match job {
+                Job::Claim { epoch, hello, results, alive } => self.claim(epoch, *hello, results, alive),
+                Job::Step { epoch, plan } if Some(epoch) == self.epoch => self.step(epoch, *plan),
+                Job::End { epoch } if Some(epoch) == self.epoch => self.disown(None),
+                Job::Step { .. } | Job::End { .. } => {} // of an older epoch
+            }
+        }
+    }
+
+    fn claim(&mut self, epoch: Epoch, hello: WorkerHello, results: Results, alive: DropGuard) {
+        if let Some(current) = self.epoch
+            && epoch <= current
+        {
+            let message = format!("fenced: {epoch:?} is not above {current:?}");
+            let _ = results.try_send(Err(Status::failed_precondition(message))); // else it is gone already
+            return;
+        }
+        self.disown(Some(Status::aborted(format!("superseded by {epoch:?}"))));
+        self.epoch = Some(epoch);
+        self.owner = Some(Owner { results, _alive: alive, last_step: None });
+        self.send(Message::Hello(hello));
+    }
+
+    /// Ends the owner's connection, with a reason if it is still there, and empties the slots.
+    fn disown(&mut self, reason: Option<Status>) {
+        if let (Some(owner), Some(reason)) = (self.owner.take(), reason) {
+            let _ = owner.results.try_send(Err(reason)); // else it is gone already
+        }
+        self.slots.clear();
+        self.metrics.slots(0);
+    }
+
+    fn send(&mut self, message: Message) {
+        let Some(owner) = &self.owner else { return };
+        let message = ResultMessage { message: Some(message) };
+        if owner.results.try_send(Ok(message)).is_err() {
+            // Gone, or it reads nothing.
+            self.disown(None);
+        }
+    }
+
+    fn step(&mut self, epoch: Epoch, plan: StepPlan) {
+        let Some(owner) = &mut self.owner else { return };
+        let started = Instant::now();
+        let wait = started - self.idle_since;
+        let step_id = plan.step_id;
+        if let Some(last) = owner.last_step.replace(step_id)
+            && step_id != last.wrapping_add(1)
+        {
+            let problem = format!("step {step_id} after step {last}; expected the next");
+            return self.disown(Some(Status::invalid_argument(problem)));
+        }
+        let step = match self.slots.apply(plan) {
+            Ok(step) => step,
+            Err(error) => return self.disown(Some(Status::invalid_argument(error.to_string()))),
+        };
+        if !step.copies.is_empty() {
+            self.decoder.copy_blocks(&step.copies);
+        }
+        let (rows, sequences) = (step.batch.tokens.len(), step.batch.sequences.len());
+        let mut drawn = Vec::new();
+        if rows > 0 {
+            self.decoder.forward(&step.batch);
+            drawn = self.decoder.draw(&step.rows, &step.draws);
+        }
+        let slots = self.slots.settle(step, drawn);
+        let compute = started.elapsed();
+        self.metrics.step(rows, sequences, compute, wait);
+        self.metrics.slots(self.slots.taken());
+        self.send(Message::Result(StepResult {
+            step_id,
+            epoch: Some(epoch.into()),
+            slots,
+            rows: rows as u32,
+            compute_us: compute.as_micros() as u64,
+            wait_us: wait.as_micros() as u64,
+        }));
+        self.idle_since = Instant::now();
+    }
+}
+
+// === impl Epoch ===
+
+impl From<v1::Epoch> for Epoch {
+    fn from(v1::Epoch { claim, connection }: v1::Epoch) -> Self {
+        Self { claim, connection }
+    }
+}
+
+impl From<Epoch> for v1::Epoch {
+    fn from(Epoch { claim, connection }: Epoch) -> Self {
+        Self { claim, connection }
+    }
+}

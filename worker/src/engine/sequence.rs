@@ -1,0 +1,173 @@
+//! One sequence in its slot.
+
+use tracing::Span;
+use volley_kernels::{BLOCK_TOKENS, BlockId, Draw};
+use volley_proto::v1::{Kind, NewSequence, Sampling};
+
+use super::{Limits, trace};
+
+/// Everything that the worker keeps about a sequence between steps.
+pub(super) struct Sequence {
+    kind: Kind,
+    /// Known: the prompt, and what was generated.
+    tokens: Vec<u32>,
+    /// Of these, in the KV cache.
+    computed: usize,
+    prompt_tokens: usize,
+    sampling: Sampling,
+    choice: u32,
+    /// First position to score, and how many alternatives to report.
+    score: Option<(usize, u32)>,
+    banned: Vec<u32>,
+    min_tokens: usize,
+    pub(super) blocks: Vec<BlockId>,
+    /// Why it can't run: each run answers with this until the slot is released.
+    failure: Option<String>,
+    /// Open as long as the slot is taken.
+    _span: Span,
+}
+
+/// What one run of a sequence asks of the step.
+pub(super) struct Run {
+    /// Position of the first row.
+    pub(super) position: usize,
+    pub(super) tokens: Vec<u32>,
+    /// Scores of known tokens: row (counted from the run's first) and what to score.
+    pub(super) scores: Vec<(usize, Draw)>,
+    /// The draw of a new token, from the run's last row.
+    pub(super) sample: Option<Draw>,
+}
+
+// === impl Sequence ===
+
+impl Sequence {
+    /// Takes a sequence in. The error is a plan that contradicts itself; what this worker can't do for a
+    /// sequence is the sequence's own failure.
+    pub(super) fn admit(new: NewSequence, limits: &Limits) -> Result<Self, String> {
+        let (slot, known) = (new.slot, new.tokens.len());
+        let (computed, prompt_tokens) = (new.computed as usize, new.prompt_tokens as usize);
+        if computed >= known {
+            return Err(format!("slot {slot}: {computed} tokens computed of {known} known; expected fewer"));
+        }
+        if !(1..=known).contains(&prompt_tokens) {
+            return Err(format!(
+                "slot {slot}: {prompt_tokens} prompt tokens of {known} known; expected 1 to {known}"
+            ));
+        }
+        let failure = cannot_run(&new, limits);
+        let span = trace::sequence(&new);
+        let kind = new.kind();
+        Ok(Self {
+            kind,
+            tokens: new.tokens,
+            computed,
+            prompt_tokens,
+            sampling: new.sampling.unwrap_or_default(),
+            choice: new.choice,
+            score: new.score.map(|score| (score.from.max(1) as usize, score.alternatives)),
+            banned: new.banned,
+            min_tokens: new.min_tokens as usize,
+            blocks: Vec::new(),
+            failure,
+            _span: span,
+        })
+    }
+
+    /// Why the sequence can't run, if it can't.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    /// Computes the next `rows` tokens. The error is a plan that contradicts itself.
+    pub(super) fn run(&mut self, slot: u32, rows: usize, limits: &Limits) -> Result<Run, String> {
+        let known = self.tokens.len();
+        let (position, end) = (self.computed, self.computed + rows);
+        if rows == 0 || end > known {
+            return Err(format!(
+                "slot {slot}: run of {rows} tokens at {position}; expected 1 to {}",
+                known - position
+            ));
+        }
+        if end > limits.context {
+            return Err(format!("slot {slot}: run to token {end} of a context of {}", limits.context));
+        }
+        if end > self.blocks.len() * BLOCK_TOKENS {
+            let have = self.blocks.len();
+            return Err(format!(
+                "slot {slot}: {have} blocks of {BLOCK_TOKENS} tokens cannot hold {end} tokens"
+            ));
+        }
+        self.computed = end;
+        let (first, alternatives) = self.score.unwrap_or((usize::MAX, 0));
+        let scores = (position + 1..end + 1)
+            .filter(|scored| (first..self.prompt_tokens).contains(scored))
+            .map(|scored| {
+                (scored - 1 - position, self.score_at(scored, alternatives.min(limits.vocab as u32)))
+            })
+            .collect();
+        let sample = (self.kind == Kind::Generate && end == known).then(|| self.draw_at_end(limits));
+        Ok(Run { position, tokens: self.tokens[position..end].to_vec(), scores, sample })
+    }
+
+    /// Keeps a drawn token: the next run may start with it.
+    pub(super) fn push(&mut self, token: u32) {
+        self.tokens.push(token);
+    }
+
+    fn draw_at_end(&self, limits: &Limits) -> Draw {
+        let generated = self.tokens.len() - self.prompt_tokens;
+        let sampling = &self.sampling;
+        Draw {
+            temperature: sampling.temperature,
+            top_p: sampling.top_p.unwrap_or(1.0),
+            top_k: sampling.top_k.unwrap_or(0),
+            min_p: sampling.min_p.unwrap_or(0.0),
+            seed: sampling.seed,
+            choice: self.choice,
+            position: self.tokens.len() as u32,
+            banned: if generated < self.min_tokens { self.banned.clone() } else { Vec::new() },
+            given: None,
+            logprobs: sampling.logprobs.map(|alternatives| alternatives.min(limits.vocab as u32)),
+        }
+    }
+
+    fn score_at(&self, position: usize, alternatives: u32) -> Draw {
+        Draw {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed: 0,
+            choice: self.choice,
+            position: position as u32,
+            banned: Vec::new(),
+            given: Some(self.tokens[position]),
+            logprobs: Some(alternatives),
+        }
+    }
+}
+
+/// What a sequence asks that this worker can't give.
+fn cannot_run(new: &NewSequence, limits: &Limits) -> Option<String> {
+    let outside = |tokens: &[u32]| tokens.iter().copied().find(|token| *token as usize >= limits.vocab);
+    if let Some(token) = outside(&new.tokens).or_else(|| outside(&new.banned)) {
+        return Some(format!("token {token} is outside the vocabulary of {}", limits.vocab));
+    }
+    match new.kind() {
+        Kind::Generate | Kind::Score => {}
+        Kind::Embed => return Some("this worker computes no embeddings".to_owned()),
+        Kind::Unspecified => return Some("the kind of the sequence is not known to this worker".to_owned()),
+    }
+    if !new.adapter.is_empty() {
+        return Some(format!("this worker has no adapter {:?}", new.adapter));
+    }
+    let sampling = new.sampling.clone().unwrap_or_default();
+    let unit = |value: Option<f32>| value.is_none_or(|value| (0.0..=1.0).contains(&value));
+    if !(sampling.temperature >= 0.0 && sampling.temperature.is_finite()) {
+        return Some(format!("temperature {}; expected a number from 0", sampling.temperature));
+    }
+    if !unit(sampling.top_p) || !unit(sampling.min_p) {
+        return Some("top_p and min_p are expected between 0 and 1".to_owned());
+    }
+    None
+}

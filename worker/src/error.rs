@@ -1,0 +1,62 @@
+use std::path::{Path, PathBuf};
+
+/// Why a model can't be loaded or served.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file can't be opened or read: check the path and its permissions.
+    #[error("{}: {source}", file.display())]
+    Read {
+        /// Which.
+        file: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A file is damaged, incomplete or not of the format that its place asks for: get it again.
+    #[error("{}: {place}: {problem}", file.display())]
+    Malformed {
+        /// Which.
+        file: PathBuf,
+        /// The tensor, the key or the part of the file.
+        place: String,
+        /// What is there, and what was expected.
+        problem: String,
+    },
+    /// A well-formed model that uses something this version has no support for: take another model or format.
+    #[error("{}: {place}: {problem}", file.display())]
+    Unsupported {
+        /// Which file.
+        file: PathBuf,
+        /// The tensor or the key.
+        place: String,
+        /// What it asks for, and what is supported.
+        problem: String,
+    },
+    /// The configuration can't work: change it.
+    #[error("{0}")]
+    Config(String),
+    /// The kernels refuse the weights or the device.
+    #[error(transparent)]
+    Kernel(#[from] volley_kernels::Error),
+    /// The gRPC server failed.
+    #[error("the worker's server failed: {0}")]
+    Server(#[from] tonic::transport::Error),
+    /// The thread that runs steps could not start, or died: the process must be replaced.
+    #[error("the step thread {0}")]
+    StepThread(String),
+}
+
+// === impl Error ===
+
+impl Error {
+    pub(crate) fn read(file: &Path, source: std::io::Error) -> Self {
+        Self::Read { file: file.to_owned(), source }
+    }
+
+    pub(crate) fn malformed(file: &Path, place: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Malformed { file: file.to_owned(), place: place.into(), problem: problem.into() }
+    }
+
+    pub(crate) fn unsupported(file: &Path, place: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Unsupported { file: file.to_owned(), place: place.into(), problem: problem.into() }
+    }
+}

@@ -1,0 +1,192 @@
+//! What several test modules need.
+
+use std::path::PathBuf;
+
+use volley_kernels::Backend;
+
+use crate::{
+    decoder::{Capacity, Decoder},
+    model::Model,
+};
+
+/// A tiny model and what transformers computes with it (tests/fixtures/make.py).
+pub(crate) struct Fixture {
+    pub(crate) model: Model,
+    pub(crate) tokens: Vec<u32>,
+    /// `[tokens, vocab]`.
+    pub(crate) logits: Vec<f32>,
+}
+
+/// The folder of a fixture.
+pub(crate) fn folder(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// Opens a fixture.
+pub(crate) fn fixture(name: &str) -> Fixture {
+    let folder = folder(name);
+    let expected = crate::format::safetensors::open(&folder, &[folder.join("expected.safetensors")]).unwrap();
+    let numbers = |name| {
+        let tensor = expected.tensors().find(|tensor| tensor.name == name).unwrap();
+        tensor.data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>()
+    };
+    let tokens = numbers("tokens").into_iter().map(|token| token as u32).collect();
+    Fixture { model: Model::open(&folder).unwrap(), tokens, logits: numbers("logits") }
+}
+
+/// Loads a fixture's decoder.
+pub(crate) fn decoder<B: Backend>(backend: B, model: &Model, capacity: Capacity) -> Decoder<B> {
+    Decoder::load(backend, model.description.clone(), &model.weights, capacity, &mut |_, _| ()).unwrap()
+}
+
+/// Writes GGUF files.
+#[derive(Clone, Default)]
+pub(crate) struct GgufWriter {
+    pairs: Vec<(String, Vec<u8>)>,
+    tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
+}
+
+// === impl GgufWriter ===
+
+impl GgufWriter {
+    fn pair(mut self, key: &str, code: u32, value: &[u8]) -> Self {
+        self.pairs.retain(|(known, _)| known != key);
+        self.pairs.push((key.to_owned(), [&code.to_le_bytes(), value].concat()));
+        self
+    }
+
+    fn array(self, key: &str, code: u32, count: usize, elements: &[u8]) -> Self {
+        let head = [&code.to_le_bytes()[..], &(count as u64).to_le_bytes()].concat();
+        self.pair(key, 9, &[&head, elements].concat())
+    }
+
+    pub(crate) fn u32(self, key: &str, value: u32) -> Self {
+        self.pair(key, 4, &value.to_le_bytes())
+    }
+
+    pub(crate) fn f32(self, key: &str, value: f32) -> Self {
+        self.pair(key, 6, &value.to_le_bytes())
+    }
+
+    pub(crate) fn bool(self, key: &str, value: bool) -> Self {
+        self.pair(key, 7, &[value.into()])
+    }
+
+    pub(crate) fn str(self, key: &str, value: &str) -> Self {
+        self.pair(key, 8, &string(value))
+    }
+
+    pub(crate) fn strings(self, key: &str, values: &[&str]) -> Self {
+        let elements = values.iter().flat_map(|value| string(value)).collect::<Vec<_>>();
+        self.array(key, 8, values.len(), &elements)
+    }
+
+    pub(crate) fn i32s(self, key: &str, values: &[i32]) -> Self {
+        self.array(key, 5, values.len(), &values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>())
+    }
+
+    pub(crate) fn f32s(self, key: &str, values: &[f32]) -> Self {
+        self.array(key, 6, values.len(), &values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>())
+    }
+
+    /// A tensor: sizes fastest first, GGML's type code, its bytes.
+    pub(crate) fn tensor(mut self, name: &str, sizes: &[u64], code: u32, data: Vec<u8>) -> Self {
+        self.tensors.push((name.to_owned(), sizes.to_vec(), code, data));
+        self
+    }
+
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let mut file = [&b"GGUF"[..], &3u32.to_le_bytes()].concat();
+        file.extend((self.tensors.len() as u64).to_le_bytes());
+        file.extend((self.pairs.len() as u64).to_le_bytes());
+        for (key, value) in &self.pairs {
+            file.extend([string(key), value.clone()].concat());
+        }
+        let mut offset = 0u64;
+        for (name, sizes, code, data) in &self.tensors {
+            file.extend(string(name));
+            file.extend((sizes.len() as u32).to_le_bytes());
+            sizes.iter().for_each(|size| file.extend(size.to_le_bytes()));
+            file.extend(code.to_le_bytes());
+            file.extend(offset.to_le_bytes());
+            offset += (data.len() as u64).next_multiple_of(32);
+        }
+        for (_, _, _, data) in &self.tensors {
+            file.resize(file.len().next_multiple_of(32), 0);
+            file.extend(data);
+        }
+        file
+    }
+}
+
+fn string(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+}
+
+/// A complete tiny GGUF model: one layer of 32 columns, two heads, byte-level BPE over `a`, `b`, `ab`, `</s>`.
+pub(crate) fn tiny_gguf() -> GgufWriter {
+    let zeros = |numbers: usize| vec![0; numbers * 4];
+    let mut writer = GgufWriter::default()
+        .str("general.architecture", "llama")
+        .u32("llama.block_count", 1)
+        .u32("llama.context_length", 64)
+        .u32("llama.embedding_length", 32)
+        .u32("llama.feed_forward_length", 64)
+        .u32("llama.attention.head_count", 2)
+        .f32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+        .str("tokenizer.ggml.model", "gpt2")
+        .str("tokenizer.ggml.pre", "gpt-2")
+        .strings("tokenizer.ggml.tokens", &["a", "b", "ab", "</s>"])
+        .i32s("tokenizer.ggml.token_type", &[1, 1, 1, 3])
+        .strings("tokenizer.ggml.merges", &["a b"])
+        .u32("tokenizer.ggml.eos_token_id", 3)
+        .tensor("token_embd.weight", &[32, 4], 0, zeros(128))
+        .tensor("output_norm.weight", &[32], 0, zeros(32));
+    for (name, rows, cols) in [
+        ("attn_q", 32, 32),
+        ("attn_k", 32, 32),
+        ("attn_v", 32, 32),
+        ("attn_output", 32, 32),
+        ("ffn_gate", 64, 32),
+        ("ffn_up", 64, 32),
+        ("ffn_down", 32, 64),
+    ] {
+        // Q8_0: 34 bytes for 32 numbers.
+        let data = vec![0; rows * cols / 32 * 34];
+        writer = writer.tensor(&format!("blk.0.{name}.weight"), &[cols as u64, rows as u64], 8, data);
+    }
+    for name in ["attn_norm", "ffn_norm"] {
+        writer = writer.tensor(&format!("blk.0.{name}.weight"), &[32], 0, zeros(32));
+    }
+    writer
+}
+
+/// What transformers says about SmolLM2 (tests/reference).
+#[derive(serde::Deserialize)]
+pub(crate) struct Reference {
+    pub(crate) items: Vec<ReferenceItem>,
+}
+
+#[derive(serde::Deserialize)]
+pub(crate) struct ReferenceItem {
+    pub(crate) prompt_text: String,
+    pub(crate) prompt_ids: Vec<u32>,
+    pub(crate) gen_ids: Vec<u32>,
+    pub(crate) gen_text: String,
+}
+
+pub(crate) fn reference() -> Reference {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/reference/smollm2-135m-instruct.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// The SmolLM2 file that the reference is about, where the environment names it.
+pub(crate) fn reference_model() -> Option<PathBuf> {
+    let path = std::env::var_os("VOLLEY_TEST_MODEL");
+    if path.is_none() {
+        println!(
+            "not checked against the reference: VOLLEY_TEST_MODEL names no SmolLM2-135M-Instruct.Q4_1.gguf"
+        );
+    }
+    path.map(PathBuf::from)
+}
