@@ -174,6 +174,11 @@ impl Packed {
         self.outputs
     }
 
+    /// Whether these are the gate and up projections of a gated layer.
+    pub fn is_gated(&self) -> bool {
+        self.gated
+    }
+
     /// Bytes of memory that a product reads.
     pub fn bytes(&self) -> usize {
         self.segments.iter().map(|s| s.data.len()).sum()

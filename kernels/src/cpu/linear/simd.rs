@@ -7,7 +7,9 @@ use crate::{Activation, DType};
 /// Operations on 16 lanes, one per output of a panel.
 ///
 /// All of them are unsafe to call for two reasons: the CPU must have the instruction set, and pointers must be
-/// good for the lanes read or written. Implementations inline into functions that enable the instruction set.
+/// good for the lanes read or written. Implementations inline into functions that enable the instruction set;
+/// so code over this trait has no closures around its operations (a closure would be compiled on its own, without
+/// the instruction set).
 pub(in crate::cpu) trait Simd: 'static {
     /// 16 × f32.
     type Floats: Copy;

@@ -102,13 +102,18 @@ pub(super) unsafe fn quantized<
             let sum = |at: usize, r: usize| row.add(at * GROUP * 4 + r * 4).cast::<i32>().read();
             let zero = |sum: i32| if MIN || BITS == 8 && V::CENTERED_BYTES { 0 } else { sum << (BITS - 1) };
             let first = |r: usize| zero(sum(if halves { 3 } else { 2 }, r));
-            let mut ints: [[V::Ints; P]; R] = std::array::from_fn(|r| [V::splat_ints(first(r)); P]);
+            let mut ints = [[V::splat_ints(first(0)); P]; R];
+            for r in 1..R {
+                ints[r] = [V::splat_ints(first(r)); P];
+            }
             let mut partial = [[V::partial(); P]; R];
             steps::<V, BITS, R, P>(0, codes, t.stride, x, &mut ints, &mut partial);
             steps::<V, BITS, R, P>(1, codes, t.stride, x, &mut ints, &mut partial);
             if halves {
                 fold::<V, false, R, P>(&ints, row, scales, &mut acc);
-                ints = std::array::from_fn(|r| [V::splat_ints(zero(sum(2, r) - sum(3, r))); P]);
+                for r in 0..R {
+                    ints[r] = [V::splat_ints(zero(sum(2, r) - sum(3, r))); P];
+                }
             }
             steps::<V, BITS, R, P>(2, codes, t.stride, x, &mut ints, &mut partial);
             steps::<V, BITS, R, P>(3, codes, t.stride, x, &mut ints, &mut partial);
@@ -132,8 +137,10 @@ unsafe fn steps<V: Simd + ?Sized, const BITS: usize, const R: usize, const P: us
     // SAFETY: the caller's promises.
     unsafe {
         for high in 0..2 {
-            let weights: [V::Codes; P] =
-                std::array::from_fn(|p| load_codes::<V, BITS>(codes.add(p * stride), v, high == 1));
+            let mut weights = [load_codes::<V, BITS>(codes, v, high == 1); P];
+            for p in 1..P {
+                weights[p] = load_codes::<V, BITS>(codes.add(p * stride), v, high == 1);
+            }
             for r in 0..R {
                 let x = V::quad(x.add(r * 32 + v * 8 + high * 4));
                 for p in 0..P {
@@ -216,14 +223,10 @@ pub(super) unsafe fn float<V: Simd + ?Sized, const KIND: usize, const R: usize, 
         let mut acc = start::<V, R, P>(t);
         for k in 0..t.steps {
             let x = t.activations.cast::<f32>().add(k * GROUP + t.row);
-            let weights: [V::Floats; P] = std::array::from_fn(|p| {
-                let at = t.weights.add(p * t.stride + k * step);
-                match KIND {
-                    2 => V::load_f16(at),
-                    3 => V::load_bf16(at),
-                    _ => V::load(at.cast()),
-                }
-            });
+            let mut weights = [load_floats::<V, KIND>(t.weights.add(k * step)); P];
+            for p in 1..P {
+                weights[p] = load_floats::<V, KIND>(t.weights.add(p * t.stride + k * step));
+            }
             for r in 0..R {
                 let x = V::splat(x.add(r).read());
                 for p in 0..P {
@@ -232,6 +235,18 @@ pub(super) unsafe fn float<V: Simd + ?Sized, const KIND: usize, const R: usize, 
             }
         }
         finish::<V, R, P>(t, acc);
+    }
+}
+
+#[inline(always)]
+unsafe fn load_floats<V: Simd + ?Sized, const KIND: usize>(p: *const u8) -> V::Floats {
+    // SAFETY: the caller's promises.
+    unsafe {
+        match KIND {
+            2 => V::load_f16(p),
+            3 => V::load_bf16(p),
+            _ => V::load(p.cast()),
+        }
     }
 }
 
