@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::rows;
 use super::simd::{Simd, compile_kernels};
-use super::tile::{self, Tile};
+use super::tile::{self, Tile, TileFn};
 use crate::{Activation, DType};
 
 /// 256-bit registers, in pairs.
@@ -23,7 +23,8 @@ impl Simd for Avx2 {
     type Codes = Pair<__m256i>;
     type Quad = __m256i;
 
-    const TILE: (usize, usize) = (1, 2);
+    const ROWS: &'static [usize] = &[1, 2];
+    const COLUMNS: usize = 1;
     /// A step adds 4 products of at most 15, 31 or 63 × 127 to each 16-bit sum: 4, 2, 1 steps stay below 2¹⁵.
     const OPEN_STEPS: [usize; 3] = [4, 2, 1];
     const CENTERED_BYTES: bool = true;
@@ -146,6 +147,13 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn shl<const N: u32>(x: Pair<__m256i>) -> Pair<__m256i> {
         unsafe { [shift_left::<N>(x[0]), shift_left::<N>(x[1])] }
+    }
+
+    fn tile(dtype: DType, rows: usize) -> TileFn {
+        match rows {
+            1 => tile::shaped::<Self, 1, 1>(dtype),
+            _ => tile::shaped::<Self, 2, 1>(dtype),
+        }
     }
 
     compile_kernels!("avx2,fma,f16c");
