@@ -42,6 +42,9 @@ pub enum Epilogue<'a> {
 /// Rows whose sums a task holds at a time.
 const PASS: usize = 16 * GROUP;
 
+/// Fewest rows with which the weights of the next panel are asked for while this one is multiplied.
+const AHEAD_FROM: usize = 3;
+
 /// A cut of the product: panels of one segment (or of both, gated) × rows.
 struct Task {
     segment: usize,
@@ -171,11 +174,13 @@ impl Product<'_> {
                 let segment = &self.w.segments[task.segment];
                 // SAFETY: the caller's promise; the sums are written before they are read.
                 unsafe {
-                    let sums = self.sum(segment, panel, rows.clone(), &mut sums);
+                    let after = segment.panel(panel).wrapping_add(segment.layout.panel);
+                    let next = if self.w.gated { self.w.segments[1].panel(panel) } else { after };
+                    let sums = self.sum(segment, panel, rows.clone(), next, &mut sums);
                     let width = (segment.outputs - panel * PANEL).min(PANEL);
                     match self.what {
                         What::Gated(activation) => {
-                            let ups = self.sum(&self.w.segments[1], panel, rows.clone(), &mut ups);
+                            let ups = self.sum(&self.w.segments[1], panel, rows.clone(), after, &mut ups);
                             self.finish_gated(activation, sums, ups, rows, panel * PANEL, width);
                         }
                         _ => self.finish(sums, rows, segment.first_output + panel * PANEL, width),
@@ -194,6 +199,7 @@ impl Product<'_> {
         segment: &Segment,
         panel: usize,
         rows: Range<usize>,
+        next: *const u8,
         sums: &'s mut Sums,
     ) -> &'s [[f32; PANEL]] {
         let out = sums.0.as_mut_ptr().cast::<f32>();
@@ -204,6 +210,12 @@ impl Product<'_> {
         let mut scales = Expanded([MaybeUninit::uninit(); CHUNK * 2 * PANEL]);
         let scales = scales.0.as_mut_ptr().cast::<f32>();
         let (steps, chunk) = if float { (inputs, inputs) } else { (inputs / BLOCK, CHUNK) };
+        let tiles = rows.len().div_ceil(GROUP);
+        let ahead_lines = match self.rows {
+            AHEAD_FROM..=PASS if !float => (segment.layout.panel / 64).div_ceil(steps * tiles),
+            _ => 0,
+        };
+        let mut ahead = next;
         for first in (0..steps).step_by(chunk) {
             let steps = chunk.min(steps - first);
             if !float {
@@ -221,7 +233,8 @@ impl Product<'_> {
                 let tile_rows = self.tile_rows(row % GROUP, rows.end - row);
                 let acc = out.wrapping_add((row - rows.start) * PANEL);
                 let fresh = first == 0;
-                let mut tile = Tile { acc, fresh, weights, scales, activations, row: row % GROUP, steps };
+                let mut tile = Tile { acc, fresh, weights, scales, activations, row: row % GROUP, steps, ahead, ahead_lines };
+                ahead = ahead.wrapping_add(steps * ahead_lines * 64);
                 let kernel = (self.kernels.tile)(segment.dtype, tile_rows);
                 for _ in 0..2 / self.kernels.columns {
                     // SAFETY: panel, activations and sums have the tile's extent (rows beyond `rows.end` stay

@@ -122,6 +122,10 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn codes(p: *const u8) -> Pair<__m256i> {
         unsafe { [_mm256_load_si256(p.cast()), _mm256_load_si256(p.add(32).cast())] }
     }

@@ -80,6 +80,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn close(_: &mut __m512i, _: &mut ()) {}
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn codes(p: *const u8) -> __m512i {
         unsafe { _mm512_load_si512(p.cast()) }
     }

@@ -90,6 +90,8 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn close(_: &mut [i32; 16], _: &mut ()) {}
     #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+    #[inline(always)]
     unsafe fn codes(p: *const u8) -> [u8; 64] {
         // SAFETY: by contract.
         unsafe { p.cast::<[u8; 64]>().read() }

@@ -60,6 +60,8 @@ pub(in crate::cpu) trait Simd: 'static {
     /// Adds the partial sums and clears them.
     unsafe fn close(sum: &mut Self::Ints, partial: &mut Self::Partial);
 
+    /// Asks for the cache line at `p`, which need not be valid.
+    unsafe fn prefetch(p: *const u8);
     unsafe fn codes(p: *const u8) -> Self::Codes;
     unsafe fn quad(p: *const u8) -> Self::Quad;
     unsafe fn and(x: Self::Codes, mask: u8) -> Self::Codes;

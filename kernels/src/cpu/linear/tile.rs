@@ -36,6 +36,9 @@ pub(in crate::cpu) struct Tile {
     pub(super) row: usize,
     /// Blocks (inputs, for floats) to go.
     pub(super) steps: usize,
+    /// Weights that will be needed next: so many cache lines a step are asked for.
+    pub(super) ahead: *const u8,
+    pub(super) ahead_lines: usize,
 }
 
 /// A kernel for tiles of one shape and format. Its caller vouches for the instruction set and for pointers that
@@ -81,6 +84,10 @@ pub(super) unsafe fn quantized<
         for block in 0..t.steps {
             let record = t.activations.add(block * RECORD);
             let codes = t.weights.add(block * step);
+            let ahead = t.ahead.wrapping_add(block * t.ahead_lines * 64);
+            for line in 0..t.ahead_lines {
+                V::prefetch(ahead.wrapping_add(line * 64));
+            }
             let x = record.add(t.row * 32);
             let row = record.add(GROUP * 32 + t.row * 4);
             let scales = t.scales.add(block * PANEL * if MIN || halves { 2 } else { 1 });
