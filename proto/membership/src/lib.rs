@@ -7,8 +7,17 @@
 //! ```
 //!
 //! Everything is learnt by watch. When etcd is away, the last known view stays.
+//!
+//! [`Local`] keeps it in memory, for one process and for tests; [`Etcd`] is a cluster's.
+#![forbid(unsafe_code)]
+
+mod etcd;
+mod local;
 
 use std::{collections::BTreeMap, sync::Arc};
+
+pub use etcd::{DEFAULT_PREFIX, Etcd};
+pub use local::Local;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -68,16 +77,55 @@ pub trait Membership: Send + Sync + 'static {
     async fn release(&self, worker: &str, claim: &Claim) -> Result<(), Error>;
 }
 
-/// A member's lease. Dropping it takes the member (and a scheduler's claims) out of the cluster.
+/// A member's lease. Dropping it takes the member (and a scheduler's claims) out of the cluster, as soon as
+/// etcd can be told; [`Registration::revoke`] waits for that.
 pub struct Registration {
     /// The member's id.
     pub id: String,
+    lease: Lease,
+}
+
+/// What keeps a registration in the cluster; dropping it takes the member out.
+enum Lease {
+    Local(local::Lease),
+    Etcd(etcd::Lease),
 }
 
 /// Why the cluster's state could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// etcd did not answer in time, or refused.
+    /// etcd did not answer in time, or refused. Trying again later may help.
     #[error("etcd: {0}")]
     Unavailable(String),
+    /// An endpoint isn't a URL.
+    #[error("not a list of etcd endpoints: {0}")]
+    Endpoints(String),
+    /// A claim needs a registration that came from the same membership.
+    #[error("`{0}` is not registered here")]
+    NotRegistered(String),
+}
+
+// === impl Role ===
+
+impl Role {
+    /// The name of the role's folder.
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Worker => "workers",
+            Self::Scheduler => "schedulers",
+        }
+    }
+}
+
+// === impl Registration ===
+
+impl Registration {
+    /// Leaves the cluster and waits until etcd knows, for a few seconds at most: a lease that could not be
+    /// revoked expires by itself.
+    pub async fn revoke(self) {
+        match self.lease {
+            Lease::Local(lease) => drop(lease),
+            Lease::Etcd(lease) => lease.revoke().await,
+        }
+    }
 }
