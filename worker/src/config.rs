@@ -1,5 +1,7 @@
 use std::path::PathBuf;
 
+use volley_kernels::cpu::pack::Activations;
+
 /// What a worker is told at its start.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -63,7 +65,7 @@ impl Config {
             kv_cache_bytes: None,
             max_batch_tokens: Self::MAX_BATCH_TOKENS,
             max_sequences: Self::MAX_SEQUENCES,
-            activations: Activations::default(),
+            activations: Activations::Int8,
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::{
 
 /// Rows of logits held at once: bounds the largest buffer (vocabulary × 4 bytes a row). Each further slice
 /// reads the output matrix again.
-pub(crate) const LOGITS_ROWS: usize = 64;
+const LOGITS_ROWS: usize = 64;
 
 /// A loaded model with the buffers of a step.
 pub(crate) struct Decoder<B: Backend> {
@@ -107,11 +107,6 @@ impl<B: Backend> Decoder<B> {
         };
         let cache = backend.cache(model.layers, heads, capacity.blocks)?;
         Ok(Self { backend, model, embedding: table, layers, final_norm, output, cache, capacity, buffers })
-    }
-
-    /// What the model is.
-    pub(crate) fn model(&self) -> &Description {
-        &self.model
     }
 
     /// Copies KV blocks.

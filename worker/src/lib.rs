@@ -1,9 +1,24 @@
-//! Placeholder.
+//! The worker: weights, KV cache memory, step execution, sampling. It runs the plans of one scheduler at a
+//! time and never decides what runs next.
+//!
+//! ```text
+//! model file ─▶ format ─▶ model (a description) ─▶ decoder ◀─ engine ◀── Job ── service ◀══ gRPC ══ scheduler
+//!                 └─────▶ text (files for routers) ────────────────────────────▶ FetchModel
+//!
+//! config.rs   what a worker is told            format/   GGUF, safetensors, Hugging Face directories
+//! worker.rs   loading and serving              model/    families and their descriptions
+//! card.rs     the model card                   text/     tokenizer.json and its relatives
+//! weights.rs  the weights' hash                decoder   one forward pass for all backends and families
+//! memory.rs   how much memory is free          engine/   the step thread: slots, plans, results
+//! ```
 
+mod card;
+mod config;
 mod decoder;
 mod engine;
 mod error;
 mod format;
+mod memory;
 mod model;
 #[cfg(test)]
 mod naive;
@@ -11,5 +26,10 @@ mod service;
 #[cfg(test)]
 mod testing;
 mod text;
+mod weights;
+mod worker;
 
+pub use config::{Config, Device};
 pub use error::Error;
+pub use volley_kernels::cpu::pack::Activations;
+pub use worker::Worker;

@@ -1,0 +1,184 @@
+//! A scheduler for tests: runs sequences through a step thread.
+
+use std::{collections::HashMap, thread::JoinHandle};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use volley_kernels::{
+    BLOCK_TOKENS,
+    cpu::{CpuBackend, CpuOptions},
+};
+use volley_proto::v1::{
+    BlockAppend, Logprobs, NewSequence, ResultMessage, SlotRun, StepPlan, WorkerHello,
+    result_message::Message,
+};
+
+use crate::{
+    Activations,
+    decoder::Capacity,
+    engine::{Engine, Epoch, Job, Limits, WAITING_JOBS, WAITING_RESULTS},
+    testing,
+};
+
+pub(super) type Received = mpsc::Receiver<Result<ResultMessage, Status>>;
+
+/// A step thread over a tiny model.
+pub(super) struct Driver {
+    pub(super) jobs: mpsc::Sender<Job>,
+    thread: JoinHandle<()>,
+    connections: u64,
+    limits: Limits,
+}
+
+/// A sequence to run, and how.
+#[derive(Clone)]
+pub(super) struct Request {
+    pub(super) sequence: NewSequence,
+    /// Tokens to generate.
+    pub(super) generate: usize,
+    /// Rows of a prompt in one step at most.
+    pub(super) chunk: usize,
+    /// The step in which it arrives.
+    pub(super) arrival: usize,
+}
+
+/// What came back of a sequence.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Output {
+    pub(super) tokens: Vec<u32>,
+    pub(super) logprobs: Vec<Logprobs>,
+    pub(super) scored: Vec<Logprobs>,
+}
+
+/// A request in its slot.
+struct Live {
+    request: usize,
+    slot: u32,
+    blocks: Vec<u32>,
+    /// Tokens that plans have run.
+    planned: usize,
+}
+
+// === impl Driver ===
+
+impl Driver {
+    pub(super) fn start(model: &str, sequences: usize, rows: usize) -> Self {
+        let model = testing::fixture(model).model;
+        let (context, vocab) = (model.description.context, model.description.vocab);
+        let limits = Limits { sequences, rows, blocks: sequences * 12, context, vocab };
+        let backend =
+            CpuBackend::new(CpuOptions { threads: 2, activations: Activations::Int8, isa: None }).unwrap();
+        let decoder = testing::decoder(backend, &model, Capacity { rows, blocks: limits.blocks });
+        let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
+        let thread = std::thread::spawn(move || Engine::new(decoder, limits).run(waiting));
+        Self { jobs, thread, connections: 0, limits }
+    }
+
+    /// Ends the step thread.
+    pub(super) fn stop(self) {
+        drop(self.jobs);
+        self.thread.join().unwrap();
+    }
+
+    /// Claims the thread with an epoch.
+    pub(super) fn claim(&self, epoch: Epoch) -> (Received, CancellationToken) {
+        let (results, received) = mpsc::channel(WAITING_RESULTS);
+        let ended = CancellationToken::new();
+        let alive = ended.clone().drop_guard();
+        let hello = Box::new(WorkerHello { worker_id: "test".into(), ..Default::default() });
+        self.jobs.blocking_send(Job::Claim { epoch, hello, results, alive }).unwrap();
+        (received, ended)
+    }
+
+    pub(super) fn send(&self, epoch: Epoch, plan: StepPlan) {
+        self.jobs.blocking_send(Job::Step { epoch, plan: Box::new(plan) }).unwrap();
+    }
+
+    /// Runs all requests to their end, sending each plan before the last one's result is read.
+    pub(super) fn run(&mut self, requests: &[Request]) -> Vec<Output> {
+        self.connections += 1;
+        let epoch = Epoch { claim: 1, connection: self.connections };
+        let (mut received, _ended) = self.claim(epoch);
+        assert!(matches!(next(&mut received), Ok(Message::Hello(_))));
+
+        let mut outputs = vec![Output::default(); requests.len()];
+        let (mut live, mut in_flight) = (Vec::<Live>::new(), HashMap::new());
+        let mut free: Vec<u32> = (0..self.limits.blocks as u32).collect();
+        let mut waiting: Vec<usize> = (0..requests.len()).rev().collect();
+        let mut step_id = 0;
+        while !(live.is_empty() && waiting.is_empty() && in_flight.is_empty()) {
+            let plan = self.plan(requests, step_id, &mut live, &mut waiting, &mut free);
+            in_flight.insert(step_id, live.iter().map(|live| (live.slot, live.request)).collect::<Vec<_>>());
+            self.send(epoch, plan);
+            step_id += 1;
+            // One step stays in flight until nothing is left to run.
+            while in_flight.len() > usize::from(!live.is_empty()) {
+                let Ok(Message::Result(result)) = next(&mut received) else { panic!("no result") };
+                let owners: HashMap<_, _> = in_flight.remove(&result.step_id).unwrap().into_iter().collect();
+                for slot in result.slots {
+                    assert_eq!(slot.failure, None);
+                    let output = &mut outputs[owners[&slot.slot]];
+                    output.tokens.extend(slot.tokens);
+                    output.logprobs.extend(slot.logprobs);
+                    output.scored.extend(slot.scored);
+                }
+            }
+        }
+        outputs
+    }
+
+    fn plan(
+        &self,
+        requests: &[Request],
+        step_id: u64,
+        live: &mut Vec<Live>,
+        waiting: &mut Vec<usize>,
+        free: &mut Vec<u32>,
+    ) -> StepPlan {
+        let mut plan = StepPlan { step_id, ..Default::default() };
+        // Of a generating sequence, the last token that it draws is never run.
+        let end = |request: &Request| request.sequence.tokens.len() + request.generate.max(1) - 1;
+        live.retain(|sequence| {
+            let ended = sequence.planned == end(&requests[sequence.request]);
+            if ended {
+                plan.release.push(sequence.slot);
+                free.extend(&sequence.blocks);
+            }
+            !ended
+        });
+        while let Some(&request) = waiting.last()
+            && requests[request].arrival <= step_id as usize
+            && live.len() < self.limits.sequences
+        {
+            waiting.pop();
+            let taken = |slot: &u32| live.iter().any(|live| live.slot == *slot);
+            let slot = (0..).find(|slot| !taken(slot)).unwrap();
+            plan.admit.push(NewSequence { slot, ..requests[request].sequence.clone() });
+            live.push(Live { request, slot, blocks: vec![], planned: 0 });
+        }
+        let mut rows = self.limits.rows;
+        for sequence in live.iter_mut() {
+            let request = &requests[sequence.request];
+            let prompt = request.sequence.tokens.len();
+            let left = if sequence.planned < prompt { prompt - sequence.planned } else { 1 };
+            let tokens = left.min(request.chunk).min(rows);
+            if tokens == 0 {
+                continue;
+            }
+            rows -= tokens;
+            sequence.planned += tokens;
+            let need = sequence.planned.div_ceil(BLOCK_TOKENS) - sequence.blocks.len();
+            let blocks = free.split_off(free.len() - need);
+            sequence.blocks.extend(&blocks);
+            plan.append.push(BlockAppend { slot: sequence.slot, group: 0, blocks });
+            plan.run.push(SlotRun { slot: sequence.slot, tokens: tokens as u32 });
+        }
+        plan
+    }
+}
+
+/// The next message.
+pub(super) fn next(received: &mut Received) -> Result<Message, Status> {
+    received.blocking_recv().expect("the connection has ended").map(|message| message.message.unwrap())
+}
