@@ -45,12 +45,15 @@ pub(crate) async fn fetch(link: &Link, hash: &str) -> Result<BTreeMap<String, Ve
     if found == hash { Ok(files) } else { Err(FetchError::WrongHash(found)) }
 }
 
-/// What a model card's `hash` is: BLAKE3, hexadecimal, over each file in the order of their names: its name,
-/// a zero byte, its length as 8 bytes little endian, its bytes.
+/// What a model card's `hash` is: BLAKE3, hexadecimal, over each file in the order of their names: the length
+/// of its name as 8 bytes little endian, its name, then its content in the same way.
 pub(crate) fn hash_files(files: &BTreeMap<String, Vec<u8>>) -> String {
     let mut hasher = blake3::Hasher::new();
-    for (name, data) in files {
-        hasher.update(name.as_bytes()).update(&[0]).update(&(data.len() as u64).to_le_bytes()).update(data);
+    for (name, content) in files {
+        for part in [name.as_bytes(), content] {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
     }
     hasher.finalize().to_hex().to_string()
 }

@@ -78,6 +78,14 @@ struct Shared {
 #[derive(Default)]
 struct Table(Mutex<HashMap<u64, Arc<Request>>>);
 
+/// What a step gave a request.
+struct Batch {
+    request: Arc<Request>,
+    deltas: Vec<Delta>,
+    admitted: bool,
+    finished: bool,
+}
+
 /// The stream behind a [`Deltas`].
 struct Running {
     batches: mpsc::Receiver<Result<Vec<Delta>, StartError>>,
@@ -222,44 +230,43 @@ impl Shared {
 
     /// Takes a step's outputs: runs on the link's text thread.
     fn take_step(self: &Arc<Self>, link: &Arc<Link>, output: StepOutput) {
-        let mut current: Option<(Arc<Request>, Vec<Delta>)> = None;
+        let mut current: Option<Batch> = None;
         for sequence in output.sequences {
-            if current.as_ref().is_none_or(|(request, _)| request.id != sequence.request) {
-                if let Some((request, batch)) = current.take() {
-                    self.deliver(&request, batch, false);
+            if current.as_ref().is_none_or(|batch| batch.request.id != sequence.request) {
+                if let Some(batch) = current.take() {
+                    self.deliver(batch);
                 }
-                current = self.table.get(sequence.request).map(|request| (request, Vec::new()));
+                current = self.table.get(sequence.request).map(Batch::new);
             }
-            let Some((request, batch)) = &mut current else { continue };
-            match request.take(sequence, batch) {
-                Taken::Running { admitted: false } => {}
-                // Even without text, the client learns that it was admitted. A full channel has told it already.
-                Taken::Running { admitted: true } => drop(request.out.try_send(Ok(Vec::new()))),
-                Taken::Finished => {
-                    let batch = std::mem::take(batch);
-                    self.deliver(request, batch, true);
-                }
-                Taken::Displaced => self.displace(request, link),
-                Taken::Failed(error) => self.fail(request, error),
+            let Some(batch) = &mut current else { continue };
+            match batch.request.take(sequence, &mut batch.deltas) {
+                Taken::Running { admitted } => batch.admitted |= admitted,
+                Taken::Finished => batch.finished = true,
+                Taken::Displaced => self.displace(&batch.request, link),
+                Taken::Failed(error) => self.fail(&batch.request, error),
             }
         }
-        if let Some((request, batch)) = current {
-            self.deliver(&request, batch, false);
+        if let Some(batch) = current {
+            self.deliver(batch);
         }
     }
 
-    /// Hands a batch to the client.
-    fn deliver(self: &Arc<Self>, request: &Arc<Request>, batch: Vec<Delta>, finished: bool) {
-        if batch.is_empty() {
+    /// Hands a batch to the client. Even an empty one tells it that it was admitted.
+    fn deliver(self: &Arc<Self>, batch: Batch) {
+        let Batch { request, deltas, admitted, finished } = batch;
+        if deltas.is_empty() && !admitted {
             return;
         }
-        match request.out.try_send(Ok(batch)) {
-            Ok(()) if !finished => {}
-            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => self.table.end(request.id),
+        if finished {
+            self.table.end(request.id);
+        }
+        match request.out.try_send(Ok(deltas)) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Closed(_)) => self.table.end(request.id),
             Err(mpsc::error::TrySendError::Full(held)) => {
                 request.pause();
                 metrics::counter!("volley_router_pauses_total").increment(1);
-                self.runtime.spawn(self.clone().resume(request.clone(), held, finished));
+                self.runtime.spawn(self.clone().resume(request, held, finished));
             }
         }
     }
@@ -272,13 +279,11 @@ impl Shared {
         finished: bool,
     ) {
         match time::timeout(self.config.slow_client, request.out.reserve()).await {
-            Ok(Ok(room)) if finished => {
-                room.send(held);
-                self.table.end(request.id);
-            }
             Ok(Ok(room)) => {
                 room.send(held);
-                self.find_place(request.clone()).await;
+                if !finished {
+                    self.find_place(request.clone()).await;
+                }
             }
             Ok(Err(_closed)) => self.table.end(request.id),
             Err(_elapsed) => {
@@ -386,6 +391,14 @@ impl Table {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Request>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Batch ===
+
+impl Batch {
+    fn new(request: Arc<Request>) -> Self {
+        Self { request, deltas: Vec::new(), admitted: false, finished: false }
     }
 }
 

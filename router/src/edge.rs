@@ -31,7 +31,7 @@ use crate::{
 
 /// The model that the path names, for the first SDKs.
 #[derive(Clone, Debug)]
-pub(crate) struct Engine(pub String);
+pub(crate) struct PathModel(pub String);
 
 /// The methods that some route takes.
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, DELETE, OPTIONS");
@@ -114,7 +114,7 @@ fn rewrite(mut request: Request, canonical: path::Canonical, exchange: Arc<Excha
     *request.uri_mut() = Uri::try_from(path).unwrap_or_default();
     request.extensions_mut().insert(exchange);
     if let Some(engine) = canonical.engine {
-        request.extensions_mut().insert(Engine(engine));
+        request.extensions_mut().insert(PathModel(engine));
     }
     request
 }

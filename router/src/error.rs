@@ -247,9 +247,10 @@ impl From<StartError> for ApiError {
 
 impl From<StreamError> for ApiError {
     fn from(error: StreamError) -> Self {
+        let retry_after = Duration::from_secs(1);
         match error {
-            StreamError::Lost(message) => Self::Unavailable { message, retry_after: Duration::from_secs(1) },
-            StreamError::SlowClient => Self::BodyTimeout,
+            StreamError::Lost(message) => Self::Unavailable { message, retry_after },
+            StreamError::SlowClient => Self::Unavailable { message: error.to_string(), retry_after },
             StreamError::Deadline => Self::Deadline,
             StreamError::Internal(message) => Self::Internal(message),
         }

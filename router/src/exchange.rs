@@ -31,6 +31,9 @@ pub(crate) struct Streamed;
 /// nginx's code for a client that closed the connection before the answer was complete.
 const CLIENT_GONE: u16 = 499;
 
+/// Routes that are asked every few seconds, and say nothing in a log.
+const OPERATORS: [&str; 3] = ["/health", "/ready", "/metrics"];
+
 // === impl Exchange ===
 
 impl Exchange {
@@ -65,7 +68,11 @@ impl Drop for Exchange {
             status => status,
         };
         let seconds = self.elapsed().as_secs_f64();
-        tracing::info!(id = self.id, path = self.path, status, seconds, "answered");
+        if OPERATORS.contains(&self.route) {
+            tracing::trace!(id = self.id, path = self.path, status, seconds, "answered");
+        } else {
+            tracing::info!(id = self.id, path = self.path, status, seconds, "answered");
+        }
         metrics::counter!("volley_http_requests_total", "route" => self.route, "status" => status.to_string())
             .increment(1);
         metrics::histogram!("volley_http_request_seconds", "route" => self.route).record(seconds);

@@ -27,6 +27,15 @@ pub(crate) fn byte_level(words: &[&[u8]]) -> Vec<u8> {
     file.to_string().into_bytes()
 }
 
+/// The same, with the space put before the first word by the pre-tokenizer.
+pub(crate) fn metaspace() -> Vec<u8> {
+    let mut file: Value = serde_json::from_slice(&sentence_piece()).unwrap();
+    file["normalizer"] = Value::Null;
+    file["pre_tokenizer"] =
+        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false});
+    file.to_string().into_bytes()
+}
+
 /// Llama 2's: `<unk>`, `<s>`, `</s>`, the 256 bytes (from id 3), `▁` (259), then `a` to `z` (from 260).
 pub(crate) fn sentence_piece() -> Vec<u8> {
     let names = ["<unk>", "<s>", "</s>"].into_iter().map(str::to_owned);

@@ -46,6 +46,12 @@ pub(crate) fn finite(value: f32) -> f32 {
     if value.is_finite() { value.max(-9999.0) } else { -9999.0 }
 }
 
+/// Splits `text` at a character's start, with at most `limit` bytes before it.
+pub(crate) fn split(text: &str, limit: usize) -> (&str, &str) {
+    let fits = |at: &usize| text.is_char_boundary(*at);
+    text.split_at((0..=limit.min(text.len())).rev().find(fits).unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,6 +65,13 @@ mod tests {
         let text = "\u{85}\u{84}\u{2027}\u{202a}\u{2028}";
         assert_eq!(serde_json::from_str::<String>(&line(&text)).unwrap(), text);
         assert!(!line(&text).contains('\u{2028}'));
+    }
+
+    #[test]
+    fn a_split_keeps_characters_whole() {
+        assert_eq!(split("aé日", 2), ("a", "é日"));
+        assert_eq!(split("aé日", 3), ("aé", "日"));
+        assert_eq!(split("aé日", 100), ("aé日", ""));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One bidirectional stream to one scheduler: submissions and cancels go up, step outputs come down.
 //!
 //! ```text
-//!  submit ─▶ bounded queue ─▶ chunks, round robin ─┐
+//!  submit ─▶ bounded queue ─▶ chunks, in turn ─────┐
 //!                                                  ├─▶ Serve ═▶ scheduler
 //!  cancel ─▶ bounded queue ─▶ always first ────────┘     ║
 //!            text thread ◀─ bounded queue ◀─ read ◀══════╝
@@ -31,6 +31,8 @@ use volley_proto::{
 
 /// Prompt tokens in one message: what a cancel may have to wait for.
 const CHUNK_TOKENS: usize = 16 << 10;
+/// Submissions that share the wire, a chunk each in turn; the scheduler keeps them all until they are whole.
+const INTERLEAVED: usize = 8;
 /// Requests, and their prompt tokens, that wait to be sent.
 const QUEUED_REQUESTS: usize = 4096;
 const QUEUED_TOKENS: usize = 16 << 20;
@@ -260,11 +262,9 @@ impl Outbox {
             return Some(router_message::Message::Hello(hello));
         }
         loop {
-            // Submissions are looked at before cancels: whoever cancels and submits again has queued the
-            // cancel first, so the cancel is seen here no later than what must survive it.
-            while let Ok(order) = self.submissions.try_recv() {
-                self.sending.push_back(Sending::new(order));
-            }
+            // Before the cancels: whoever cancels and submits again has queued the cancel first, so it is seen
+            // here no later than the submission that must survive it.
+            self.take_submissions();
             if let Ok(cancel) = self.cancels.try_recv() {
                 return Some(self.cancel(cancel));
             }
@@ -272,7 +272,7 @@ impl Outbox {
                 let submit = sending.next_chunk();
                 self.queued_tokens.fetch_sub(submit.prompt.len(), Ordering::Relaxed);
                 if !submit.last {
-                    self.sending.push_back(sending);
+                    self.sending.insert(self.sending.len().min(INTERLEAVED - 1), sending);
                 }
                 return Some(router_message::Message::Submit(submit));
             }
@@ -284,8 +284,16 @@ impl Outbox {
         }
     }
 
+    fn take_submissions(&mut self) {
+        while let Ok(order) = self.submissions.try_recv() {
+            self.sending.push_back(Sending::new(order));
+        }
+    }
+
     /// What is left of a cancelled request is not sent.
     fn cancel(&mut self, cancel: CancelOrder) -> router_message::Message {
+        // What it cancels was queued before it, but may not have been looked at.
+        self.take_submissions();
         let CancelOrder { request, attempt, choice } = cancel;
         if choice.is_none() {
             self.sending.retain(|sending| {

@@ -233,3 +233,70 @@ impl BadModel {
         Self { file: file.to_owned(), reason: reason.to_string() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::fixture;
+
+    fn model(bos: Option<u32>) -> Model {
+        let card = ModelCard { bos_token: bos, ..fixture::card() };
+        Model::new(card, &fixture::byte_level(&[]), Some(fixture::CHAT_TEMPLATE)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_raw_prompt_starts_with_bos_once_where_the_model_wants_it() {
+        let bos = fixture::WORDS;
+        assert_eq!(model(None).encode_prompt("a".into()).await.unwrap(), [97]);
+        assert_eq!(model(Some(bos)).encode_prompt("a".into()).await.unwrap(), [bos, 97]);
+        assert_eq!(model(Some(bos)).encode_prompt("<|im_start|>a".into()).await.unwrap(), [bos, 97]);
+        assert_eq!(model(Some(bos)).encode_prompt(String::new()).await.unwrap(), [bos]);
+    }
+
+    #[tokio::test]
+    async fn a_conversation_becomes_the_templates_tokens() {
+        let model = model(None);
+        let messages =
+            vec![json!({"role": "system", "content": "a"}), json!({"role": "user", "content": "b"})];
+        let rendered = model.render_chat(messages, ChatOptions::default()).await.unwrap();
+        let tokens = model.encode_chat(rendered.clone()).await.unwrap();
+        let text: Vec<u8> = tokens.iter().flat_map(|id| model.token_bytes(*id)).copied().collect();
+        assert_eq!(String::from_utf8(text).unwrap(), rendered.text());
+        assert_eq!(tokens.iter().filter(|id| **id == fixture::WORDS).count(), 3);
+    }
+
+    #[test]
+    fn the_files_of_a_model_say_its_defaults_and_names() {
+        let files = BTreeMap::from([
+            ("tokenizer.json".to_owned(), fixture::byte_level(&[])),
+            ("chat_template.jinja".to_owned(), b"{{ bos_token }}|{{ eos_token }}".to_vec()),
+            (
+                "config.json".to_owned(),
+                json!({"bos_token_id": 256, "eos_token_id": [257, 1]}).to_string().into(),
+            ),
+            (
+                "generation_config.json".to_owned(),
+                json!({"temperature": 0.6, "top_k": 20}).to_string().into(),
+            ),
+        ]);
+        let model = Model::from_files(fixture::card(), &files, TextPool::new(1)).unwrap();
+        let defaults = Defaults { temperature: Some(0.6), top_k: Some(20), ..Defaults::default() };
+        assert_eq!(model.defaults, defaults);
+        let template = model.template.unwrap();
+        let rendered = template.render(&model.tokenizer, Vec::new(), &ChatOptions::default()).unwrap();
+        assert_eq!(rendered.text(), "<|im_start|>|<|im_end|>");
+    }
+
+    #[test]
+    fn a_bad_file_is_named() {
+        let tokenizer = fixture::byte_level(&[]);
+        let bad = |result: Result<Model, BadModel>| result.err().unwrap().to_string();
+        assert!(bad(Model::new(fixture::card(), b"[]", None)).starts_with("tokenizer.json: "));
+        let template = bad(Model::new(fixture::card(), &tokenizer, Some("{% for %}")));
+        assert!(template.starts_with("chat_template.jinja: "), "{template}");
+        let none = Model::from_files(fixture::card(), &BTreeMap::new(), TextPool::new(1));
+        assert_eq!(bad(none), "tokenizer.json: missing");
+    }
+}

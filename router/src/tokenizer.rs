@@ -293,3 +293,6 @@ impl Drop for Waiting {
         self.total.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests;

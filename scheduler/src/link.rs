@@ -137,3 +137,33 @@ impl Stream for Outgoing {
         this.messages.poll_recv(cx).map(|message| message.map(Ok))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_router_that_does_not_read_loses_its_link() {
+        let (link, mut outgoing) = Link::new(LinkId(1), &CancellationToken::new());
+        for _ in 0..OUTBOX {
+            link.report(Vec::new());
+        }
+        assert!(!link.is_closed());
+        link.report(Vec::new());
+        assert!(link.is_closed());
+        assert!(outgoing.next().await.is_none(), "what is left isn't sent");
+    }
+
+    #[tokio::test]
+    async fn a_link_is_closed_when_its_router_is_gone_or_the_scheduler_stops() {
+        let stop = CancellationToken::new();
+        let ((gone, outgoing), (stopped, _outgoing)) =
+            (Link::new(LinkId(1), &stop), Link::new(LinkId(2), &stop));
+        drop(outgoing);
+        assert!(gone.is_closed() && !stopped.is_closed());
+        stop.cancel();
+        assert!(stopped.is_closed());
+    }
+}

@@ -21,7 +21,7 @@ use volley_proto::{
 use crate::{
     Config, Error,
     core::{placement::Patience, types::LinkId},
-    front::{Directory, Front, FromLink},
+    front::{Directory, FromLink, Front},
     link::{self, Link, Outgoing},
     workers,
 };

@@ -31,7 +31,7 @@ struct Request {
 
 #[derive(Clone, Debug)]
 enum Event {
-    Arrive(Request),
+    Arrive(Box<Request>),
     Cancel(usize),
     Plan,
     Work,
@@ -73,7 +73,7 @@ impl World {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Arrive(request) => self.arrive(request),
+            Event::Arrive(request) => self.arrive(*request),
             Event::Cancel(nth) => {
                 if self.requests.is_empty() {
                     return;
@@ -231,7 +231,7 @@ fn request() -> impl Strategy<Value = Request> {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        6 => request().prop_map(Event::Arrive),
+        6 => request().prop_map(|request| Event::Arrive(Box::new(request))),
         1 => any::<usize>().prop_map(Event::Cancel),
         8 => Just(Event::Plan),
         8 => Just(Event::Work),

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     auth::Tenant,
-    edge::Engine,
+    edge::PathModel,
     engine::{Deltas, Generate, Model},
     error::ApiError,
     exchange::{Exchange, traceparent},
@@ -32,7 +32,7 @@ pub(super) struct Caller {
     pub tenant: Tenant,
     pub traceparent: String,
     /// The path's model.
-    pub engine: Option<Engine>,
+    pub path_model: Option<PathModel>,
 }
 
 /// Everything that a generation needs.
@@ -68,14 +68,14 @@ impl Caller {
             exchange: extensions.get::<Arc<Exchange>>().cloned().ok_or_else(absent)?,
             tenant: extensions.get::<Tenant>().cloned().ok_or_else(absent)?,
             traceparent: traceparent(request.headers()),
-            engine: extensions.get::<Engine>().cloned(),
+            path_model: extensions.get::<PathModel>().cloned(),
         })
     }
 
     /// Where the body names no model, the path's is meant.
     pub(super) fn name_model(&self, parameters: &mut Parameters) {
         if parameters.model.is_none() {
-            parameters.model = self.engine.clone().map(|Engine(name)| name);
+            parameters.model = self.path_model.clone().map(|PathModel(name)| name);
         }
     }
 }

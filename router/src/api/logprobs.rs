@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn a_size_bounds_the_json() {
         let long = vec![1u8; 128];
-        let token = token(u32::MAX, &long, Some(-0.123_456_79), &[(u32::MAX, &long, -9999.0); 20]);
+        let token = token(u32::MAX, &long, Some(-0.123_456_79), &[(u32::MAX, &long[..], -9999.0); 20]);
         for format in [LogprobsFormat::Content, LogprobsFormat::Legacy] {
             let json = line(&View::new(Some(format), std::slice::from_ref(&token)));
             assert!(json.len() <= size(&token) + 128, "{} > {}", json.len(), size(&token));

@@ -232,7 +232,7 @@ fn shortened(text: &str, limit: usize) -> Cow<'_, str> {
     if text.len() <= limit {
         return Cow::Borrowed(text);
     }
-    Cow::Owned(format!("{}…", &text[..text.floor_char_boundary(limit)]))
+    Cow::Owned(format!("{}…", crate::json::split(text, limit).0))
 }
 
 #[cfg(test)]
@@ -266,10 +266,6 @@ mod tests {
 
     #[test]
     fn messages_never_repeat_a_large_value() {
-        let body = format!(r#"{{"model":"m","x":"{}"}}"#, "é".repeat(5000));
-        let error = parse::<Map<String, Value>>(body.as_bytes(), UnknownFields::Error);
-        // Map knows every field, so nothing is a stranger.
-        assert!(error.is_ok());
         let error = stray(&serde_json::json!({"x": "é".repeat(5000)}), &[Step::Key("x".into())]);
         assert!(error.to_string().len() < 200, "{error}");
     }

@@ -164,7 +164,7 @@ impl<S: Shape> Chunks<S> {
         let tokens: &[Token] = if self.head.logprobs.is_some() { &delta.tokens } else { &[] };
         let (mut text, mut tokens) = (delta.text.as_str(), tokens);
         while !text.is_empty() || !tokens.is_empty() {
-            let (piece, rest) = text.split_at(text.floor_char_boundary(TEXT));
+            let (piece, rest) = crate::json::split(text, TEXT);
             let (some, more) = tokens.split_at(fitting(tokens));
             (text, tokens) = (rest, more);
             let logprobs = if some.is_empty() { None } else { View::new(self.head.logprobs, some) };

@@ -1,6 +1,8 @@
 //! A worker without a model. Its next token is a hash of all tokens before it, read back from its KV blocks:
 //! a block that two sequences share by mistake changes a stream. It refuses plans that can't be.
-#![allow(dead_code, unreachable_pub)] // each test file uses its part
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // each test file uses its part
+
+pub mod cluster;
 
 use std::collections::{HashMap, HashSet};
 

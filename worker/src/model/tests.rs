@@ -1,1 +1,155 @@
+//! A description says what its file says; what no kernel computes is refused by name.
 
+use std::path::Path;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use volley_kernels::RopePairing;
+
+use super::{
+    rope::{Scaling, frequencies},
+    *,
+};
+use crate::{format::safetensors, testing};
+
+fn of_gguf(writer: testing::GgufWriter) -> Result<Description, Error> {
+    gguf::describe(&Gguf::parse(Path::new("m.gguf"), &Bytes::from(writer.bytes()))?)
+}
+
+fn of_hf(changes: Value) -> Result<Description, Error> {
+    let mut config = json!({
+        "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128,
+        "num_attention_heads": 4, "vocab_size": 100, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+    });
+    config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    let weights = safetensors::open(Path::new("m"), &[]).unwrap();
+    hf::describe(&Directory { path: "m".into(), config, shards: vec![], weights })
+}
+
+#[test]
+fn smollm2_is_described_as_its_file_says() {
+    let Some(path) = testing::reference_model() else { return };
+    let model = Model::open(&path).unwrap();
+    let Description { layers, width, hidden, heads, vocab, context, .. } = model.description;
+    assert_eq!((layers, width, hidden, vocab, context), (30, 576, 1536, 49152, 8192));
+    assert_eq!((heads.heads, heads.kv_heads, heads.dim, heads.scale), (9, 3, 64, 0.125));
+    assert!(model.description.tied && model.weight_format() == DType::Q4_1);
+    assert_eq!(model.description.rope.frequencies, frequencies(64, 100_000.0, Scaling::None));
+}
+
+#[test]
+fn families_differ_as_their_files_do() {
+    let llama = of_gguf(testing::tiny_gguf()).unwrap();
+    assert_eq!((llama.rope.pairing, llama.qkv_bias), (RopePairing::Adjacent, Bias::IfPresent));
+    let mut qwen2 = testing::tiny_gguf().str("general.architecture", "qwen2");
+    for (key, value) in [
+        ("block_count", 1),
+        ("context_length", 64),
+        ("embedding_length", 32),
+        ("feed_forward_length", 64),
+        ("attention.head_count", 2),
+    ] {
+        qwen2 = qwen2.u32(&format!("qwen2.{key}"), value);
+    }
+    let qwen2 = of_gguf(qwen2.f32("qwen2.attention.layer_norm_rms_epsilon", 1e-6)).unwrap();
+    assert_eq!((qwen2.rope.pairing, qwen2.qkv_bias), (RopePairing::Halves, Bias::Always));
+
+    let hf = |name: &str| of_hf(json!({ "architectures": [name] })).unwrap();
+    for (name, qkv_bias) in [
+        ("LlamaForCausalLM", Bias::Never),
+        ("MistralForCausalLM", Bias::Never),
+        ("Qwen2ForCausalLM", Bias::Always),
+    ] {
+        let description = hf(name);
+        assert_eq!(
+            (description.rope.pairing, description.qkv_bias),
+            (RopePairing::Halves, qkv_bias),
+            "{name}"
+        );
+    }
+    assert_eq!(of_hf(json!({ "attention_bias": true })).unwrap().output_bias, Bias::Always);
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_name() {
+    let cases = [
+        (
+            json!({ "architectures": ["MambaForCausalLM"] }),
+            "MambaForCausalLM is not supported; supported: Llama",
+        ),
+        (json!({ "architectures": [] }), "key architectures: expected a list with one name"),
+        (json!({ "mlp_bias": true }), "key mlp_bias: true; only false"),
+        (json!({ "hidden_act": "relu" }), "key hidden_act: relu; supported: silu"),
+        (
+            json!({ "rope_scaling": { "type": "yarn", "factor": 4.0 } }),
+            "rope scaling: yarn; supported: default",
+        ),
+        (
+            json!({ "rope_scaling": { "rope_type": "linear" } }),
+            "rope scaling: factor: expected a number above 0",
+        ),
+        (
+            json!({ "rope_scaling": { "rope_type": "linear", "factor": 0.0 } }),
+            "factor: expected a number above 0",
+        ),
+        (json!({ "hidden_size": -1 }), "configuration: invalid value"),
+        (
+            json!({ "num_key_value_heads": 3 }),
+            "key/value heads: 3; expected a divisor of the 4 attention heads",
+        ),
+        (json!({ "head_dim": 7 }), "head dimension: 7; expected an even one"),
+        (json!({ "vocab_size": 0 }), "vocabulary: 0; expected 1 to"),
+    ];
+    for (changes, expected) in cases {
+        let error = of_hf(changes).unwrap_err().to_string();
+        assert!(error.starts_with("m/config.json: ") && error.contains(expected), "{expected}: {error}");
+    }
+}
+
+#[test]
+fn sequences_stay_within_a_window_that_is_used() {
+    let context = |changes| of_hf(changes).unwrap().context;
+    assert_eq!(context(json!({ "sliding_window": 1024 })), 1024);
+    assert_eq!(context(json!({ "sliding_window": null })), 4096);
+    assert_eq!(context(json!({ "sliding_window": 1024, "use_sliding_window": false })), 4096);
+    assert_eq!(of_gguf(testing::tiny_gguf().u32("llama.attention.sliding_window", 16)).unwrap().context, 16);
+}
+
+#[test]
+fn rope_is_scaled_as_its_type_says() {
+    let rope = |changes| of_hf(changes).unwrap().rope.frequencies;
+    let plain = rope(json!({}));
+    assert_eq!(plain.len(), 8);
+    assert_eq!((plain[0], plain[4]), (1.0, 0.01)); // 10000^(-8/16)
+    let linear = rope(json!({ "rope_scaling": { "type": "linear", "factor": 4.0 } }));
+    assert_eq!(linear[0], 0.25);
+    // From transformers 5 the base stands with the scaling.
+    assert_eq!(
+        rope(json!({ "rope_parameters": { "rope_type": "default", "rope_theta": 256.0 } }))[4],
+        0.0625
+    );
+
+    // A long wavelength is divided by the factor, a short one is kept. (Between: tiny-llama's logits.)
+    let llama3 = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 512,
+    });
+    let llama3 = rope(json!({ "rope_scaling": llama3 }));
+    assert_eq!((llama3[0], llama3[7]), (plain[0], plain[7] / 8.0));
+}
+
+#[test]
+fn a_gguf_file_may_carry_divisors_of_its_frequencies() {
+    let factors: Vec<u8> = (0..8).flat_map(|i| (1.0 + i as f32).to_le_bytes()).collect();
+    let frequencies = |writer| of_gguf(writer).unwrap().rope.frequencies;
+    let (plain, divided) = (
+        frequencies(testing::tiny_gguf()),
+        frequencies(testing::tiny_gguf().tensor("rope_freqs.weight", &[8], 0, factors)),
+    );
+    assert_eq!(divided[3], plain[3] / 4.0);
+    let linear =
+        testing::tiny_gguf().str("llama.rope.scaling.type", "linear").f32("llama.rope.scaling.factor", 2.0);
+    assert_eq!(frequencies(linear)[0], 0.5);
+    let error = of_gguf(testing::tiny_gguf().tensor("rope_freqs.weight", &[8], 0, vec![0; 32])).unwrap_err();
+    assert!(error.to_string().contains("give no finite frequencies"), "{error}");
+}

@@ -17,7 +17,7 @@ mod plan;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use volley_proto::v1::{self, FinishReason, failure::Reason};
+use volley_proto::v1::{self, FinishReason, Kind, failure::Reason};
 
 use super::{
     blocks::{Blocks, Table},
@@ -197,9 +197,11 @@ impl Planner {
     /// Takes in the result of the oldest step in flight; what it has to say goes to `out`.
     pub fn complete(&mut self, result: v1::StepResult, out: &mut Vec<Output>) -> Result<(), OutOfStep> {
         let expected = self.in_flight.front().map(|step| step.id);
-        let Some(step) = self.in_flight.pop_front_if(|step| step.id == result.step_id) else {
-            return Err(OutOfStep { answered: result.step_id, expected });
-        };
+        let answered = result.step_id;
+        if expected != Some(answered) {
+            return Err(OutOfStep { answered, expected });
+        }
+        let Some(step) = self.in_flight.pop_front() else { return Ok(()) };
         let mut answers: Vec<_> = (0..self.limits.slots).map(|_| None).collect();
         for answer in result.slots {
             if let Some(place) = answers.get_mut(answer.slot as usize) {
@@ -268,6 +270,9 @@ impl Planner {
         let context = self.limits.context;
         if request.iter().any(|s| s.prompt_tokens == 0 || s.tokens.len() < s.prompt_tokens) {
             return Some(failure(Reason::Internal, "a prompt has at least one token"));
+        }
+        if request.iter().any(|s| s.spec.kind == Kind::Unspecified) {
+            return Some(failure(Reason::Internal, "the request has no kind"));
         }
         if let Some(long) = request.iter().map(|s| s.prompt_tokens).find(|&tokens| tokens > context) {
             let message = format!("the prompt has {long} tokens; the context window has {context}");

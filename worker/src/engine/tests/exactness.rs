@@ -1,9 +1,10 @@
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use volley_proto::v1::{
     BlockAppend, Kind, NewSequence, Sampling, ScoreRange, SlotRun, StepPlan, result_message::Message,
 };
 
-use super::driver::{Driver, Output, Request, next};
+use super::driver::{Driver, Output, Received, Request, next};
 use crate::engine::Epoch;
 
 /// A numbered request: prompt, sampling, length, chunking and arrival all follow from the number.
@@ -141,6 +142,12 @@ fn a_copied_block_continues_as_the_original() {
     driver.stop();
 }
 
+/// Nothing comes any more, and the connection was told.
+fn assert_ended(mut received: Received, ended: &CancellationToken) {
+    assert!(received.blocking_recv().is_none());
+    futures::executor::block_on(ended.cancelled());
+}
+
 #[test]
 fn a_new_claim_ends_the_older_connection_after_what_is_in_flight_and_empties_the_slots() {
     let driver = Driver::start("tiny-llama", 2, 64);
@@ -166,7 +173,7 @@ fn a_new_claim_ends_the_older_connection_after_what_is_in_flight_and_empties_the
     assert!(matches!(next(&mut first), Ok(Message::Hello(_))));
     assert!(matches!(next(&mut first), Ok(Message::Result(result)) if result.step_id == 1));
     assert_eq!(next(&mut first).unwrap_err().code(), Code::Aborted);
-    assert!(first.blocking_recv().is_none() && first_ended.is_cancelled());
+    assert_ended(first, &first_ended);
 
     assert!(matches!(next(&mut second), Ok(Message::Hello(_))));
     match next(&mut second) {
@@ -176,7 +183,7 @@ fn a_new_claim_ends_the_older_connection_after_what_is_in_flight_and_empties_the
     for stale in [old, new] {
         let (mut received, ended) = driver.claim(stale);
         assert_eq!(next(&mut received).unwrap_err().code(), Code::FailedPrecondition);
-        assert!(received.blocking_recv().is_none() && ended.is_cancelled());
+        assert_ended(received, &ended);
     }
     assert!(!second_ended.is_cancelled());
     driver.stop();
@@ -196,7 +203,7 @@ fn a_broken_plan_ends_its_connection_and_the_next_one_starts_afresh() {
         }
         let error = std::iter::from_fn(|| Some(next(&mut received))).find_map(Result::err).unwrap();
         assert_eq!(error.code(), Code::InvalidArgument);
-        assert!(received.blocking_recv().is_none() && ended.is_cancelled());
+        assert_ended(received, &ended);
         driver.send(epoch, StepPlan { step_id: 4, ..Default::default() }); // dropped
     }
     assert_eq!(driver.run(&[request(1)])[0].tokens.len(), request(1).generate);

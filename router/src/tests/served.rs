@@ -1,0 +1,207 @@
+//! The server on a real socket: what only a connection shows.
+
+use std::{sync::Arc, time::Duration};
+
+use metrics_exporter_prometheus::PrometheusBuilder;
+use tokio::{
+    sync::Notify,
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Scripted, Step, end, text};
+use crate::{config::Config, engine::StreamError, generation::Reason, server};
+
+struct Server {
+    address: std::net::SocketAddr,
+    engine: Arc<Scripted>,
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<(), server::Error>>,
+}
+
+impl Server {
+    async fn start(config: Config) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (engine, shutdown) = (Arc::new(Scripted::new()), CancellationToken::new());
+        let metrics = PrometheusBuilder::new().build_recorder().handle();
+        let task = tokio::spawn(server::serve(config, engine.clone(), metrics, listener, shutdown.clone()));
+        Self { address, engine, shutdown, task }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    /// Sends `request` and reads until the server closes.
+    async fn exchange(&self, request: &str) -> String {
+        let mut stream = self.connect().await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        rest(&mut stream).await
+    }
+
+    async fn until_cancelled(&self) {
+        while self.engine.cancelled() == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// All that is still to come.
+async fn rest(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    // A cut connection may end in an error; what came before it counts.
+    let _ = stream.read_to_end(&mut bytes).await;
+    String::from_utf8(bytes).unwrap()
+}
+
+/// Reads until `marker` has come.
+async fn until(stream: &mut TcpStream, marker: &str) -> String {
+    let mut seen = String::new();
+    while !seen.contains(marker) {
+        let mut chunk = [0; 4096];
+        let read = stream.read(&mut chunk).await.unwrap();
+        assert_ne!(read, 0, "closed after {seen}");
+        seen += std::str::from_utf8(&chunk[..read]).unwrap();
+    }
+    seen
+}
+
+fn post(version: &str, headers: &str, body: &str) -> String {
+    let length = body.len();
+    format!("POST /v1/completions {version}\r\nHost: x\r\n{headers}Content-Length: {length}\r\n\r\n{body}")
+}
+
+const STREAM: &str = r#"{"model":"tiny","prompt":"hi","stream":true}"#;
+const WHOLE: &str = r#"{"model":"tiny","prompt":"hi"}"#;
+
+#[tokio::test]
+async fn a_fault_closes_the_connection_without_the_terminating_chunk() {
+    let server = Server::start(Config::default()).await;
+    server.engine.will([Step::Batch(vec![text(0, "a")]), Step::Fail(StreamError::Internal("x".into()))]);
+    let answer = server.exchange(&post("HTTP/1.1", "", STREAM)).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("\"code\":\"internal_error\""), "the event was sent: {answer}");
+    assert!(!answer.ends_with("0\r\n\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn closing_the_connection_cancels_streams_and_answers_alike() {
+    for body in [STREAM, WHOLE] {
+        let server = Server::start(Config::default()).await;
+        server.engine.will([Step::Batch(vec![text(0, "a")]), Step::Hang]);
+        let mut stream = server.connect().await;
+        stream.write_all(post("HTTP/1.1", "", body).as_bytes()).await.unwrap();
+        if body == STREAM {
+            until(&mut stream, "\"a\"").await;
+        } else {
+            while server.engine.asked.lock().unwrap().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        }
+        drop(stream);
+        server.until_cancelled().await;
+    }
+}
+
+#[tokio::test]
+async fn http_1_0_clients_get_streams_that_end_with_the_connection() {
+    let server = Server::start(Config::default()).await;
+    let answer = server.exchange(&post("HTTP/1.0", "", STREAM)).await;
+    assert!(answer.ends_with("\n\ndata: [DONE]\n\n"), "{answer}");
+    assert!(!answer.to_lowercase().contains("transfer-encoding"), "{answer}");
+}
+
+#[tokio::test]
+async fn oversized_headers_are_431() {
+    let server = Server::start(Config::default()).await;
+    for headers in [format!("X: {}\r\n", "x".repeat(40_000)), "X: y\r\n".repeat(150)] {
+        let answer = server.exchange(&post("HTTP/1.1", &headers, WHOLE)).await;
+        assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_asks_before_it_sends_is_told_before_it_sends() {
+    let server = Server::start(Config { body_limit: 1000, ..Config::default() }).await;
+    let mut stream = server.connect().await;
+    let ask = |length: usize| {
+        format!(
+            "POST /v1/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
+        )
+    };
+    stream.write_all(ask(2000).as_bytes()).await.unwrap();
+    let answer = until(&mut stream, "}").await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+
+    let mut stream = server.connect().await;
+    stream.write_all(ask(WHOLE.len()).as_bytes()).await.unwrap();
+    let go_on = until(&mut stream, "\r\n\r\n").await;
+    assert!(go_on.starts_with("HTTP/1.1 100 "), "{go_on}");
+    stream.write_all(WHOLE.as_bytes()).await.unwrap();
+    assert!(until(&mut stream, "}").await.contains("HTTP/1.1 200 OK"));
+}
+
+#[tokio::test]
+async fn a_connection_serves_on_after_an_error() {
+    let server = Server::start(Config::default()).await;
+    let mut stream = server.connect().await;
+    stream.write_all(post("HTTP/1.1", "", "{").as_bytes()).await.unwrap();
+    assert!(until(&mut stream, "request_id").await.starts_with("HTTP/1.1 400 "));
+    stream.write_all(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}").await.unwrap();
+    assert!(until(&mut stream, "request_id").await.contains("HTTP/1.1 404 "));
+    stream.write_all(post("HTTP/1.1", "", WHOLE).as_bytes()).await.unwrap();
+    assert!(until(&mut stream, "usage").await.contains("HTTP/1.1 200 OK"));
+}
+
+#[tokio::test]
+async fn a_drain_lets_streams_end_and_takes_no_new_connection() {
+    let server = Server::start(Config::default()).await;
+    let go_on = Arc::new(Notify::new());
+    server.engine.will([
+        Step::Batch(vec![text(0, "a")]),
+        Step::Until(go_on.clone()),
+        Step::Batch(vec![end(0, Reason::Stop, 1)]),
+    ]);
+    let mut stream = server.connect().await;
+    stream.write_all(post("HTTP/1.1", "", STREAM).as_bytes()).await.unwrap();
+    until(&mut stream, "\"a\"").await;
+    server.shutdown.cancel();
+    while TcpStream::connect(server.address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    go_on.notify_one();
+    assert!(rest(&mut stream).await.ends_with("data: [DONE]\n\n\r\n0\r\n\r\n"));
+    server.task.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_drain_ends_after_its_grace_with_an_error_event() {
+    let server = Server::start(Config { grace: Duration::ZERO, ..Config::default() }).await;
+    server.engine.will([Step::Batch(vec![text(0, "a")]), Step::Hang]);
+    let mut stream = server.connect().await;
+    stream.write_all(post("HTTP/1.1", "", STREAM).as_bytes()).await.unwrap();
+    until(&mut stream, "\"a\"").await;
+    server.shutdown.cancel();
+    let end = rest(&mut stream).await;
+    assert!(end.contains("shutting down") && !end.contains("[DONE]"), "{end}");
+    server.task.await.unwrap().unwrap();
+    assert_eq!(server.engine.cancelled(), 1);
+}
+
+#[tokio::test]
+async fn http_2_clients_are_served_without_being_asked_to_upgrade() {
+    let server = Server::start(Config::default()).await;
+    let io = hyper_util::rt::TokioIo::new(server.connect().await);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+    tokio::spawn(connection);
+    let request =
+        http::Request::post("http://x/v1/completions").body(axum::body::Body::from(STREAM)).unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
+    assert!(body.ends_with(b"data: [DONE]\n\n"));
+}

@@ -1,0 +1,193 @@
+//! The scheduler as its peers see it: real gRPC over the in-memory transport, fake workers.
+#![allow(clippy::unwrap_used)] // helpers of a test are part of it
+
+mod fake;
+
+use fake::{
+    STOP, alone,
+    cluster::{BLOCKS, CONTEXT, Cluster},
+};
+use volley_membership::Membership;
+use volley_proto::v1::{self, Kind, failure::Reason};
+
+const FREELY: usize = 1 << 20;
+
+fn submission(max_tokens: u32, choices: u32) -> v1::Submission {
+    v1::Submission {
+        kind: Kind::Generate.into(),
+        choices: (0..choices).map(|index| v1::Choice { index, generated: vec![] }).collect(),
+        sampling: Some(v1::Sampling { seed: u64::from(max_tokens), ..Default::default() }),
+        max_tokens,
+        ..Default::default()
+    }
+}
+
+fn prompt(request: u64) -> Vec<u32> {
+    (0..3 + request as u32 * 29).map(|i| (i * 7 + request as u32) % fake::VOCABULARY).collect()
+}
+
+#[tokio::test]
+async fn requests_stream_through_the_link() {
+    let cluster = Cluster::default();
+    let scheduler = cluster.scheduler("s");
+    let mut router = cluster.router("s").await;
+    let _worker = cluster.worker("w", FREELY).await;
+    router.models(|cards| cards.iter().any(|card| card.hash == "hash")).await;
+    assert!(scheduler.readiness.ready());
+    let submissions: Vec<_> = (0..6)
+        .map(|request| v1::Submission {
+            stop_tokens: vec![STOP],
+            score: (request % 2 == 0).then_some(v1::ScoreRange { from: 1, alternatives: 0 }),
+            ..submission(20 * request as u32, 2)
+        })
+        .collect();
+    for (request, submission) in (0..).zip(&submissions) {
+        router.submit(request, &prompt(request), submission).await;
+    }
+    router.ends(12).await;
+    for (request, submission) in (0..).zip(&submissions) {
+        for choice in 0..2 {
+            let whole = alone(&prompt(request), submission, choice, CONTEXT);
+            assert_eq!(router.streams[&(request, choice)], whole);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cancel_frees_the_blocks_within_a_step() {
+    let cluster = Cluster::default();
+    let scheduler = cluster.scheduler("s");
+    let worker = cluster.worker("w", 3).await;
+    scheduler.ready().await;
+    let mut router = cluster.router("s").await;
+    router.submit(1, &prompt(1), &submission(4000, 1)).await;
+    router.tokens((1, 0), 3).await;
+    router.cancel(1).await;
+    router.submit(2, &prompt(2), &submission(1, 1)).await;
+    router.load(|load| load.running + load.waiting == 2).await;
+    // Two steps were under way.
+    worker.gate.add_permits(2);
+    router.load(|load| (load.running, load.waiting) == (1, 0)).await;
+    assert_eq!(worker.steps(), 5);
+    worker.gate.add_permits(FREELY);
+    router.ends(1).await;
+    let load = router.load(|load| load.running == 0).await;
+    assert_eq!((load.free_blocks, load.total_blocks), (BLOCKS, BLOCKS));
+    assert_eq!(router.streams[&(1, 0)].tokens.len(), 3, "nothing comes after a cancel");
+}
+
+#[tokio::test]
+async fn a_dropped_link_cancels_its_sequences() {
+    let cluster = Cluster::default();
+    let scheduler = cluster.scheduler("s");
+    let worker = cluster.worker("w", 3).await;
+    scheduler.ready().await;
+    let (mut staying, mut leaving) = (cluster.router("s").await, cluster.router("s").await);
+    leaving.submit(1, &prompt(1), &submission(4000, 2)).await;
+    leaving.tokens((1, 1), 2).await;
+    staying.load(|load| load.running == 2).await;
+    drop(leaving);
+    worker.gate.add_permits(FREELY);
+    let load = staying.load(|load| load.running == 0).await;
+    assert_eq!(load.free_blocks, BLOCKS);
+    assert!(worker.steps() < 4000, "they aren't run to their end");
+}
+
+#[tokio::test]
+async fn a_stream_survives_the_death_of_its_worker() {
+    let cluster = Cluster::default();
+    let scheduler = cluster.scheduler("s");
+    let first = cluster.worker("a", 5).await;
+    scheduler.ready().await;
+    let mut router = cluster.router("s").await;
+    let submission = submission(40, 2);
+    router.submit(1, &prompt(1), &submission).await;
+    router.tokens((1, 1), 2).await;
+    let second = cluster.worker("b", FREELY).await;
+    scheduler.readiness.workers().wait_for(|&workers| workers == 2).await.unwrap();
+    first.die();
+    router.ends(2).await;
+    for choice in 0..2 {
+        assert_eq!(router.streams[&(1, choice)], alone(&prompt(1), &submission, choice, CONTEXT));
+    }
+    assert!(second.steps() > 0);
+}
+
+#[tokio::test]
+async fn a_worker_that_hangs_up_is_connected_again_with_a_higher_epoch() {
+    let cluster = Cluster::default();
+    let scheduler = cluster.scheduler("s");
+    let worker = cluster.worker("w", 4).await;
+    scheduler.ready().await;
+    let mut router = cluster.router("s").await;
+    router.submit(1, &prompt(1), &submission(40, 1)).await;
+    router.tokens((1, 0), 2).await;
+    worker.hang_up();
+    worker.gate.add_permits(FREELY);
+    router.ends(1).await;
+    assert_eq!(router.streams[&(1, 0)], alone(&prompt(1), &submission(40, 1), 0, CONTEXT));
+    let epochs = worker.epochs.lock().unwrap().clone();
+    assert_eq!(epochs.len(), 2);
+    assert!(epochs[0].claim == epochs[1].claim && epochs[0].connection < epochs[1].connection);
+}
+
+#[tokio::test]
+async fn a_worker_that_does_not_answer_is_lost() {
+    let cluster = Cluster::default();
+    let scheduler = cluster.scheduler("s");
+    let silent = cluster.worker("a", 2).await;
+    scheduler.ready().await;
+    let mut router = cluster.router("s").await;
+    router.submit(1, &prompt(1), &submission(40, 1)).await;
+    router.tokens((1, 0), 2).await;
+    let _other = cluster.worker("b", FREELY).await;
+    router.ends(1).await;
+    assert_eq!(router.streams[&(1, 0)], alone(&prompt(1), &submission(40, 1), 0, CONTEXT));
+    assert_eq!(silent.steps(), 2);
+}
+
+#[tokio::test]
+async fn without_a_worker_a_request_fails_after_a_bounded_wait() {
+    let cluster = Cluster::default();
+    let _scheduler = cluster.scheduler("s");
+    let mut router = cluster.router("s").await;
+    router.submit(1, &prompt(1), &submission(4, 1)).await;
+    router.ends(1).await;
+    assert_eq!(router.failures[&(1, 0)].reason(), Reason::NoWorker);
+}
+
+#[tokio::test]
+async fn one_of_two_schedulers_has_a_worker_and_the_other_takes_over() {
+    let cluster = Cluster::default();
+    let mut schedulers = vec![cluster.scheduler("s1"), cluster.scheduler("s2")];
+    let worker = cluster.worker("w", FREELY).await;
+    let mut claims = cluster.membership.claims();
+    let owner = claims.wait_for(|claims| claims.contains_key("w")).await.unwrap()["w"].clone();
+    let owner = schedulers.iter().position(|s| s.id == owner.scheduler).unwrap();
+    let owner = schedulers.swap_remove(owner);
+    let other = schedulers.pop().unwrap();
+    owner.ready().await;
+    assert!(!other.readiness.ready());
+    owner.shut_down().await;
+    other.ready().await;
+    let mut router = cluster.router(&other.id).await;
+    router.submit(1, &prompt(1), &submission(10, 1)).await;
+    router.ends(1).await;
+    assert_eq!(router.streams[&(1, 0)], alone(&prompt(1), &submission(10, 1), 0, CONTEXT));
+    let epochs = worker.epochs.lock().unwrap().clone();
+    assert!(epochs.len() == 2 && epochs[0].claim < epochs[1].claim, "{epochs:?}");
+}
+
+#[tokio::test]
+async fn a_models_files_come_from_a_worker() {
+    let cluster = Cluster::default();
+    let scheduler = cluster.scheduler("s");
+    let _worker = cluster.worker("w", FREELY).await;
+    scheduler.ready().await;
+    let mut client = cluster.client("s").await;
+    let mut files = client.fetch_model(v1::FetchModelRequest { hash: "hash".into() }).await.unwrap();
+    let chunk = files.get_mut().message().await.unwrap().unwrap();
+    assert_eq!((chunk.name.as_str(), &chunk.data[..]), ("tokenizer.json", &b"hash"[..]));
+    let unknown = client.fetch_model(v1::FetchModelRequest { hash: "other".into() }).await;
+    assert_eq!(unknown.unwrap_err().code(), tonic::Code::NotFound);
+}

@@ -1,0 +1,223 @@
+//! A worker over gRPC, as schedulers and routers see it.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use tokio::{sync::mpsc, task::JoinHandle};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, Streaming, transport::Channel};
+use volley_proto::{
+    MAX_MESSAGE, PROTOCOL,
+    transport::Transport,
+    v1::{
+        BlockAppend, Claim, Epoch, FetchModelRequest, Kind, NewSequence, PlanMessage, ResultMessage,
+        Sampling, SlotRun, StepPlan, StepResult, WorkerHello, plan_message, result_message::Message,
+        worker_client::WorkerClient,
+    },
+};
+use volley_worker::{Config, Device, Error, Worker};
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama")
+}
+
+fn config() -> Config {
+    Config { kv_cache_bytes: Some(1 << 20), threads: Some(1), ..Config::new(folder(), "tiny") }
+}
+
+/// A worker that serves in this process.
+struct Served {
+    transport: Transport,
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<(), Error>>,
+}
+
+impl Served {
+    fn start() -> Self {
+        let worker = Worker::load(config(), |_, _| ()).unwrap();
+        let (transport, shutdown) = (Transport::default(), CancellationToken::new());
+        let task = tokio::spawn(worker.serve(transport.listen_inproc("worker"), shutdown.clone()));
+        Self { transport, shutdown, task }
+    }
+
+    async fn client(&self) -> WorkerClient<Channel> {
+        let channel = self.transport.connect("inproc://worker").await.unwrap();
+        WorkerClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    async fn link(&self) -> Link {
+        let (plans, stream) = mpsc::channel(8);
+        let results = self.client().await.run(ReceiverStream::new(stream)).await.unwrap().into_inner();
+        Link { plans, results }
+    }
+
+    async fn claimed(&self, claim: u64) -> (Link, WorkerHello) {
+        let mut link = self.link().await;
+        let claim = Claim {
+            protocol: PROTOCOL,
+            scheduler_id: "s".into(),
+            epoch: Some(Epoch { claim, connection: 1 }),
+        };
+        link.send(plan_message::Message::Claim(claim)).await;
+        match link.next().await.unwrap() {
+            Message::Hello(hello) => (link, hello),
+            Message::Result(_) => panic!("a result before the hello"),
+        }
+    }
+}
+
+struct Link {
+    plans: mpsc::Sender<PlanMessage>,
+    results: Streaming<ResultMessage>,
+}
+
+impl Link {
+    async fn send(&self, message: plan_message::Message) {
+        self.plans.send(PlanMessage { message: Some(message) }).await.unwrap();
+    }
+
+    async fn next(&mut self) -> Result<Message, Status> {
+        let message = self.results.message().await?;
+        Ok(message.ok_or_else(|| Status::cancelled("the stream has ended"))?.message.unwrap())
+    }
+
+    async fn step(&mut self, plan: StepPlan) -> Result<StepResult, Status> {
+        self.send(plan_message::Message::Plan(plan)).await;
+        match self.next().await? {
+            Message::Result(result) => Ok(result),
+            Message::Hello(_) => panic!("a second hello"),
+        }
+    }
+}
+
+fn admission() -> StepPlan {
+    StepPlan {
+        step_id: 1,
+        admit: vec![NewSequence {
+            kind: Kind::Generate.into(),
+            tokens: vec![4, 5, 6],
+            prompt_tokens: 3,
+            sampling: Some(Sampling { logprobs: Some(1), ..Default::default() }),
+            traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into(),
+            ..Default::default()
+        }],
+        append: vec![BlockAppend { slot: 0, group: 0, blocks: vec![0] }],
+        run: vec![SlotRun { slot: 0, tokens: 3 }],
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn a_scheduler_claims_the_worker_and_runs_steps() {
+    let served = Served::start();
+    let (mut link, hello) = served.claimed(1).await;
+    let card = hello.card.unwrap();
+    assert_eq!(
+        (card.name.as_str(), card.architecture.as_str(), card.weight_format.as_str()),
+        ("tiny", "llama", "F32")
+    );
+    assert_eq!((card.context_length, card.vocab_size, card.bos_token), (512, 288, Some(0)));
+    assert_eq!((card.stop_tokens, card.has_chat_template), (vec![2, 3], true));
+    assert_eq!((card.weights_hash.len(), card.hash.len()), (64, 64));
+    assert!(card.numerics_class.starts_with(&card.weights_hash) && card.created > 0);
+    assert_eq!((hello.block_tokens, hello.groups.len(), hello.groups[0].layers), (16, 1, 2));
+    assert!(hello.groups[0].blocks * 16 * u64::from(hello.groups[0].bytes_per_token) <= 1 << 20);
+
+    let first = link.step(admission()).await.unwrap();
+    assert_eq!((first.step_id, first.rows, first.slots.len()), (1, 3, 1));
+    assert_eq!((first.slots[0].tokens.len(), first.slots[0].logprobs.len()), (1, 1));
+    let run = vec![SlotRun { slot: 0, tokens: 1 }];
+    let second = link.step(StepPlan { step_id: 2, run, ..Default::default() }).await.unwrap();
+    assert_eq!((second.slots[0].tokens.len(), second.epoch.unwrap().claim), (1, 1));
+}
+
+#[tokio::test]
+async fn routers_fetch_the_files_of_the_card() {
+    let served = Served::start();
+    let (_link, hello) = served.claimed(1).await;
+    let mut client = served.client().await;
+    let hash = hello.card.unwrap().hash;
+    let mut chunks = client.fetch_model(FetchModelRequest { hash }).await.unwrap().into_inner();
+    let (mut files, mut name) = (BTreeMap::<String, Vec<u8>>::new(), String::new());
+    while let Some(chunk) = chunks.message().await.unwrap() {
+        if !chunk.name.is_empty() {
+            name = chunk.name;
+        }
+        files.entry(name.clone()).or_default().extend(chunk.data);
+    }
+    let names: Vec<_> = files.keys().map(String::as_str).collect();
+    assert_eq!(names, ["chat_template.jinja", "config.json", "generation_config.json", "tokenizer.json"]);
+    assert_eq!(files["tokenizer.json"], std::fs::read(folder().join("tokenizer.json")).unwrap());
+
+    let other = client.fetch_model(FetchModelRequest { hash: "other".into() }).await;
+    assert_eq!(other.err().unwrap().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_protocol_error_ends_the_connection_and_not_the_worker() {
+    let served = Served::start();
+    let mut link = served.link().await;
+    link.send(plan_message::Message::Plan(StepPlan::default())).await;
+    assert_eq!(link.next().await.unwrap_err().code(), Code::InvalidArgument);
+
+    let mut link = served.link().await;
+    let epoch = Some(Epoch { claim: 1, connection: 1 });
+    let claim = Claim { protocol: PROTOCOL + 1, scheduler_id: "s".into(), epoch };
+    link.send(plan_message::Message::Claim(claim)).await;
+    let error = link.next().await.unwrap_err();
+    assert!(
+        error.code() == Code::InvalidArgument && error.message().contains("this worker speaks"),
+        "{error}"
+    );
+
+    let (mut link, _) = served.claimed(1).await;
+    let plan = StepPlan { release: vec![9999], ..Default::default() };
+    let error = link.step(plan).await.unwrap_err();
+    assert!(error.code() == Code::InvalidArgument && error.message().contains("slot 9999"), "{error}");
+
+    let (mut link, _) = served.claimed(2).await;
+    assert_eq!(link.step(admission()).await.unwrap().rows, 3);
+}
+
+#[tokio::test]
+async fn a_newer_claim_takes_the_worker_over() {
+    let served = Served::start();
+    let (mut old, _) = served.claimed(1).await;
+    old.step(admission()).await.unwrap();
+    let (mut new, _) = served.claimed(2).await;
+    assert_eq!(old.next().await.unwrap_err().code(), Code::Aborted);
+    assert_eq!(new.step(admission()).await.unwrap().rows, 3, "the slot is free again");
+}
+
+#[tokio::test]
+async fn a_scheduler_that_leaves_frees_the_slots() {
+    let served = Served::start();
+    let (mut link, _) = served.claimed(1).await;
+    link.step(admission()).await.unwrap();
+    drop(link);
+    let (mut link, _) = served.claimed(2).await;
+    assert_eq!(link.step(admission()).await.unwrap().rows, 3);
+}
+
+#[tokio::test]
+async fn shutdown_ends_connections_and_the_step_thread() {
+    let served = Served::start();
+    let (mut link, _) = served.claimed(1).await;
+    served.shutdown.cancel();
+    assert_eq!(link.next().await.unwrap_err().code(), Code::Unavailable);
+    drop(link);
+    served.task.await.unwrap().unwrap();
+}
+
+#[test]
+fn a_configuration_that_cannot_work_is_refused() {
+    let load = |config| Worker::load(config, |_, _| ()).err().unwrap().to_string();
+    let gpu = load(Config { device: Device::Cuda(1), ..config() });
+    assert_eq!(gpu, "device cuda:1: GPUs are not in this build yet; use cpu");
+    let none = load(Config { max_sequences: 0, ..config() });
+    assert!(none.contains("max-sequences 0"), "{none}");
+    let small = load(Config { kv_cache_bytes: Some(100), ..config() });
+    assert!(small.starts_with("a KV cache of 100 bytes holds no block of 16 tokens"), "{small}");
+    let missing = load(Config { model: folder().join("nothing"), ..config() });
+    assert!(missing.contains("nothing: No such file"), "{missing}");
+}
