@@ -233,7 +233,17 @@ impl Product<'_> {
                 let tile_rows = self.tile_rows(row % GROUP, rows.end - row);
                 let acc = out.wrapping_add((row - rows.start) * PANEL);
                 let fresh = first == 0;
-                let mut tile = Tile { acc, fresh, weights, scales, activations, row: row % GROUP, steps, ahead, ahead_lines };
+                let mut tile = Tile {
+                    acc,
+                    fresh,
+                    weights,
+                    scales,
+                    activations,
+                    row: row % GROUP,
+                    steps,
+                    ahead,
+                    ahead_lines,
+                };
                 ahead = ahead.wrapping_add(steps * ahead_lines * 64);
                 let kernel = (self.kernels.tile)(segment.dtype, tile_rows);
                 for _ in 0..2 / self.kernels.columns {
