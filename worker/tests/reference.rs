@@ -1,6 +1,8 @@
 //! SmolLM2-135M-Instruct held against transformers (float32, weights dequantized), at every position of the
 //! reference's prompts and texts. Skipped, with a line that says so, where VOLLEY_TEST_MODEL names no file.
 
+#![allow(clippy::unwrap_used)] // in what the tests call, too
+
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -125,14 +127,33 @@ async fn float_activations_give_the_reference() {
     println!("|Δ| median {median:.6}, largest {largest:.6}");
     assert!(median <= 1e-4 && largest <= HALF_PRECISION_KV);
 
+    let items = reference();
+    let texts = generate(config, &items, Sampling::default()).await;
+    for (text, item) in texts.into_iter().zip(items) {
+        assert_eq!(text, item.gen_ids);
+    }
+}
+
+#[tokio::test]
+async fn texts_do_not_depend_on_what_runs_beside_them() {
+    let Some(config) = model(Activations::Int8) else { return };
+    let sampling = Sampling { temperature: 0.8, seed: 7, ..Sampling::default() };
+    let items = reference();
+    let together = generate(config.clone(), &items, sampling).await;
+    for (item, text) in items.chunks(1).zip(together) {
+        assert_eq!(generate(config.clone(), item, sampling).await, [text]);
+    }
+}
+
+/// A text as long as the reference's for each item's prompt, all together.
+async fn generate(config: Config, items: &[Item], sampling: Sampling) -> Vec<Vec<u32>> {
     let served = Served::start(config);
     let (mut link, _) = served.claimed(1).await;
-    let items = reference();
     let sequence = |item: &Item| NewSequence {
         kind: Kind::Generate.into(),
         prompt_tokens: item.prompt_ids.len() as u32,
         tokens: item.prompt_ids.clone(),
-        sampling: Some(Sampling::default()),
+        sampling: Some(sampling),
         ..Default::default()
     };
     let lengths: Vec<_> = items.iter().map(|item| item.prompt_ids.len() + item.gen_ids.len()).collect();
@@ -143,7 +164,5 @@ async fn float_activations_give_the_reference() {
         let result = link.step(StepPlan { step_id, run, ..Default::default() }).await.unwrap();
         texts.iter_mut().zip(result.slots).for_each(|(text, slot)| text.extend(slot.tokens));
     }
-    for (text, item) in texts.into_iter().zip(items) {
-        assert_eq!(text, item.gen_ids);
-    }
+    texts
 }

@@ -1,6 +1,7 @@
 //! A worker that serves in this process, and a connection to it.
 
 #![allow(dead_code)] // each test binary uses a part
+#![allow(clippy::unwrap_used)] // as in the tests that call it
 
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_stream::wrappers::ReceiverStream;
