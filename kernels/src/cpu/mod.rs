@@ -1,19 +1,40 @@
 //! The CPU backend: quantized weights are computed on directly, by SIMD code chosen at run time.
 //!
 //! ```text
-//! isa.rs       the instruction sets this machine has
-//! formats.rs   how storage formats lay out their numbers
-//! memory.rs    huge pages for weights; releasing a file's
+//! backend.rs   the operations of a step, over the parts below
+//! linear.rs    the linear layers
 //! pack.rs      weights in the order in which the kernels read them
 //! prepared.rs  activations in the form that a product reads
-//! linear.rs    the linear layers
+//! formats.rs   how storage formats lay out their numbers
+//! attention.rs causal attention over the paged cache
+//! rope.rs      rotary positions; keys and values on their way to the cache
+//! cache.rs     the paged cache of keys and values
+//! norm.rs      RMS norm of a row
+//! sample.rs    drawing tokens from logits
+//! rng.rs       counter-based random numbers
+//! isa.rs       the instruction sets this machine has
+//! simd.rs      sixteen-lane vectors with the same results on all of them
+//! memory.rs    huge pages for weights; releasing a file's
+//! scratch.rs   memory for intermediate results
 //! pool.rs      threads that share a section of tasks
 //! ```
 
+mod attention;
+mod backend;
+mod cache;
 pub mod formats;
 pub mod isa;
 pub mod linear;
 mod memory;
+mod norm;
 pub mod pack;
 pub mod pool;
 pub mod prepared;
+mod rng;
+mod rope;
+mod sample;
+mod scratch;
+mod simd;
+
+pub use backend::{Buffer, CpuBackend, CpuOptions, Table, Vector};
+pub use cache::Cache;

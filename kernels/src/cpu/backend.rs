@@ -1,0 +1,316 @@
+//! The CPU as a [`Backend`].
+
+use std::sync::Mutex;
+
+use super::attention::{Attention, Step};
+use super::cache::{Cache, Shape};
+use super::formats;
+use super::isa::Isa;
+use super::linear::{Epilogue, matmul};
+use super::memory::Region;
+use super::norm::RmsNorm;
+use super::pack::{Activations, Packed, Packer};
+use super::pool::Pool;
+use super::prepared::Prepared;
+use super::rope::Rotations;
+use super::scratch::{self, Shared};
+use super::{sample, simd};
+use crate::{Activation, Backend, Batch, BlockId, Draw, Drawn, Error, Heads, Norm, Rope, Tensor};
+
+/// Rows that a task normalizes and quantizes.
+const TASK_ROWS: usize = 8;
+
+/// How the CPU backend computes.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuOptions {
+    /// Threads of a step, the caller's among them; at least 1.
+    pub threads: usize,
+    /// What linear layers compute with.
+    pub activations: Activations,
+    /// The instruction set; the machine's best by default. It changes speed only.
+    pub isa: Option<Isa>,
+}
+
+/// The CPU backend. Operations run on the calling thread and the pool's.
+pub struct CpuBackend {
+    isa: Isa,
+    activations: Activations,
+    pool: Pool,
+    packer: Packer,
+    attention: Attention,
+    rotations: Rotations,
+    /// The rows that a product reads, and what they have room for.
+    prepared: Mutex<Room>,
+}
+
+/// A `[rows, cols]` matrix of f32. Memory is touched when it is first written.
+pub struct Buffer {
+    numbers: Region,
+    rows: usize,
+    cols: usize,
+}
+
+/// An embedding table, as stored: rows are dequantized when they are read.
+pub struct Table(Tensor);
+
+/// Norm gains.
+pub struct Vector(Vec<f32>);
+
+/// The rows that a product is of.
+struct Input<'a> {
+    x: &'a Buffer,
+    /// Which rows of `x`; the first ones by default.
+    rows: Option<&'a [usize]>,
+    norm: Option<&'a Norm<Vector>>,
+}
+
+/// Prepared rows, and how many there can be.
+struct Room {
+    rows: usize,
+    cols: usize,
+    prepared: Prepared,
+}
+
+// === impl CpuBackend ===
+
+impl CpuBackend {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// If the machine lacks the instruction set, or gives no threads or memory.
+    pub fn new(options: CpuOptions) -> Result<Self, Error> {
+        let CpuOptions { threads, activations, isa } = options;
+        let isa = isa.unwrap_or_else(Isa::detect);
+        if !Isa::available().contains(&isa) {
+            return Err(Error::Unsupported(format!("this machine doesn't have {isa:?}")));
+        }
+        Ok(Self {
+            isa,
+            activations,
+            pool: Pool::new(threads.max(1))?,
+            packer: Packer::new(activations),
+            attention: Attention::default(),
+            rotations: Rotations::default(),
+            prepared: Mutex::new(Room { rows: 0, cols: 0, prepared: Prepared::new(0, 0)? }),
+        })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The threads, for work beside the steps.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Makes room for the products of `rows` rows of `cols` columns.
+    fn reserve(&self, rows: usize, cols: usize) -> Result<(), Error> {
+        let mut room = scratch::lock(&self.prepared);
+        let (rows, cols) = (rows.max(room.rows), cols.max(room.cols));
+        if (rows, cols) != (room.rows, room.cols) {
+            *room = Room { rows, cols, prepared: Prepared::new(rows, cols)? };
+        }
+        Ok(())
+    }
+
+    /// Product of `rows` rows.
+    fn product(&self, rows: usize, input: Input<'_>, w: &Packed, epilogue: Epilogue<'_>) {
+        let room = scratch::lock(&self.prepared);
+        self.pool.run(rows.div_ceil(TASK_ROWS), &|task| {
+            scratch::with(w.inputs(), |memory| {
+                for i in task * TASK_ROWS..rows.min((task + 1) * TASK_ROWS) {
+                    let row = input.row(self.isa, i, &mut memory[..w.inputs()]);
+                    // SAFETY: each row is one task's, and the product comes after.
+                    unsafe { room.prepared.set_row(self.isa, i, row, w) };
+                }
+            });
+        });
+        matmul(&self.pool, self.isa, w, &room.prepared, rows, epilogue);
+    }
+}
+
+impl Backend for CpuBackend {
+    type Linear = Packed;
+    type Table = Table;
+    type Vector = Vector;
+    type Buffer = Buffer;
+    type Cache = Cache;
+
+    fn linear(&self, parts: &[(Tensor, Option<Tensor>)]) -> Result<Packed, Error> {
+        let packed = self.packer.linear(&self.pool, parts)?;
+        self.reserve(0, packed.inputs())?;
+        Ok(packed)
+    }
+
+    fn gated(&self, gate: &Tensor, up: &Tensor) -> Result<Packed, Error> {
+        let packed = self.packer.gated(&self.pool, gate, up)?;
+        self.reserve(0, packed.inputs())?;
+        Ok(packed)
+    }
+
+    fn table(&self, tensor: &Tensor) -> Result<Table, Error> {
+        formats::check(tensor)?;
+        Ok(Table(tensor.clone()))
+    }
+
+    fn vector(&self, tensor: &Tensor) -> Result<Vector, Error> {
+        if tensor.rows != 1 {
+            let problem = format!("a vector has one row, not {}", tensor.rows);
+            return Err(Error::Tensor { name: tensor.name.clone(), problem });
+        }
+        formats::dequantized(tensor).map(Vector)
+    }
+
+    fn buffer(&self, rows: usize, cols: usize) -> Result<Buffer, Error> {
+        self.reserve(rows, 0)?;
+        let bytes = rows.checked_mul(cols).and_then(|n| n.checked_mul(size_of::<f32>()));
+        let bytes = bytes.ok_or(Error::Memory { bytes: usize::MAX, what: "activations" })?;
+        Ok(Buffer { numbers: Region::alone(bytes, "activations")?, rows, cols })
+    }
+
+    fn cache(&self, layers: usize, heads: Heads, blocks: usize) -> Result<Cache, Error> {
+        let Heads { heads: queries, kv_heads, dim, .. } = heads;
+        if kv_heads == 0 || !queries.is_multiple_of(kv_heads) || dim == 0 || !dim.is_multiple_of(8) {
+            let problem = format!("{queries} heads over {kv_heads} KV heads of {dim} dimensions");
+            return Err(Error::Unsupported(format!(
+                "attention needs whole groups of multiples of 8: {problem}"
+            )));
+        }
+        Cache::new(Shape::new(layers, heads), blocks)
+    }
+
+    fn block_bytes(&self, layers: usize, heads: Heads) -> usize {
+        Shape::new(layers, heads).block_bytes()
+    }
+
+    fn embed(&self, batch: &Batch, table: &Table, x: &mut Buffer) {
+        let (rows, cols) = (batch.tokens.len(), x.cols);
+        let x = Shared::new(x.rows_mut(rows));
+        self.pool.run(rows.div_ceil(TASK_ROWS), &|task| {
+            for i in task * TASK_ROWS..rows.min((task + 1) * TASK_ROWS) {
+                // SAFETY: within the first `rows` rows; each is one task's.
+                let row = unsafe { std::slice::from_raw_parts_mut(x.at(i * cols), cols) };
+                formats::dequantize_row(&table.0, batch.tokens[i] as usize, row);
+            }
+        });
+    }
+
+    fn norm_linear(&self, rows: usize, x: &Buffer, norm: &Norm<Vector>, w: &Packed, out: &mut Buffer) {
+        let input = Input { x, rows: None, norm: Some(norm) };
+        self.product(rows, input, w, Epilogue::Store(out.product_mut(rows, w)));
+    }
+
+    fn rope_and_store(
+        &self,
+        batch: &Batch,
+        layer: usize,
+        heads: Heads,
+        rope: &Rope,
+        qkv: &mut Buffer,
+        cache: &mut Cache,
+    ) {
+        let qkv = qkv.rows_mut(batch.tokens.len());
+        self.rotations.run(&self.pool, self.isa, batch, layer, heads, rope, qkv, cache);
+    }
+
+    fn attention(
+        &self,
+        batch: &Batch,
+        layer: usize,
+        heads: Heads,
+        qkv: &Buffer,
+        cache: &Cache,
+        out: &mut Buffer,
+    ) {
+        let rows = batch.tokens.len();
+        let step = Step { batch, layer, heads, qkv: qkv.rows(rows), cache };
+        self.attention.run(&self.pool, self.isa, step, out.rows_mut(rows));
+    }
+
+    fn linear_add(&self, rows: usize, a: &Buffer, w: &Packed, x: &mut Buffer) {
+        let input = Input { x: a, rows: None, norm: None };
+        self.product(rows, input, w, Epilogue::Add(x.product_mut(rows, w)));
+    }
+
+    fn gated_linear(
+        &self,
+        rows: usize,
+        x: &Buffer,
+        norm: &Norm<Vector>,
+        w: &Packed,
+        activation: Activation,
+        out: &mut Buffer,
+    ) {
+        let input = Input { x, rows: None, norm: Some(norm) };
+        self.product(rows, input, w, Epilogue::Gated(activation, out.product_mut(rows, w)));
+    }
+
+    fn logits(&self, rows: &[usize], x: &Buffer, norm: &Norm<Vector>, w: &Packed, out: &mut Buffer) {
+        let input = Input { x, rows: Some(rows), norm: Some(norm) };
+        self.product(rows.len(), input, w, Epilogue::Store(out.product_mut(rows.len(), w)));
+    }
+
+    fn draw(&self, logits: &Buffer, draws: &[Draw]) -> Vec<Drawn> {
+        sample::draw(&self.pool, self.isa, logits.rows(draws.len()), logits.cols, draws)
+    }
+
+    fn copy_blocks(&self, cache: &mut Cache, copies: &[(BlockId, BlockId)]) {
+        cache.copy_blocks(copies);
+    }
+
+    fn read(&self, buffer: &Buffer, rows: usize) -> Vec<f32> {
+        buffer.rows(rows).to_vec()
+    }
+
+    fn numerics(&self) -> String {
+        // All instruction sets agree, so none is named.
+        let activations = match self.activations {
+            Activations::Int8 => "int8act",
+            Activations::F32 => "f32act",
+        };
+        format!("cpu-f16kv-{activations}-v1")
+    }
+}
+
+// === impl Input ===
+
+impl Input<'_> {
+    /// Row `i`, in `memory` if it is computed.
+    fn row<'a>(&'a self, isa: Isa, i: usize, memory: &'a mut [f32]) -> &'a [f32] {
+        let x = self.x.row(self.rows.map_or(i, |rows| rows[i]));
+        let Some(Norm { gain, epsilon }) = self.norm else {
+            return x;
+        };
+        // SAFETY: the norm asks for nothing; it checks the lengths.
+        unsafe { simd::run(isa, RmsNorm { x, gain: &gain.0, epsilon: *epsilon, out: &mut *memory }) };
+        memory
+    }
+}
+
+// === impl Buffer ===
+
+impl Buffer {
+    fn rows(&self, rows: usize) -> &[f32] {
+        assert!(rows <= self.rows, "{rows} rows of a buffer of {}", self.rows);
+        // SAFETY: the region has so many numbers, zero if never written, on a cache line.
+        unsafe { std::slice::from_raw_parts(self.numbers.pointer().cast(), rows * self.cols) }
+    }
+
+    fn rows_mut(&mut self, rows: usize) -> &mut [f32] {
+        assert!(rows <= self.rows, "{rows} rows of a buffer of {}", self.rows);
+        // SAFETY: as above; the buffer is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.numbers.pointer().cast(), rows * self.cols) }
+    }
+
+    fn row(&self, row: usize) -> &[f32] {
+        &self.rows(row + 1)[row * self.cols..]
+    }
+
+    /// The rows that a product with `w` writes.
+    fn product_mut(&mut self, rows: usize, w: &Packed) -> &mut [f32] {
+        assert_eq!(self.cols, w.outputs(), "the buffer's columns are not the layer's outputs");
+        self.rows_mut(rows)
+    }
+}

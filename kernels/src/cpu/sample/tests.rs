@@ -1,0 +1,242 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn greedy() -> Draw {
+    Draw {
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        seed: 1,
+        choice: 0,
+        position: 0,
+        banned: Vec::new(),
+        given: None,
+        logprobs: None,
+    }
+}
+
+fn sampled() -> Draw {
+    Draw { temperature: 1.0, ..greedy() }
+}
+
+fn draw_one(logits: &[f32], draw: Draw) -> Drawn {
+    let pool = Pool::new(1).unwrap();
+    super::draw(&pool, Isa::detect(), logits, logits.len(), &[draw]).remove(0)
+}
+
+fn token(logits: &[f32], draw: Draw) -> u32 {
+    draw_one(logits, draw).token
+}
+
+/// Tokens in falling order of logits, with their probabilities, by the definition of each filter.
+fn kept(logits: &[f32], draw: &Draw) -> Vec<(u32, f64)> {
+    let mut all: Vec<(u32, f64)> = logits
+        .iter()
+        .enumerate()
+        .map(|(token, &logit)| (token as u32, f64::from(logit) / f64::from(draw.temperature)))
+        .filter(|(token, _)| !draw.banned.contains(token))
+        .collect();
+    all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    let largest = all[0].1;
+    let normalize = |all: &mut Vec<(u32, f64)>| {
+        let total: f64 = all.iter().map(|x| x.1).sum();
+        all.iter_mut().for_each(|x| x.1 /= total);
+    };
+    all.iter_mut().for_each(|x| x.1 = (x.1 - largest).exp());
+    if draw.top_k > 0 {
+        all.truncate(draw.top_k as usize);
+    }
+    normalize(&mut all);
+    let mut sum = 0.0;
+    let enough = all.iter().position(|x| {
+        sum += x.1;
+        sum >= f64::from(draw.top_p)
+    });
+    all.truncate(enough.map_or(all.len(), |last| last + 1));
+    let least = f64::from(draw.min_p) * all[0].1;
+    all.retain(|x| x.1 >= least);
+    normalize(&mut all);
+    all
+}
+
+/// What the reference draws with the same uniform number, and how far it is from drawing another token.
+fn reference(logits: &[f32], draw: &Draw) -> (u32, f64) {
+    let mut kept = kept(logits, draw);
+    kept.sort_by_key(|x| x.0);
+    let share = rng::uniform(draw.seed, draw.choice, draw.position);
+    let mut sum = 0.0;
+    let mut margin = f64::INFINITY;
+    let mut token = kept[kept.len() - 1].0;
+    for (i, x) in kept.iter().enumerate() {
+        let before = sum;
+        sum += x.1;
+        if i + 1 < kept.len() {
+            margin = margin.min((sum - share).abs());
+        }
+        if before <= share && share < sum {
+            token = x.0;
+        }
+    }
+    (token, margin)
+}
+
+#[test]
+fn greedy_takes_the_lowest_token_among_the_best() {
+    let mut logits = vec![-1.0; 1000];
+    for best in [700, 701, 300, 999] {
+        logits[best] = 2.5;
+        let first = logits.iter().position(|&x| x == 2.5).unwrap() as u32;
+        assert_eq!(token(&logits, greedy()), first);
+    }
+    assert_eq!(token(&[-0.0, 0.0], greedy()), 0);
+}
+
+#[test]
+fn banned_tokens_are_never_drawn() {
+    let logits: Vec<f32> = (0..600).map(|i| i as f32 / 10.0).collect();
+    let banned: Vec<u32> = (400..700).collect();
+    assert_eq!(token(&logits, Draw { banned: banned.clone(), ..greedy() }), 399);
+    for position in 0..200 {
+        let draw = Draw { banned: banned.clone(), temperature: 9.0, position, ..sampled() };
+        assert!(token(&logits, draw) < 400);
+    }
+    assert_eq!(token(&logits, Draw { banned: (1..600).collect(), ..sampled() }), 0);
+    assert_eq!(token(&logits, Draw { banned: (0..600).collect(), ..sampled() }), 0);
+}
+
+#[test]
+fn filters_that_leave_nothing_keep_the_best_token() {
+    let logits = [0.0, 3.0, 1.0];
+    for draw in [
+        Draw { min_p: 2.0, ..sampled() },
+        Draw { top_p: 0.0, ..sampled() },
+        Draw { top_p: -1.0, min_p: 7.0, ..sampled() },
+        Draw { top_k: 1, ..sampled() },
+        Draw { temperature: f32::MIN_POSITIVE / 2.0, ..sampled() },
+        Draw { temperature: 1e-30, ..sampled() },
+        Draw { temperature: f32::NAN, ..sampled() },
+    ] {
+        assert_eq!(token(&logits, draw.clone()), 1, "{draw:?}");
+    }
+}
+
+#[test]
+fn logits_that_are_no_numbers_do_no_harm() {
+    let all = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, 0.0];
+    for a in all {
+        for b in all {
+            for draw in [greedy(), sampled(), Draw { top_p: 0.5, top_k: 2, min_p: 0.1, ..sampled() }] {
+                let drawn = draw_one(&[a, b, f32::NAN], Draw { logprobs: Some(3), ..draw });
+                assert!(drawn.token < 3);
+                assert!(!drawn.logprobs.unwrap().logprob.is_nan(), "{a} {b}");
+            }
+        }
+    }
+    assert_eq!(token(&[f32::NAN, 1.0, f32::INFINITY], greedy()), 2);
+}
+
+#[test]
+fn a_draw_depends_on_nothing_but_its_own_row() {
+    let vocabulary = 777;
+    let logits: Vec<f32> = (0..20 * vocabulary).map(|i| ((i * 7919) % 1013) as f32 / 200.0).collect();
+    let draws: Vec<Draw> =
+        (0..20).map(|i| Draw { position: i, top_p: 0.9, logprobs: Some(i % 4), ..sampled() }).collect();
+    let mut all = Vec::new();
+    for isa in Isa::available() {
+        for threads in [1, 3] {
+            all.push(super::draw(&Pool::new(threads).unwrap(), isa, &logits, vocabulary, &draws));
+        }
+    }
+    let alone: Vec<Drawn> = (draws.iter().zip(logits.chunks(vocabulary)))
+        .map(|(draw, row)| draw_one(row, draw.clone()))
+        .collect();
+    assert!(all.iter().all(|drawn| *drawn == alone));
+}
+
+#[test]
+fn draws_follow_the_distribution() {
+    let logits: Vec<f32> = (0..40).map(|i| ((i * 17) % 40) as f32 / 10.0).collect();
+    for draw in [
+        sampled(),
+        Draw { temperature: 2.5, ..sampled() },
+        Draw { top_k: 9, seed: 5, ..sampled() },
+        Draw { top_p: 0.7, choice: 3, ..sampled() },
+        Draw { min_p: 0.2, seed: 77, ..sampled() },
+        Draw { temperature: 0.8, top_k: 30, top_p: 0.9, min_p: 0.05, ..sampled() },
+    ] {
+        let draws: Vec<Draw> = (0..20_000).map(|position| Draw { position, ..draw.clone() }).collect();
+        let rows: Vec<f32> = logits.repeat(draws.len());
+        let mut counts = [0f64; 40];
+        for drawn in super::draw(&Pool::new(2).unwrap(), Isa::detect(), &rows, 40, &draws) {
+            counts[drawn.token as usize] += 1.0;
+        }
+        let expected = kept(&logits, &draw);
+        let chi_square: f64 = expected
+            .iter()
+            .map(|&(token, p)| (counts[token as usize] - p * 20_000.0).powi(2) / (p * 20_000.0))
+            .sum();
+        let drawn: f64 = expected.iter().map(|x| counts[x.0 as usize]).sum();
+        assert_eq!(drawn, 20_000.0, "a token was drawn that {draw:?} excludes");
+        let freedom = (expected.len() - 1) as f64;
+        // Five standard deviations.
+        assert!(chi_square < freedom + 5.0 * (2.0 * freedom).sqrt(), "{draw:?}: {chi_square}");
+    }
+}
+
+#[test]
+fn logprobs_are_of_the_raw_logits_whatever_is_banned_or_given() {
+    let logits: Vec<f32> = (0..1000).map(|i| ((i * 37) % 1000) as f32 / 50.0).collect();
+    let total: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+    let expected = |token: u32| f64::from(logits[token as usize]) - total.ln();
+    let banned = vec![27, 54];
+    for given in [None, Some(54), Some(3)] {
+        let draw = Draw { banned: banned.clone(), given, logprobs: Some(5), ..greedy() };
+        let drawn = draw_one(&logits, draw);
+        // 37 · 27 = 999 and 37 · 54 = 998 (mod 1000).
+        assert_eq!(drawn.token, given.unwrap_or(81));
+        let logprobs = drawn.logprobs.unwrap();
+        assert!((f64::from(logprobs.logprob) - expected(drawn.token)).abs() < 1e-6);
+        assert_eq!(logprobs.top.iter().map(|x| x.0).collect::<Vec<_>>(), [27, 54, 81, 108, 135]);
+        assert!(logprobs.top.iter().all(|&(t, p)| (f64::from(p) - expected(t)).abs() < 1e-6));
+    }
+    let unknown = draw_one(&logits, Draw { given: Some(5000), logprobs: Some(0), ..greedy() });
+    let logprobs = Logprobs { logprob: f32::NEG_INFINITY, top: Vec::new() };
+    assert_eq!(unknown, Drawn { token: 5000, logprobs: Some(logprobs) });
+}
+
+#[test]
+fn equal_alternatives_come_by_token_and_unlikely_ones_are_found() {
+    let mut logits = vec![0.0; 600];
+    logits[300] = 200.0;
+    let drawn = draw_one(&logits, Draw { logprobs: Some(4), ..greedy() });
+    assert_eq!(drawn.logprobs.unwrap().top, [(300, 0.0), (0, -200.0), (1, -200.0), (2, -200.0)]);
+}
+
+proptest! {
+    #[test]
+    fn filters_agree_with_their_definitions(
+        // Few distinct logits: many ties.
+        logits in proptest::collection::vec((-40i32..40, 0i32..3), 1..700),
+        temperature in prop_oneof![Just(1f32), 0.05f32..5.0],
+        top_p in prop_oneof![Just(1f32), 0.01f32..1.0],
+        top_k in prop_oneof![Just(0u32), 1u32..20, 1u32..800],
+        min_p in prop_oneof![Just(0f32), 0.001f32..1.0],
+        banned in proptest::collection::vec(0u32..700, 0..5),
+        seed: u64,
+    ) {
+        let logits: Vec<f32> = logits.into_iter().map(|(a, b)| a as f32 / 4.0 + b as f32 * 0.01).collect();
+        prop_assume!((0..logits.len() as u32).any(|token| !banned.contains(&token)));
+        let draw = Draw { temperature, top_p, top_k, min_p, banned, seed, ..greedy() };
+        let (expected, margin) = reference(&logits, &draw);
+        // A cut or a draw that hangs on rounding may fall either way: those of top-p and min-p do so where
+        // nudging them changes what is kept.
+        let nudged = |by: f32| {
+            let draw = Draw { top_p: top_p * (1.0 + by), min_p: min_p * (1.0 - by), ..draw.clone() };
+            kept(&logits, &draw).len()
+        };
+        prop_assume!(margin > 1e-5 && nudged(1e-5) == nudged(-1e-5));
+        prop_assert_eq!(token(&logits, draw), expected);
+    }
+}
