@@ -1,7 +1,9 @@
 //! The loops beside the tiles: quantizing activations, expanding scales, gating. Each is plain Rust or [`Simd`]
 //! code without a choice of rounding, so it gives the same bits on every instruction set.
 
-use super::simd::Simd;
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
+
+use super::simd::{LANES, Simd};
 use crate::cpu::formats::BLOCK;
 use crate::cpu::pack::PANEL;
 use crate::cpu::prepared::{GROUP, RECORD};
@@ -9,6 +11,9 @@ use crate::{Activation, DType};
 
 /// Adding this rounds a small f32 to an integer, ties to even, which then stands in its low bits.
 const ROUND: f32 = 12_582_912.0;
+
+/// 2 · √(2/π).
+const GELU: f32 = (2.0 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2) as f32;
 
 /// Quantizes a row to 8 bits, as row `row` of the group whose first record is at `record`.
 ///
@@ -39,10 +44,11 @@ pub(super) unsafe fn quantize(x: &[f32], row: usize, record: *mut u8) {
     }
 }
 
-/// Expands the scales of `blocks` blocks of a panel from block `first` on (a multiple of 8) to f32.
+/// Expands the scales of `blocks` blocks of a panel from block `first` on to f32: `[32]`, or `[2][32]` for formats
+/// with a minimum or a scale per half block.
 ///
 /// # Safety
-/// `scales` is the start of a packed panel that has these blocks; `out` has room for 16 or 32 numbers a block.
+/// `scales` is the start of a packed panel that has these blocks; `out` has room for them.
 #[inline(always)]
 pub(super) unsafe fn expand<V: Simd + ?Sized>(
     dtype: DType,
@@ -53,28 +59,29 @@ pub(super) unsafe fn expand<V: Simd + ?Sized>(
 ) {
     // SAFETY: offsets are those of the layout in `pack`.
     unsafe {
-        for i in 0..blocks {
-            let block = first + i;
+        for i in 0..blocks * 2 {
+            let (block, lanes) = (first + i / 2, i % 2 * LANES);
             let (group, in_group) = (block / 8, block % 8);
+            let pair = out.add(i / 2 * 2 * PANEL + lanes);
             match dtype {
                 DType::Q4_1 | DType::Q5_1 => {
-                    let (from, to) = (scales.add(block * 64), out.add(i * 32));
-                    V::store(to, V::load_f16(from));
-                    V::store(to.add(PANEL), V::load_f16(from.add(32)));
+                    let from = scales.add(block * 128 + lanes * 2);
+                    V::store(pair, V::load_f16(from));
+                    V::store(pair.add(PANEL), V::load_f16(from.add(64)));
                 }
                 DType::Q4K | DType::Q5K => {
-                    let (from, to) = (scales.add(group * 320), out.add(i * 32));
-                    let sub = from.add(64 + in_group * 32);
-                    V::store(to, V::mul(V::load_f16(from), V::load_u8(sub)));
-                    V::store(to.add(PANEL), V::mul(V::load_f16(from.add(32)), V::load_u8(sub.add(16))));
+                    let from = scales.add(group * 640 + lanes * 2);
+                    let sub = scales.add(group * 640 + 128 + in_group * 64 + lanes);
+                    V::store(pair, V::mul(V::load_f16(from), V::load_u8(sub)));
+                    V::store(pair.add(PANEL), V::mul(V::load_f16(from.add(64)), V::load_u8(sub.add(32))));
                 }
                 DType::Q6K => {
-                    let (from, to) = (scales.add(group * 288), out.add(i * 32));
-                    let sub = from.add(32 + in_group * 32);
-                    V::store(to, V::mul(V::load_f16(from), V::load_i8(sub)));
-                    V::store(to.add(PANEL), V::mul(V::load_f16(from), V::load_i8(sub.add(16))));
+                    let d = V::load_f16(scales.add(group * 576 + lanes * 2));
+                    let sub = scales.add(group * 576 + 64 + in_group * 64 + lanes);
+                    V::store(pair, V::mul(d, V::load_i8(sub)));
+                    V::store(pair.add(PANEL), V::mul(d, V::load_i8(sub.add(32))));
                 }
-                _ => V::store(out.add(i * 16), V::load_f16(scales.add(block * 32))),
+                _ => V::store(out.add(i * LANES), V::load_f16(scales.add((first * 2 + i) * 32))),
             }
         }
     }
@@ -87,7 +94,7 @@ pub(super) fn gate(activation: Activation, gate: &[f32], up: &[f32], out: &mut [
         // Both are x · σ(y): GELU's tanh form is x · σ(2 · √(2/π) · (x + 0.044715 · x³)).
         let y = match activation {
             Activation::Silu => g,
-            Activation::GeluTanh => 1.595_769_1 * (0.044715 * g * g).mul_add(g, g),
+            Activation::GeluTanh => GELU * (0.044715 * g * g).mul_add(g, g),
         };
         *out = g / (1.0 + exp(-y)) * u;
     }
@@ -95,7 +102,7 @@ pub(super) fn gate(activation: Activation, gate: &[f32], up: &[f32], out: &mut [
 
 /// `e^x` within 2 units in the last place, from operations that every CPU rounds alike; saturates beyond ±87.
 #[inline(always)]
-pub(in crate::cpu) fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 87.0);
     // x = n · ln 2 + r, |r| ≤ ln 2 / 2; ln 2 in two parts so that r keeps its low bits.
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
