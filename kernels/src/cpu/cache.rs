@@ -77,6 +77,12 @@ impl Cache {
         if base == libc::MAP_FAILED {
             return Err(too_large(bytes));
         }
+        // Blocks lie anywhere: with small pages each would cost walks through page tables.
+        #[cfg(target_os = "linux")]
+        // SAFETY: the mapping just made; a hint, whose failure changes nothing.
+        unsafe {
+            libc::madvise(base, bytes, libc::MADV_HUGEPAGE);
+        }
         let base = NonNull::new(base.cast()).ok_or(too_large(bytes))?;
         Ok(Self { base, shape, blocks })
     }

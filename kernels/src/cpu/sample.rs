@@ -15,12 +15,12 @@ use std::sync::OnceLock;
 use self::passes::{BLOCK, Copy, Keep, Largest, Weigh};
 use super::isa::Isa;
 use super::pool::Pool;
-use super::simd;
+use super::simd::{self, WIDTH};
 use super::{rng, scratch};
 use crate::{Draw, Drawn, Logprobs};
 
-/// Candidates for a cut are sought above this share of the best token's weight first: all of them, mostly.
-const LIKELY: f32 = 1e-6;
+/// Candidates for a cut are sought above these shares of the best token's weight, until there are enough.
+const LIKELY: [f32; 2] = [1e-3, 1e-6];
 
 /// A row of logits and what is computed from it, padded to whole blocks.
 struct Row<'a> {
@@ -180,21 +180,34 @@ impl Row<'_> {
 
     /// The likely tokens if they are enough, else all, in token order.
     fn candidates(&self, largest: f32, factor: f32, enough: impl Fn(&[Candidate]) -> bool) -> Vec<Candidate> {
-        let likely = self.above(largest + LIKELY.ln() / factor, LIKELY / 2.0);
-        if enough(&likely) { likely } else { self.above(f32::NEG_INFINITY, 0.0) }
+        for share in LIKELY {
+            let likely = self.above(largest + share.ln() / factor, share / 2.0);
+            if enough(&likely) {
+                return likely;
+            }
+        }
+        self.above(f32::NEG_INFINITY, 0.0)
     }
 
     /// Tokens whose logits are at least `logit`, in blocks whose weights sum to at least `sum`.
     fn above(&self, logit: f32, sum: f32) -> Vec<Candidate> {
         let mut found = Vec::new();
         for (block, _) in self.blocks.iter().enumerate().filter(|&(_, &block)| block >= sum) {
-            let start = block * BLOCK;
-            for token in start..(start + BLOCK).min(self.vocabulary) {
-                if self.logits[token] >= logit {
+            for start in (block * BLOCK..(block + 1) * BLOCK).step_by(WIDTH) {
+                let logits = &self.logits[start..start + WIDTH];
+                // Without an early end, which would keep this from being one comparison of vectors.
+                if !logits.iter().fold(false, |any, &x| any | (x >= logit)) {
+                    continue;
+                }
+                for token in (start..start + WIDTH).filter(|&token| self.logits[token] >= logit) {
                     let (logit, weight) = (self.logits[token], self.weights[token]);
                     found.push(Candidate { logit, weight, token: token as u32 });
                 }
             }
+        }
+        // Padding is last.
+        while found.last().is_some_and(|last| last.token as usize >= self.vocabulary) {
+            found.pop();
         }
         found
     }
