@@ -3,7 +3,7 @@
 //! Traces go out over OTLP when an endpoint is named; trace context crosses the gRPC boundary either way, so that a
 //! part with an exporter continues the trace of one without.
 
-use std::time::Duration;
+use std::{io::IsTerminal, time::Duration};
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::trace::TracerProvider as _;
@@ -60,7 +60,9 @@ pub(crate) enum Error {
 /// `--log`. Needs the tokio runtime.
 pub(crate) fn start(args: &TelemetryArgs, service: &str, level: &str) -> Result<Telemetry, Error> {
     let filter = EnvFilter::try_new(args.log.as_deref().unwrap_or(level))?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     let lines: Box<dyn Layer<Registry> + Send + Sync> = match args.log_format {
         LogFormat::Text => lines.with_target(false).with_filter(filter).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_filter(filter).boxed(),

@@ -57,3 +57,23 @@ pub(crate) fn hash_files(files: &BTreeMap<String, Vec<u8>>) -> String {
     }
     hasher.finalize().to_hex().to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_covers_names_and_contents_and_where_they_end() {
+        let files = |list: &[(&str, &str)]| {
+            list.iter().map(|(name, text)| ((*name).to_owned(), text.as_bytes().to_vec())).collect()
+        };
+        let mut bytes = Vec::new();
+        for part in ["a", "xy", "b", ""] {
+            bytes.extend((part.len() as u64).to_le_bytes());
+            bytes.extend(part.as_bytes());
+        }
+        let hash = hash_files(&files(&[("b", ""), ("a", "xy")]));
+        assert_eq!(hash, blake3::hash(&bytes).to_hex().to_string());
+        assert_ne!(hash, hash_files(&files(&[("a", "x"), ("b", "y")])));
+    }
+}

@@ -83,7 +83,8 @@ struct Batch {
     request: Arc<Request>,
     deltas: Vec<Delta>,
     admitted: bool,
-    finished: bool,
+    /// What ended the request here, if something did.
+    end: Option<Taken>,
 }
 
 /// The stream behind a [`Deltas`].
@@ -168,23 +169,23 @@ impl Generate for Engine {
         let mut local = Vec::new();
         for index in 0..generation.prompts.len() {
             let id = shared.next_request.fetch_add(1, Ordering::Relaxed);
-            let request = Request::new(id, model.clone(), &generation, index, out.clone(), failure.clone());
-            if let Some(deltas) = request.finish_locally() {
-                local.extend(deltas);
-                continue;
+            let request =
+                Arc::new(Request::new(id, model.clone(), &generation, index, out.clone(), failure.clone()));
+            if request.needs_scheduler() {
+                running.guard.requests.push(id);
+                shared.admit(request)?;
+            } else {
+                let echoed = tokio::task::spawn_blocking(move || request.finish_locally()).await;
+                local.extend(echoed.map_err(|panic| StartError::Internal(panic.to_string()))?);
             }
-            running.guard.requests.push(id);
-            shared.admit(Arc::new(request))?;
         }
         drop(out);
-        if running.guard.requests.is_empty() {
-            running.first = Some(local);
-            return Ok(Deltas::new(running));
-        }
-        match running.batches.recv().await {
-            Some(Ok(batch)) => local.extend(batch),
-            Some(Err(error)) => return Err(error),
-            None => return Err(StartError::Internal("the request ended without an output".into())),
+        if !running.guard.requests.is_empty() {
+            match running.batches.recv().await {
+                Some(Ok(batch)) => local.extend(batch),
+                Some(Err(error)) => return Err(error),
+                None => return Err(StartError::Internal("the request ended without an output".into())),
+            }
         }
         running.first = Some(local);
         Ok(Deltas::new(running))
@@ -234,39 +235,47 @@ impl Shared {
         for sequence in output.sequences {
             if current.as_ref().is_none_or(|batch| batch.request.id != sequence.request) {
                 if let Some(batch) = current.take() {
-                    self.deliver(batch);
+                    self.deliver(link, batch);
                 }
                 current = self.table.get(sequence.request).map(Batch::new);
             }
             let Some(batch) = &mut current else { continue };
             match batch.request.take(sequence, &mut batch.deltas) {
                 Taken::Running { admitted } => batch.admitted |= admitted,
-                Taken::Finished => batch.finished = true,
-                Taken::Displaced => self.displace(&batch.request, link),
-                Taken::Failed(error) => self.fail(&batch.request, error),
+                end => batch.end = Some(end),
             }
         }
         if let Some(batch) = current {
-            self.deliver(batch);
+            self.deliver(link, batch);
         }
     }
 
-    /// Hands a batch to the client. Even an empty one tells it that it was admitted.
-    fn deliver(self: &Arc<Self>, batch: Batch) {
-        let Batch { request, deltas, admitted, finished } = batch;
-        if deltas.is_empty() && !admitted {
-            return;
-        }
+    /// Hands a batch to the client, even an empty one if it tells that the request was admitted. Then sees to
+    /// what ended the request here.
+    fn deliver(self: &Arc<Self>, link: &Arc<Link>, batch: Batch) {
+        let Batch { request, deltas, admitted, end } = batch;
+        let finished = matches!(end, Some(Taken::Finished));
         if finished {
             self.table.end(request.id);
         }
+        if admitted || !deltas.is_empty() {
+            self.send(&request, deltas, finished);
+        }
+        match end {
+            Some(Taken::Displaced) => self.displace(&request, link),
+            Some(Taken::Failed(error)) => self.fail(&request, error),
+            Some(Taken::Finished | Taken::Running { .. }) | None => {}
+        }
+    }
+
+    fn send(self: &Arc<Self>, request: &Arc<Request>, deltas: Vec<Delta>, finished: bool) {
         match request.out.try_send(Ok(deltas)) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Closed(_)) => self.table.end(request.id),
             Err(mpsc::error::TrySendError::Full(held)) => {
                 request.pause();
                 metrics::counter!("volley_router_pauses_total").increment(1);
-                self.runtime.spawn(self.clone().resume(request, held, finished));
+                self.runtime.spawn(self.clone().resume(request.clone(), held, finished));
             }
         }
     }
@@ -398,7 +407,7 @@ impl Table {
 
 impl Batch {
     fn new(request: Arc<Request>) -> Self {
-        Self { request, deltas: Vec::new(), admitted: false, finished: false }
+        Self { request, deltas: Vec::new(), admitted: false, end: None }
     }
 }
 

@@ -193,21 +193,18 @@ impl Link {
         }
     }
 
-    /// Queues a submission, or hands it back: too much waits already, or the link is broken.
-    pub(crate) fn submit(&self, order: Order) -> Result<(), Order> {
+    /// Queues a submission. False: too much waits already, or the link is broken.
+    pub(crate) fn submit(&self, order: Order) -> bool {
         let tokens = order.prompt.len();
         let before = self.queued_tokens.fetch_add(tokens, Ordering::Relaxed);
         let full = before > 0 && before.saturating_add(tokens) > QUEUED_TOKENS;
-        if full || self.is_broken() {
+        let queued = !full && !self.is_broken() && self.submissions.try_send(order).is_ok();
+        if queued {
+            self.sent.fetch_add(1, Ordering::Relaxed);
+        } else {
             self.queued_tokens.fetch_sub(tokens, Ordering::Relaxed);
-            return Err(order);
         }
-        self.submissions.try_send(order).map_err(|refused| {
-            self.queued_tokens.fetch_sub(tokens, Ordering::Relaxed);
-            refused.into_inner()
-        })?;
-        self.sent.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        queued
     }
 
     /// Cancels a choice, or all of a request, as submitted up to `attempt`.
@@ -328,5 +325,66 @@ impl Sending {
             prompt,
             last: end == self.order.prompt.len(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An outbox and the sending ends of its queues.
+    fn outbox() -> (Outbox, mpsc::Sender<Order>, mpsc::Sender<CancelOrder>) {
+        let (submit, submissions) = mpsc::channel(16);
+        let (cancel, cancels) = mpsc::channel(16);
+        let queued_tokens = Arc::new(AtomicUsize::new(1 << 20));
+        let outbox = Outbox { hello: None, submissions, cancels, sending: VecDeque::new(), queued_tokens };
+        (outbox, submit, cancel)
+    }
+
+    fn order(request: u64, attempt: u32, chunks: usize) -> Order {
+        let prompt = vec![1; chunks * CHUNK_TOKENS].into();
+        Order { request, attempt, header: Submission::default(), prompt }
+    }
+
+    /// The next messages, as `request.attempt` and `!` for a cancel.
+    async fn next(outbox: &mut Outbox, count: usize) -> String {
+        let mut all = Vec::new();
+        for _ in 0..count {
+            all.push(match outbox.next().await.unwrap() {
+                router_message::Message::Submit(submit) => format!("{}.{}", submit.request, submit.attempt),
+                router_message::Message::Cancel(cancel) => format!("{}!", cancel.request),
+                router_message::Message::Hello(_) => "hello".to_owned(),
+            });
+        }
+        all.join(" ")
+    }
+
+    #[tokio::test]
+    async fn long_prompts_take_turns_and_a_short_one_need_not_wait_for_them() {
+        let (mut outbox, submit, _cancel) = outbox();
+        for (request, chunks) in [(1, 3), (2, 2), (3, 1)] {
+            submit.try_send(order(request, 0, chunks)).ok().unwrap();
+        }
+        assert_eq!(next(&mut outbox, 6).await, "1.0 2.0 3.0 1.0 2.0 1.0");
+    }
+
+    #[tokio::test]
+    async fn a_cancel_stops_what_was_submitted_before_it_and_nothing_after() {
+        let (mut outbox, submit, cancel) = outbox();
+        submit.try_send(order(1, 0, 2)).ok().unwrap();
+        cancel.try_send(CancelOrder { request: 1, attempt: 0, choice: None }).ok().unwrap();
+        submit.try_send(order(1, 1, 1)).ok().unwrap();
+        assert_eq!(next(&mut outbox, 2).await, "1! 1.1");
+        assert!(outbox.sending.is_empty());
+        assert_eq!(outbox.queued_tokens.load(Ordering::Relaxed), (1 << 20) - 3 * CHUNK_TOKENS);
+    }
+
+    #[tokio::test]
+    async fn a_cancel_of_one_choice_lets_the_submission_go_on() {
+        let (mut outbox, submit, cancel) = outbox();
+        submit.try_send(order(1, 0, 2)).ok().unwrap();
+        assert_eq!(next(&mut outbox, 1).await, "1.0");
+        cancel.try_send(CancelOrder { request: 1, attempt: 0, choice: Some(1) }).ok().unwrap();
+        assert_eq!(next(&mut outbox, 2).await, "1! 1.0");
     }
 }

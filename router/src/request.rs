@@ -42,8 +42,8 @@ struct Live {
     admitted: bool,
     cached_tokens: Option<u32>,
     choices: Vec<Choice>,
-    /// Log-probabilities of an echoed prompt, until they are complete.
-    scores: Option<Scores>,
+    /// The prompt, until it is echoed.
+    echo: Option<Echo>,
 }
 
 /// Where a request is.
@@ -65,8 +65,10 @@ struct Choice {
     over: bool,
 }
 
-#[derive(Default)]
-struct Scores {
+/// An echo that waits for the first output, and for the prompt's log-probabilities where they were asked for.
+struct Echo {
+    /// How many there will be.
+    scores: usize,
     /// Which choice reports them: they are the same for all, the first to report is taken.
     source: Option<u32>,
     log: Vec<Logprobs>,
@@ -106,7 +108,7 @@ impl Request {
             max_tokens: generation.max_tokens,
         });
         let first = index as u32 * generation.n;
-        let mut choices: Vec<Choice> = (first..first + generation.n)
+        let choices = (first..first + generation.n)
             .map(|choice| Choice {
                 assembler: Assembler::new(choice, rules.clone()),
                 log: Vec::new(),
@@ -114,12 +116,8 @@ impl Request {
                 over: false,
             })
             .collect();
-        let scores = header.score.map(|_| Scores::default());
-        if generation.echo && scores.is_none() {
-            for choice in &mut choices {
-                choice.assembler.echo(&prompt, model.card.bos_token, &[]);
-            }
-        }
+        let scores = header.score.map_or(0, |_| prompt.len() - 1);
+        let echo = generation.echo.then(|| Echo { scores, source: None, log: Vec::new() });
         let live = Live {
             place: Place::Nowhere,
             attempt: 0,
@@ -127,18 +125,27 @@ impl Request {
             admitted: false,
             cached_tokens: None,
             choices,
-            scores,
+            echo,
         };
         Self { id, model, out, failure, header, prompt, live: Mutex::new(live) }
     }
 
-    /// Finishes what needs no scheduler: no token to generate, none to score.
-    pub(crate) fn finish_locally(&self) -> Option<Vec<Delta>> {
+    /// Whether there is a token to generate or to score.
+    pub(crate) fn needs_scheduler(&self) -> bool {
+        self.header.max_tokens > 0 || self.header.score.is_some()
+    }
+
+    /// Finishes what needs no scheduler.
+    pub(crate) fn finish_locally(&self) -> Vec<Delta> {
         let mut live = self.live();
-        if self.header.max_tokens > 0 || live.scores.is_some() {
-            return None;
-        }
-        Some(live.choices.iter_mut().filter_map(|choice| choice.assembler.push(Step::default())).collect())
+        let echo = live.echo.take();
+        let finish = |choice: &mut Choice| {
+            if echo.is_some() {
+                choice.assembler.echo(&self.prompt, self.model.card.bos_token, &[]);
+            }
+            choice.assembler.push(Step::default())
+        };
+        live.choices.iter_mut().filter_map(finish).collect()
     }
 
     /// Submits on `link`. False if the link refused it; an ended request counts as placed.
@@ -148,7 +155,7 @@ impl Request {
             return true;
         }
         let order = self.order(&live);
-        let placed = link.submit(order).is_ok();
+        let placed = link.submit(order);
         if placed {
             live.place = Place::On(link.clone());
         }
@@ -175,8 +182,8 @@ impl Request {
         live.cached_tokens = live.cached_tokens.or(output.cached_tokens);
         let choice = output.choice as usize;
         live.choices[choice].over |= output.finish() != FinishReason::Unspecified;
-        if live.scores.is_some() {
-            if let Err(error) = self.take_scores(&mut live, output, batch) {
+        if live.echo.is_some() {
+            if let Err(error) = self.take_echo(&mut live, output, batch) {
                 live.place = Place::Ended;
                 link.cancel(self.id, live.attempt, None);
                 return Taken::Failed(error);
@@ -202,18 +209,18 @@ impl Request {
     }
 
     /// Collects an echoed prompt's scores; when they are complete, echoes it and takes what came early.
-    fn take_scores(
+    fn take_echo(
         &self,
         live: &mut Live,
         mut output: SequenceOutput,
         batch: &mut Vec<Delta>,
     ) -> Result<(), StartError> {
-        let Some(scores) = &mut live.scores else { return Ok(()) };
-        let from_source = *scores.source.get_or_insert(output.choice) == output.choice;
+        let Some(echo) = &mut live.echo else { return Ok(()) };
+        let from_source = *echo.source.get_or_insert(output.choice) == output.choice;
         if from_source {
-            scores.log.append(&mut output.scored);
+            echo.log.append(&mut output.scored);
         }
-        let complete = scores.log.len() + 1 >= self.prompt.len();
+        let complete = echo.log.len() >= echo.scores;
         if from_source && !complete && output.finish() != FinishReason::Unspecified {
             return Err(StartError::Internal("the prompt's log-probabilities are incomplete".into()));
         }
@@ -221,7 +228,7 @@ impl Request {
         if !complete {
             return Ok(());
         }
-        let log = live.scores.take().unwrap_or_default().log;
+        let log = live.echo.take().map_or_else(Vec::new, |echo| echo.log);
         let cached_tokens = live.cached_tokens;
         for choice in &mut live.choices {
             choice.assembler.echo(&self.prompt, self.model.card.bos_token, &log);
@@ -272,7 +279,7 @@ impl Request {
         // Scores are the same for all choices: one sequence is enough.
         let count = if header.kind() == Kind::Score { 1 } else { live.choices.len() };
         header.choices = choices.take(count).collect();
-        header.score = header.score.filter(|_| live.scores.is_some());
+        header.score = header.score.filter(|_| live.echo.is_some());
         Order { request: self.id, attempt: live.attempt, header, prompt: self.prompt.clone() }
     }
 
@@ -288,8 +295,8 @@ impl Live {
         self.place = Place::Nowhere;
         self.attempt += 1;
         // Half a prompt's scores are of no use elsewhere: they start again, and what came early with them.
-        if let Some(scores) = &mut self.scores {
-            *scores = Scores::default();
+        if let Some(echo) = &mut self.echo {
+            (echo.source, echo.log) = (None, Vec::new());
             for choice in &mut self.choices {
                 choice.early.clear();
             }

@@ -10,7 +10,7 @@ use minijinja::{
 
 use crate::{
     model::{ChatOptions, Rendered, TextError},
-    tokenizer::Tokenizer,
+    tokenizer::{Marks, Tokenizer},
 };
 
 /// Instructions that a template may run: 1e5 messages take a few million.
@@ -59,10 +59,10 @@ impl Template {
         mut messages: Vec<serde_json::Value>,
         options: &ChatOptions,
     ) -> Result<Rendered, TextError> {
-        let mut guarded = Vec::new();
+        let mut marks = Marks::default();
         if options.safe {
             for message in &mut messages {
-                guard(message, tokenizer, &mut guarded)?;
+                guard(message, tokenizer, &mut marks)?;
             }
         }
         let mut context = vec![
@@ -76,7 +76,7 @@ impl Template {
         context.extend(options.variables.iter().map(|(name, json)| (name.clone(), value(json.clone()))));
         let template = self.environment.get_template(NAME).map_err(|e| TextError::Template(e.to_string()))?;
         let marked = template.render(Value::from_pairs(context)).map_err(refusal)?;
-        Ok(Rendered { marked, guarded })
+        Ok(Rendered { marked, guarded: marks.into_strings() })
     }
 }
 
@@ -101,20 +101,14 @@ fn raise_exception(message: String) -> Result<Value, Error> {
 }
 
 /// Marks the special-token strings in all of a message but its role.
-fn guard(
-    json: &mut serde_json::Value,
-    tokenizer: &Tokenizer,
-    guarded: &mut Vec<String>,
-) -> Result<(), TextError> {
+fn guard(json: &mut serde_json::Value, tokenizer: &Tokenizer, marks: &mut Marks) -> Result<(), TextError> {
     match json {
-        serde_json::Value::String(text) => tokenizer.guard(text, guarded),
-        serde_json::Value::Array(list) => {
-            list.iter_mut().try_for_each(|item| guard(item, tokenizer, guarded))
-        }
+        serde_json::Value::String(text) => tokenizer.guard(text, marks),
+        serde_json::Value::Array(list) => list.iter_mut().try_for_each(|item| guard(item, tokenizer, marks)),
         serde_json::Value::Object(map) => map
             .iter_mut()
             .filter(|(key, _)| *key != "role")
-            .try_for_each(|(_, item)| guard(item, tokenizer, guarded)),
+            .try_for_each(|(_, item)| guard(item, tokenizer, marks)),
         _ => Ok(()),
     }
 }

@@ -4,7 +4,7 @@
 //! bytes: O(1) a token, never a second look at the tokens before it.
 
 use std::{
-    fmt::Write as _,
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -34,7 +34,10 @@ pub struct Tokenizer {
     literal: AddedVocabulary,
     /// For text that follows a special token, where the pre-tokenizer marks the start of a text.
     continuing: Option<PreTokenizerWrapper>,
+    /// The longest first.
     specials: Vec<SpecialToken>,
+    /// The bytes that they start with.
+    special_starts: [bool; 256],
     vocabulary: Vocabulary,
 }
 
@@ -52,6 +55,13 @@ struct SpecialToken {
 pub struct TextPool {
     threads: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
+}
+
+/// The strings that marks stand for: one mark per distinct string.
+#[derive(Default)]
+pub(crate) struct Marks {
+    strings: Vec<String>,
+    indices: HashMap<String, u32>,
 }
 
 /// A run of a rendered conversation.
@@ -83,9 +93,11 @@ impl Tokenizer {
             })
             .collect();
         specials.sort_by_key(|token| std::cmp::Reverse(token.content.len()));
+        let mut special_starts = [false; 256];
+        specials.iter().for_each(|token| special_starts[usize::from(token.content.as_bytes()[0])] = true);
         let continuing = inner.get_pre_tokenizer().and_then(continuing);
         let vocabulary = Vocabulary::new(&inner);
-        Ok(Self { inner, literal, continuing, specials, vocabulary })
+        Ok(Self { inner, literal, continuing, specials, special_starts, vocabulary })
     }
 
     /// What each token says.
@@ -170,15 +182,18 @@ impl Tokenizer {
 
     /// The longest special token that `text` starts with.
     fn special_at(&self, text: &str) -> Option<&SpecialToken> {
+        let first = *text.as_bytes().first()?;
+        if !self.special_starts[usize::from(first)] {
+            return None;
+        }
         self.specials.iter().find(|special| text.starts_with(&special.content))
     }
 
     /// Replaces every special-token string in `text` by a mark that no template can mistake for a token.
-    /// Characters that look like marks are marked too. Remembers in `guarded` what each mark stands for.
-    pub(crate) fn guard(&self, text: &mut String, guarded: &mut Vec<String>) -> Result<(), TextError> {
-        let suspicious = text.chars().any(|c| MARKS.contains(&c))
-            || self.specials.iter().any(|s| text.contains(&s.content));
-        if !suspicious {
+    /// Characters that look like marks are marked too.
+    pub(crate) fn guard(&self, text: &mut String, marks: &mut Marks) -> Result<(), TextError> {
+        // Bytes from 0xF3 on start the characters of planes 12 to 16.
+        if !text.bytes().any(|byte| byte >= 0xF3 || self.special_starts[usize::from(byte)]) {
             return Ok(());
         }
         let mut marked = String::with_capacity(text.len());
@@ -189,7 +204,7 @@ impl Tokenizer {
                 None => MARKS.contains(&next).then(|| next.len_utf8()),
             };
             match found {
-                Some(len) => marked.push(mark(&rest[..len], guarded)?),
+                Some(len) => marked.push(marks.mark(&rest[..len])?),
                 None => marked.push(next),
             }
             rest = &rest[found.unwrap_or(next.len_utf8())..];
@@ -217,18 +232,6 @@ fn continuing(pre_tokenizer: &PreTokenizerWrapper) -> Option<PreTokenizerWrapper
     }
 }
 
-/// The mark of a string: one per distinct string.
-fn mark(string: &str, guarded: &mut Vec<String>) -> Result<char, TextError> {
-    let index = guarded.iter().position(|known| known == string).unwrap_or_else(|| {
-        guarded.push(string.to_owned());
-        guarded.len() - 1
-    });
-    u32::try_from(index)
-        .ok()
-        .and_then(|index| char::from_u32(*MARKS.start() as u32 + index))
-        .ok_or_else(|| TextError::Encode("too many private-use characters in the messages".to_owned()))
-}
-
 fn push_restored(text: &mut String, c: char, guarded: &[String]) {
     let index = (c as u32).checked_sub(*MARKS.start() as u32).map(|index| index as usize);
     match index.and_then(|index| guarded.get(index)) {
@@ -242,6 +245,29 @@ pub(crate) fn restore(marked: &str, guarded: &[String]) -> String {
     let mut text = String::with_capacity(marked.len());
     marked.chars().for_each(|c| push_restored(&mut text, c, guarded));
     text
+}
+
+// === impl Marks ===
+
+impl Marks {
+    fn mark(&mut self, string: &str) -> Result<char, TextError> {
+        let index = match self.indices.get(string) {
+            Some(index) => *index,
+            None => {
+                let index = self.strings.len() as u32;
+                self.strings.push(string.to_owned());
+                self.indices.insert(string.to_owned(), index);
+                index
+            }
+        };
+        char::from_u32(*MARKS.start() as u32 + index)
+            .ok_or_else(|| TextError::Encode("too many private-use characters in the messages".to_owned()))
+    }
+
+    /// In the order of their marks.
+    pub(crate) fn into_strings(self) -> Vec<String> {
+        self.strings
+    }
 }
 
 // === impl TextPool ===
@@ -269,11 +295,7 @@ impl TextPool {
             let _permit = permit; // held even when the caller has gone: the thread is busy until the end
             work()
         });
-        done.await.unwrap_or_else(|panic| {
-            let mut reason = String::new();
-            let _ = write!(reason, "{panic}");
-            Err(TextError::Encode(reason))
-        })
+        done.await.unwrap_or_else(|panic| Err(TextError::Encode(panic.to_string())))
     }
 }
 

@@ -7,7 +7,8 @@ pub struct Vocabulary {
     bytes: Vec<u8>,
     /// Where each token's bytes start; one entry more than there are tokens.
     starts: Vec<u32>,
-    special: Vec<bool>,
+    is_special: Vec<bool>,
+    special: Vec<u32>,
     leading_space: bool,
 }
 
@@ -40,14 +41,16 @@ impl Vocabulary {
         let mut table = Self {
             bytes: Vec::with_capacity(size * 6),
             starts: Vec::with_capacity(size + 1),
-            special: vec![false; size],
+            is_special: vec![false; size],
+            special: Vec::new(),
             leading_space: spelling.leading_space,
         };
         for (id, name) in (0..).zip(&names) {
             table.starts.push(table.bytes.len() as u32);
             match added.get(&id) {
                 Some(token) => {
-                    table.special[id as usize] = token.special;
+                    table.is_special[id as usize] = token.special;
+                    table.special.extend(token.special.then_some(id));
                     table.bytes.extend_from_slice(token.content.as_bytes());
                 }
                 None => spelling.push_bytes(name, &alphabet, &mut table.bytes),
@@ -72,15 +75,12 @@ impl Vocabulary {
 
     /// Whether a token is special: it steers and says nothing.
     pub fn is_special(&self, id: u32) -> bool {
-        self.special.get(id as usize).copied().unwrap_or(false)
+        self.is_special.get(id as usize).copied().unwrap_or(false)
     }
 
     /// The special token of that name.
     pub fn special(&self, name: &str) -> Option<u32> {
-        (0..)
-            .zip(&self.special)
-            .find(|(id, special)| **special && self.bytes(*id) == name.as_bytes())
-            .map(|(id, _)| id)
+        self.special.iter().copied().find(|id| self.bytes(*id) == name.as_bytes())
     }
 
     /// Whether the space that starts a text's first token is not in the text.

@@ -34,7 +34,7 @@ impl Banner<'_> {
         let (path, input) = match self.chat {
             true => (
                 "chat/completions",
-                r#""messages": [{"role": "user", "content": "What is the capital of France?"}]"#,
+                r#""messages": [{"role": "user", "content": "What is the capital of Japan?"}]"#,
             ),
             false => ("completions", r#""prompt": "The capital of France is""#),
         };
@@ -45,7 +45,7 @@ impl Banner<'_> {
         let _ = write!(
             curl,
             "{url}/inference/v1/{path} -H 'Content-Type: application/json' \
-             -d '{{\"model\": \"{model}\", {input}, \"stream\": true}}'"
+             -d '{{\"model\": \"{model}\", {input}, \"temperature\": 0, \"stream\": true}}'"
         );
         curl
     }

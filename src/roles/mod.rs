@@ -54,6 +54,14 @@ pub(crate) enum Error {
     /// The model can't be loaded or run.
     #[error(transparent)]
     Worker(#[from] volley_worker::Error),
+    /// It was loaded, and its tokenizer or template can't be used.
+    #[error("cannot serve {name}: {reason}")]
+    Unusable {
+        /// The model.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The cluster's state can't be used.
     #[error(transparent)]
     Membership(#[from] volley_membership::Error),

@@ -151,7 +151,7 @@ async fn chat_when_ready(engine: &Engine, name: &str) -> Result<bool, Error> {
         match engine.model(name).await {
             Ok(model) => return Ok(model.card.has_chat_template),
             Err(ModelError::Invalid(reason)) => {
-                return Err(Error::Ended { part: "model", reason: Some(reason) });
+                return Err(Error::Unusable { name: name.to_owned(), reason });
             }
             // Not up the links yet; unknown until the scheduler has reported.
             Err(ModelError::NotReady { .. } | ModelError::NotFound) => tokio::time::sleep(READY_POLL).await,

@@ -31,5 +31,6 @@ mod worker;
 
 pub use config::{Config, Device};
 pub use error::Error;
+pub use memory::available as available_memory;
 pub use volley_kernels::cpu::pack::Activations;
 pub use worker::Worker;

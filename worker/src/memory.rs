@@ -6,7 +6,7 @@ use std::fs::read_to_string;
 const UNKNOWN: u64 = 4 << 30;
 
 /// Bytes that this process could still take: of the machine, and of its control group if that has a limit.
-pub(crate) fn available() -> u64 {
+pub fn available() -> u64 {
     let machine = read_to_string("/proc/meminfo").ok().and_then(|text| meminfo(&text)).unwrap_or(UNKNOWN);
     let read = |name: &str| read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse::<u64>().ok();
     let group = read("memory.max").map(|max| max.saturating_sub(read("memory.current").unwrap_or(0)));

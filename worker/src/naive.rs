@@ -22,8 +22,11 @@ pub(crate) struct Rows {
     data: Vec<f32>,
 }
 
-/// Keys and values by (layer, block, token within the block).
-pub(crate) struct Cache(HashMap<(usize, BlockId, usize), (Vec<f32>, Vec<f32>)>);
+/// Keys and values by place.
+pub(crate) struct Cache(HashMap<Place, (Vec<f32>, Vec<f32>)>);
+
+/// Layer, block, token within the block.
+type Place = (usize, BlockId, usize);
 
 // === impl Naive ===
 

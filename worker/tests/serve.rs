@@ -2,20 +2,19 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use tokio::{sync::mpsc, task::JoinHandle};
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic::Code;
 use volley_proto::{
-    MAX_MESSAGE, PROTOCOL,
-    transport::Transport,
+    PROTOCOL,
     v1::{
-        BlockAppend, Claim, Epoch, FetchModelRequest, Kind, NewSequence, PlanMessage, ResultMessage,
-        Sampling, SlotRun, StepPlan, StepResult, WorkerHello, plan_message, result_message::Message,
-        worker_client::WorkerClient,
+        BlockAppend, Claim, Epoch, FetchModelRequest, Kind, NewSequence, Sampling, SlotRun, StepPlan,
+        plan_message,
     },
 };
-use volley_worker::{Config, Device, Error, Worker};
+use volley_worker::{Config, Device, Worker};
+
+use crate::common::Served;
+
+mod common;
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama")
@@ -23,71 +22,6 @@ fn folder() -> PathBuf {
 
 fn config() -> Config {
     Config { kv_cache_bytes: Some(1 << 20), threads: Some(1), ..Config::new(folder(), "tiny") }
-}
-
-/// A worker that serves in this process.
-struct Served {
-    transport: Transport,
-    shutdown: CancellationToken,
-    task: JoinHandle<Result<(), Error>>,
-}
-
-impl Served {
-    fn start() -> Self {
-        let worker = Worker::load(config(), |_, _| ()).unwrap();
-        let (transport, shutdown) = (Transport::default(), CancellationToken::new());
-        let task = tokio::spawn(worker.serve(transport.listen_inproc("worker"), shutdown.clone()));
-        Self { transport, shutdown, task }
-    }
-
-    async fn client(&self) -> WorkerClient<Channel> {
-        let channel = self.transport.connect("inproc://worker").await.unwrap();
-        WorkerClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
-    }
-
-    async fn link(&self) -> Link {
-        let (plans, stream) = mpsc::channel(8);
-        let results = self.client().await.run(ReceiverStream::new(stream)).await.unwrap().into_inner();
-        Link { plans, results }
-    }
-
-    async fn claimed(&self, claim: u64) -> (Link, WorkerHello) {
-        let mut link = self.link().await;
-        let claim = Claim {
-            protocol: PROTOCOL,
-            scheduler_id: "s".into(),
-            epoch: Some(Epoch { claim, connection: 1 }),
-        };
-        link.send(plan_message::Message::Claim(claim)).await;
-        match link.next().await.unwrap() {
-            Message::Hello(hello) => (link, hello),
-            Message::Result(_) => panic!("a result before the hello"),
-        }
-    }
-}
-
-struct Link {
-    plans: mpsc::Sender<PlanMessage>,
-    results: Streaming<ResultMessage>,
-}
-
-impl Link {
-    async fn send(&self, message: plan_message::Message) {
-        self.plans.send(PlanMessage { message: Some(message) }).await.unwrap();
-    }
-
-    async fn next(&mut self) -> Result<Message, Status> {
-        let message = self.results.message().await?;
-        Ok(message.ok_or_else(|| Status::cancelled("the stream has ended"))?.message.unwrap())
-    }
-
-    async fn step(&mut self, plan: StepPlan) -> Result<StepResult, Status> {
-        self.send(plan_message::Message::Plan(plan)).await;
-        match self.next().await? {
-            Message::Result(result) => Ok(result),
-            Message::Hello(_) => panic!("a second hello"),
-        }
-    }
 }
 
 fn admission() -> StepPlan {
@@ -109,7 +43,7 @@ fn admission() -> StepPlan {
 
 #[tokio::test]
 async fn a_scheduler_claims_the_worker_and_runs_steps() {
-    let served = Served::start();
+    let served = Served::start(config());
     let (mut link, hello) = served.claimed(1).await;
     let card = hello.card.unwrap();
     assert_eq!(
@@ -133,7 +67,7 @@ async fn a_scheduler_claims_the_worker_and_runs_steps() {
 
 #[tokio::test]
 async fn routers_fetch_the_files_of_the_card() {
-    let served = Served::start();
+    let served = Served::start(config());
     let (_link, hello) = served.claimed(1).await;
     let mut client = served.client().await;
     let hash = hello.card.unwrap().hash;
@@ -155,7 +89,7 @@ async fn routers_fetch_the_files_of_the_card() {
 
 #[tokio::test]
 async fn a_protocol_error_ends_the_connection_and_not_the_worker() {
-    let served = Served::start();
+    let served = Served::start(config());
     let mut link = served.link().await;
     link.send(plan_message::Message::Plan(StepPlan::default())).await;
     assert_eq!(link.next().await.unwrap_err().code(), Code::InvalidArgument);
@@ -181,7 +115,7 @@ async fn a_protocol_error_ends_the_connection_and_not_the_worker() {
 
 #[tokio::test]
 async fn a_newer_claim_takes_the_worker_over() {
-    let served = Served::start();
+    let served = Served::start(config());
     let (mut old, _) = served.claimed(1).await;
     old.step(admission()).await.unwrap();
     let (mut new, _) = served.claimed(2).await;
@@ -191,7 +125,7 @@ async fn a_newer_claim_takes_the_worker_over() {
 
 #[tokio::test]
 async fn a_scheduler_that_leaves_frees_the_slots() {
-    let served = Served::start();
+    let served = Served::start(config());
     let (mut link, _) = served.claimed(1).await;
     link.step(admission()).await.unwrap();
     drop(link);
@@ -201,7 +135,7 @@ async fn a_scheduler_that_leaves_frees_the_slots() {
 
 #[tokio::test]
 async fn shutdown_ends_connections_and_the_step_thread() {
-    let served = Served::start();
+    let served = Served::start(config());
     let (mut link, _) = served.claimed(1).await;
     served.shutdown.cancel();
     assert_eq!(link.next().await.unwrap_err().code(), Code::Unavailable);

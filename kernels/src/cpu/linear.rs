@@ -18,9 +18,10 @@ mod simd;
 mod tile;
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
-use self::simd::Kernels;
-use self::tile::{CHUNK, SCALES, Tile};
+use self::simd::{Kernels, LANES};
+use self::tile::{CHUNK, Tile};
 use super::formats::BLOCK;
 use super::isa::Isa;
 use super::pack::{PANEL, Packed, Segment, is_float};
@@ -39,15 +40,16 @@ pub enum Epilogue<'a> {
 }
 
 /// Rows whose sums a task holds at a time.
-const PASS: usize = 64;
-/// The most panels of a tile.
-const PANELS: usize = 3;
+const PASS: usize = 16 * GROUP;
+
+/// Fewest rows with which the weights of the next panel are asked for while this one is multiplied.
+const AHEAD_FROM: usize = 3;
 
 /// A cut of the product: panels of one segment (or of both, gated) × rows.
 struct Task {
     segment: usize,
-    panels: std::ops::Range<usize>,
-    rows: std::ops::Range<usize>,
+    panels: Range<usize>,
+    rows: Range<usize>,
 }
 
 /// How a product is cut: `panels` panels × `rows` rows a task.
@@ -77,13 +79,13 @@ enum What {
 // SAFETY: the result is borrowed mutably while the product runs, and each task writes its own part of it only.
 unsafe impl Sync for Product<'_> {}
 
-/// Sums of a pass: `[row][panel][16]`.
+/// Sums of a pass: `[row][PANEL]`.
 #[repr(align(64))]
-struct Sums([MaybeUninit<f32>; PASS * PANELS * PANEL]);
+struct Sums([MaybeUninit<f32>; PASS * PANEL]);
 
-/// Expanded scales of a chunk of blocks: `[panel][block][1 or 2][16]`.
+/// Expanded scales of a chunk of blocks: `[block][1 or 2][PANEL]`.
 #[repr(align(64))]
-struct Expanded([MaybeUninit<f32>; PANELS * SCALES]);
+struct Expanded([MaybeUninit<f32>; CHUNK * 2 * PANEL]);
 
 /// `a · Wᵀ` over the first `rows` rows of `a`, which were set for weights of the same inputs.
 ///
@@ -108,10 +110,10 @@ pub fn matmul(pool: &Pool, isa: Isa, w: &Packed, a: &Prepared, rows: usize, epil
 pub(super) fn kernels(isa: Isa) -> &'static Kernels {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => const { &Kernels::of::<avx512::Avx512>(tile::select::<avx512::Avx512>) },
+        Isa::Avx512 => const { &Kernels::of::<avx512::Avx512>() },
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => const { &Kernels::of::<avx2::Avx2>(tile::select::<avx2::Avx2>) },
-        _ => const { &Kernels::of::<portable::Portable>(tile::select::<portable::Portable>) },
+        Isa::Avx2 => const { &Kernels::of::<avx2::Avx2>() },
+        _ => const { &Kernels::of::<portable::Portable>() },
     }
 }
 
@@ -121,7 +123,7 @@ impl Product<'_> {
     /// Tasks small enough that threads finish together and a preempted one holds up little, yet some
     /// microseconds long.
     fn cut(&self, threads: usize) -> Cut {
-        let rows = self.rows.clamp(1, 256);
+        let rows = self.rows.clamp(1, 2 * PASS);
         let row_cuts = self.rows.div_ceil(rows).max(1);
         let panels: usize = self.panel_counts().sum();
         let wanted = (threads * 8).div_ceil(row_cuts);
@@ -130,8 +132,7 @@ impl Product<'_> {
         let cost = (panel * rows / 256).max(panel / 64).max(1);
         let least = 2000usize.div_ceil(cost);
         let most = (100_000 / cost).max(1);
-        let size = self.kernels.tile_size.0;
-        let panels = panels.div_ceil(wanted).max(least).min(most).next_multiple_of(size);
+        let panels = panels.div_ceil(wanted).max(least).min(most);
         Cut { panels, rows }
     }
 
@@ -165,104 +166,104 @@ impl Product<'_> {
     /// # Safety
     /// The CPU has the kernels' instruction set; no other task of the product is the same.
     unsafe fn run(&self, task: Task) {
-        let mut sums = Sums([MaybeUninit::uninit(); PASS * PANELS * PANEL]);
-        let mut ups = Sums([MaybeUninit::uninit(); PASS * PANELS * PANEL]);
-        let widest = self.kernels.tile_size.0;
-        let mut panel = task.panels.start;
-        while panel < task.panels.end {
-            let panels = if task.panels.end - panel >= widest { widest } else { 1 };
+        let mut sums = Sums([MaybeUninit::uninit(); PASS * PANEL]);
+        let mut ups = Sums([MaybeUninit::uninit(); PASS * PANEL]);
+        for panel in task.panels {
             for first in task.rows.clone().step_by(PASS) {
                 let rows = first..task.rows.end.min(first + PASS);
                 let segment = &self.w.segments[task.segment];
                 // SAFETY: the caller's promise; the sums are written before they are read.
                 unsafe {
-                    let sums = self.sum(segment, panel, panels, rows.clone(), &mut sums);
-                    let width = (segment.outputs - panel * PANEL).min(panels * PANEL);
+                    let after = segment.panel(panel).wrapping_add(segment.layout.panel);
+                    let next = if self.w.gated { self.w.segments[1].panel(panel) } else { after };
+                    let sums = self.sum(segment, panel, rows.clone(), next, &mut sums);
+                    let width = (segment.outputs - panel * PANEL).min(PANEL);
                     match self.what {
                         What::Gated(activation) => {
-                            let ups = self.sum(&self.w.segments[1], panel, panels, rows.clone(), &mut ups);
+                            let ups = self.sum(&self.w.segments[1], panel, rows.clone(), after, &mut ups);
                             self.finish_gated(activation, sums, ups, rows, panel * PANEL, width);
                         }
                         _ => self.finish(sums, rows, segment.first_output + panel * PANEL, width),
                     }
                 }
             }
-            panel += panels;
         }
     }
 
-    /// Sums of `panels` panels over some rows, the first of which begins a group: `[row][panels × 16]`.
+    /// Sums of a panel over some rows, the first of which begins a group.
     ///
     /// # Safety
-    /// As for [`run`](Self::run); the panels and rows exist.
+    /// As for [`run`](Self::run); the panel and the rows exist.
     unsafe fn sum<'s>(
         &self,
         segment: &Segment,
         panel: usize,
-        panels: usize,
-        rows: std::ops::Range<usize>,
+        rows: Range<usize>,
+        next: *const u8,
         sums: &'s mut Sums,
-    ) -> Rows<'s> {
+    ) -> &'s [[f32; PANEL]] {
         let out = sums.0.as_mut_ptr().cast::<f32>();
         let inputs = self.w.inputs;
-        let codes = segment.panel(panel).wrapping_add(segment.layout.scales);
-        let stride = segment.layout.panel;
+        let panel = segment.panel(panel);
+        let codes = panel.wrapping_add(segment.layout.scales);
         let float = is_float(segment.dtype);
-        let mut scales = Expanded([MaybeUninit::uninit(); PANELS * SCALES]);
-        let expanded = scales.0.as_mut_ptr().cast::<f32>();
+        let mut scales = Expanded([MaybeUninit::uninit(); CHUNK * 2 * PANEL]);
+        let scales = scales.0.as_mut_ptr().cast::<f32>();
         let (steps, chunk) = if float { (inputs, inputs) } else { (inputs / BLOCK, CHUNK) };
+        let tiles = rows.len().div_ceil(GROUP);
+        let ahead_lines = match self.rows {
+            AHEAD_FROM..=PASS if !float => (segment.layout.panel / 64).div_ceil(steps * tiles),
+            _ => 0,
+        };
+        let mut ahead = next;
         for first in (0..steps).step_by(chunk) {
             let steps = chunk.min(steps - first);
             if !float {
-                for p in 0..panels {
-                    let at = segment.panel(panel + p);
-                    // SAFETY: the panel has these blocks; the scratch has room for `CHUNK` of them.
-                    unsafe {
-                        (self.kernels.expand)(segment.dtype, at, first, steps, expanded.add(p * SCALES))
-                    };
-                }
+                // SAFETY: the panel has these blocks; the scratch has room for `CHUNK` of them.
+                unsafe { (self.kernels.expand)(segment.dtype, panel, first, steps, scales) };
             }
+            let weights = codes.wrapping_add(first * segment.layout.step);
             let mut row = rows.start;
             while row < rows.end {
-                let tile_rows = self.tile_rows(row % GROUP, rows.end - row);
                 let activations = if float {
                     self.a.f32_group(row / GROUP, inputs).wrapping_add(first * GROUP * 4)
                 } else {
                     self.a.int8_group(row / GROUP, inputs).wrapping_add(first * RECORD)
                 };
-                let tile = Tile {
-                    acc: out.wrapping_add((row - rows.start) * panels * PANEL),
-                    fresh: first == 0,
-                    weights: codes.wrapping_add(first * segment.layout.step),
-                    stride,
-                    scales: expanded,
-                    activations,
-                    row: row % GROUP,
-                    steps,
-                };
-                // SAFETY: panels, activations and sums have the tile's extent (rows beyond `rows.end` stay
-                // within the group, for which all of them have room), and the CPU has the instructions.
-                unsafe { (self.kernels.tile)(segment.dtype, tile_rows, panels)(&tile) };
+                let tile_rows = self.tile_rows(row % GROUP, rows.end - row);
+                let acc = out.wrapping_add((row - rows.start) * PANEL);
+                let fresh = first == 0;
+                let mut tile = Tile { acc, fresh, weights, scales, activations, row: row % GROUP, steps, ahead, ahead_lines };
+                ahead = ahead.wrapping_add(steps * ahead_lines * 64);
+                let kernel = (self.kernels.tile)(segment.dtype, tile_rows);
+                for _ in 0..2 / self.kernels.columns {
+                    // SAFETY: panel, activations and sums have the tile's extent (rows beyond `rows.end` stay
+                    // within the group, for which all of them have room), and the CPU has the instructions.
+                    unsafe { kernel(&tile) };
+                    tile.acc = tile.acc.wrapping_add(LANES);
+                    tile.scales = tile.scales.wrapping_add(LANES);
+                    tile.weights =
+                        tile.weights.wrapping_add(if float { segment.layout.step / 2 } else { 64 });
+                }
                 row += tile_rows;
             }
         }
         // SAFETY: the tiles have written all of it.
-        let sums = unsafe { std::slice::from_raw_parts(out, rows.len() * panels * PANEL) };
-        Rows { sums, stride: panels * PANEL }
+        unsafe { std::slice::from_raw_parts(out.cast(), rows.len()) }
     }
 
-    /// Rows of the next tile: a power of two within the group, of which only the last may exceed what is left.
+    /// Rows of the next tile: the fewest that do for what is left, within the group.
     fn tile_rows(&self, in_group: usize, left: usize) -> usize {
-        let most = self.kernels.tile_size.1.min(GROUP - in_group);
-        left.next_power_of_two().min(most)
+        let fitting = self.kernels.rows.iter().copied().filter(|&rows| rows <= GROUP - in_group);
+        fitting.clone().find(|&rows| rows >= left).or(fitting.last()).unwrap_or(1)
     }
 
     /// # Safety
     /// The rows and columns of the result are this task's own.
-    unsafe fn finish(&self, sums: Rows<'_>, rows: std::ops::Range<usize>, column: usize, width: usize) {
+    unsafe fn finish(&self, sums: &[[f32; PANEL]], rows: Range<usize>, column: usize, width: usize) {
         let bias = self.w.bias.as_ref().map(|b| &b[column..][..width]);
         for row in rows.clone() {
-            let sums = &sums.row(row - rows.start)[..width];
+            let sums = &sums[row - rows.start][..width];
             // SAFETY: within the result, whose size was checked, and this task's own.
             let out =
                 unsafe { std::slice::from_raw_parts_mut(self.out.add(row * self.w.outputs + column), width) };
@@ -285,14 +286,14 @@ impl Product<'_> {
     unsafe fn finish_gated(
         &self,
         activation: Activation,
-        gates: Rows<'_>,
-        ups: Rows<'_>,
-        rows: std::ops::Range<usize>,
+        gates: &[[f32; PANEL]],
+        ups: &[[f32; PANEL]],
+        rows: Range<usize>,
         column: usize,
         width: usize,
     ) {
         for row in rows.clone() {
-            let (gate, up) = (&gates.row(row - rows.start)[..width], &ups.row(row - rows.start)[..width]);
+            let (gate, up) = (&gates[row - rows.start][..width], &ups[row - rows.start][..width]);
             // SAFETY: within the result, whose size was checked, and this task's own; the CPU has the
             // instructions.
             unsafe {
@@ -300,19 +301,6 @@ impl Product<'_> {
                 (self.kernels.gate)(activation, gate, up, out);
             }
         }
-    }
-}
-
-/// Rows of sums.
-#[derive(Clone, Copy)]
-struct Rows<'a> {
-    sums: &'a [f32],
-    stride: usize,
-}
-
-impl<'a> Rows<'a> {
-    fn row(&self, index: usize) -> &'a [f32] {
-        &self.sums[index * self.stride..][..self.stride]
     }
 }
 

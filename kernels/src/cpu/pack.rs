@@ -1,24 +1,24 @@
 //! Weights in the order in which the kernels read them.
 //!
-//! A matrix is cut into panels of 16 outputs, one per SIMD lane; the outputs of the last panel that don't exist
-//! are zero. A quantized panel is
+//! A matrix is cut into panels of 32 outputs, two registers of SIMD lanes; the outputs of the last panel that don't
+//! exist are zero. A quantized panel is
 //!
 //! ```text
-//! [scales of all blocks][pad to 64 bytes][codes of all blocks]          (block = 32 inputs × 16 outputs)
+//! [scales of all blocks][codes of all blocks]                                (block = 32 inputs × 32 outputs)
 //!
-//! scales   Q4_0, Q5_0, Q8_0   d[16]              f16
-//!          Q4_1, Q5_1         d[16] m[16]        f16
-//!          Q4_K, Q5_K         per 8 blocks: d[16] m[16] f16, then per block: sub[16] min[16] u8
-//!          Q6_K               per 8 blocks: d[16] f16, then per block: sub[2][16] i8
-//! codes    8 bits             8 × 64 bytes: [j][output][i] is the code of input 4j + i
-//!          4, 5, 6 bits       4 × 64 bytes: [v][output][i] low nibble input 8v + i, high nibble 8v + 4 + i
-//!          + fifth bits       64 bytes: [output][i] bit 4 + v of input 8v + i, bit v of input 8v + 4 + i
-//!          + fifth, sixth     2 × 64 bytes: [v/2][output][i] bits 4 + 2(v%2).. and 2(v%2).. likewise
+//! scales   Q4_0, Q5_0, Q8_0   d[32]              f16
+//!          Q4_1, Q5_1         d[32] m[32]        f16
+//!          Q4_K, Q5_K         per 8 blocks: d[32] m[32] f16, then per block: sub[32] min[32] u8
+//!          Q6_K               per 8 blocks: d[32] f16, then per block: sub[2][32] i8
+//! codes    8 bits             8 × 128 bytes: [j][output][i] is the code of input 4j + i
+//!          4, 5, 6 bits       4 × 128 bytes: [v][output][i] low nibble input 8v + i, high nibble 8v + 4 + i
+//!          + fifth bits       128 bytes: [output][i] bit 4 + v of input 8v + i, bit v of input 8v + 4 + i
+//!          + fifth, sixth     2 × 128 bytes: [v/2][output][i] bits 4 + 2(v%2).. and 2(v%2).. likewise
 //! ```
 //!
-//! so one 64-byte load is what one `vpdpbusd` (or two) multiplies, a panel is read front to back, and nothing is
-//! larger than in the file but for the unpacked 6-bit scales of Q4_K and Q5_K (3 %). A float panel is
-//! `[input][output]` in the stored width.
+//! so one aligned 64-byte load is what one `vpdpbusd` (or two) multiplies, all weights are read front to back as
+//! one stream (hardware prefetches that well, and many short ones badly), and nothing is larger than in the file but
+//! for the unpacked 6-bit scales of Q4_K and Q5_K (3 %). A float panel is `[input][output]` in the stored width.
 
 use half::f16;
 
@@ -27,8 +27,8 @@ use super::memory::{Arena, Region, release_pages};
 use super::pool::Pool;
 use crate::{DType, Error, Tensor};
 
-/// Outputs in a panel: the f32 lanes of an AVX-512 register.
-pub(super) const PANEL: usize = 16;
+/// Outputs in a panel.
+pub(super) const PANEL: usize = 32;
 
 /// What the linear layers compute with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ pub(super) struct Segment {
 /// Sizes of a panel's parts in bytes.
 #[derive(Clone, Copy)]
 pub(super) struct Layout {
-    /// Scales of all blocks, padded; 0 for float formats.
+    /// Scales of all blocks; 0 for float formats.
     pub(super) scales: usize,
     /// Codes of a block, or the numbers of one input.
     pub(super) step: usize,
@@ -174,6 +174,11 @@ impl Packed {
         self.outputs
     }
 
+    /// Whether these are the gate and up projections of a gated layer.
+    pub fn is_gated(&self) -> bool {
+        self.gated
+    }
+
     /// Bytes of memory that a product reads.
     pub fn bytes(&self) -> usize {
         self.segments.iter().map(|s| s.data.len()).sum()
@@ -206,20 +211,19 @@ impl Layout {
     fn of(dtype: DType, inputs: usize) -> Self {
         let blocks = inputs / BLOCK;
         let (scales, step) = match dtype {
-            DType::F32 => (0, 64),
-            DType::F16 | DType::BF16 => (0, 32),
-            DType::Q4_0 => (blocks * 32, 256),
-            DType::Q4_1 => (blocks * 64, 256),
-            DType::Q5_0 => (blocks * 32, 320),
-            DType::Q5_1 => (blocks * 64, 320),
-            DType::Q8_0 => (blocks * 32, 512),
-            DType::Q4K => (blocks / 8 * 64 + blocks * 32, 256),
-            DType::Q5K => (blocks / 8 * 64 + blocks * 32, 320),
-            DType::Q6K => (blocks / 8 * 32 + blocks * 32, 384),
+            DType::F32 => (0, 128),
+            DType::F16 | DType::BF16 => (0, 64),
+            DType::Q4_0 => (blocks * 64, 512),
+            DType::Q4_1 => (blocks * 128, 512),
+            DType::Q5_0 => (blocks * 64, 640),
+            DType::Q5_1 => (blocks * 128, 640),
+            DType::Q8_0 => (blocks * 64, 1024),
+            DType::Q4K => (blocks / 8 * 640, 512),
+            DType::Q5K => (blocks / 8 * 640, 640),
+            DType::Q6K => (blocks / 8 * 576, 768),
         };
-        let scales = scales.next_multiple_of(64);
         let steps = if is_float(dtype) { inputs } else { blocks };
-        Self { scales, step, panel: (scales + steps * step).next_multiple_of(64) }
+        Self { scales, step, panel: scales + steps * step }
     }
 }
 
@@ -228,7 +232,7 @@ pub(super) fn is_float(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
 }
 
-/// Packs 16 outputs into `out`, which is zeroed.
+/// Packs 32 outputs into `out`, which is zeroed.
 fn pack_panel(tensor: &Tensor, panel: usize, dtype: DType, layout: Layout, out: &mut [u8]) {
     let mut row = Vec::new();
     for lane in 0..PANEL.min(tensor.rows - panel * PANEL) {
@@ -266,9 +270,9 @@ fn pack_quantized(
         let (data, i) = (&data[b / per_block * bytes..][..bytes], b % per_block);
         let block = formats::codes(dtype, data, i);
         match layout.step {
-            512 => pack_bytes(&block, lane, out),
-            320 => pack_nibbles(&block, lane, out, 1),
-            384 => pack_nibbles(&block, lane, out, 2),
+            1024 => pack_bytes(&block, lane, out),
+            640 => pack_nibbles(&block, lane, out, 1),
+            768 => pack_nibbles(&block, lane, out, 2),
             _ => pack_nibbles(&block, lane, out, 0),
         }
         pack_scales(dtype, formats::scales(dtype, data, i), b, lane, scales);
@@ -276,22 +280,22 @@ fn pack_quantized(
 }
 
 fn pack_bytes(codes: &[u8; BLOCK], lane: usize, out: &mut [u8]) {
-    for (codes, out) in codes.as_chunks::<4>().0.iter().zip(out.as_chunks_mut::<64>().0) {
+    for (codes, out) in codes.as_chunks::<4>().0.iter().zip(out.as_chunks_mut::<128>().0) {
         out[lane * 4..][..4].copy_from_slice(codes);
     }
 }
 
 /// Nibbles, then the planes of `high` more bits.
 fn pack_nibbles(codes: &[u8; BLOCK], lane: usize, out: &mut [u8], high: usize) {
-    let (nibbles, planes) = out.split_at_mut(256);
-    let steps = codes.as_chunks::<8>().0.iter().zip(nibbles.as_chunks_mut::<64>().0);
+    let (nibbles, planes) = out.split_at_mut(512);
+    let steps = codes.as_chunks::<8>().0.iter().zip(nibbles.as_chunks_mut::<128>().0);
     for (v, (codes, out)) in steps.enumerate() {
         for i in 0..4 {
             let (first, second) = (codes[i], codes[4 + i]);
             out[lane * 4 + i] = (first & 15) | (second & 15) << 4;
             if high > 0 {
                 let shift = v * high % 4;
-                let plane = v * high / 4 * 64;
+                let plane = v * high / 4 * 128;
                 planes[plane + lane * 4 + i] |= (first >> 4) << (4 + shift) | (second >> 4) << shift;
             }
         }
@@ -303,20 +307,20 @@ fn pack_scales(dtype: DType, s: formats::Scales, block: usize, lane: usize, out:
     let (group, i) = (block / 8, block % 8);
     match dtype {
         DType::Q4_1 | DType::Q5_1 => {
-            half(block * 64, s.d);
-            half(block * 64 + 32, s.m);
+            half(block * 128, s.d);
+            half(block * 128 + 64, s.m);
         }
         DType::Q4K | DType::Q5K => {
-            half(group * 320, s.d);
-            half(group * 320 + 32, s.m);
-            out[group * 320 + 64 + i * 32 + lane] = s.sub[0];
-            out[group * 320 + 80 + i * 32 + lane] = s.min;
+            half(group * 640, s.d);
+            half(group * 640 + 64, s.m);
+            out[group * 640 + 128 + i * 64 + lane] = s.sub[0];
+            out[group * 640 + 160 + i * 64 + lane] = s.min;
         }
         DType::Q6K => {
-            half(group * 288, s.d);
-            out[group * 288 + 32 + i * 32 + lane] = s.sub[0];
-            out[group * 288 + 48 + i * 32 + lane] = s.sub[1];
+            half(group * 576, s.d);
+            out[group * 576 + 64 + i * 64 + lane] = s.sub[0];
+            out[group * 576 + 96 + i * 64 + lane] = s.sub[1];
         }
-        _ => half(block * 32, s.d),
+        _ => half(block * 64, s.d),
     }
 }

@@ -21,7 +21,7 @@ use super::pack::Packed;
 use crate::Error;
 
 /// Rows that share a register tile.
-pub(super) const GROUP: usize = 4;
+pub(super) const GROUP: usize = 6;
 
 /// Bytes of a group's block: see the head of this file.
 pub(super) const RECORD: usize = GROUP * (BLOCK + 16);

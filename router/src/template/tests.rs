@@ -35,7 +35,7 @@ fn a_default_system_message_stands_before_a_conversation_without_one() {
 
 #[test]
 fn templates_find_what_hugging_face_gives_them() {
-    assert_eq!(render("{{ bos_token }}{{ eos_token }}{{ add_generation_prompt }}").unwrap(), "<s></s>true");
+    assert_eq!(render("{{ bos_token }}{{ eos_token }}{{ add_generation_prompt }}").unwrap(), "<s></s>True");
     assert_eq!(render("{{ messages[0].content.strip() | upper }}").unwrap(), "HI <B>");
     assert_eq!(render("{% if tools is none and tools is defined %}no tools{% endif %}").unwrap(), "no tools");
     assert_eq!(

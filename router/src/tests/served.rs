@@ -2,11 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http_body_util::BodyExt;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::{
-    sync::Notify,
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::Notify,
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -145,6 +146,14 @@ async fn a_client_that_asks_before_it_sends_is_told_before_it_sends() {
 }
 
 #[tokio::test]
+async fn a_client_that_sends_too_much_first_still_reads_its_answer() {
+    let server = Server::start(Config { body_limit: 1000, ..Config::default() }).await;
+    let mut stream = server.connect().await;
+    stream.write_all(post("HTTP/1.1", "", &"x".repeat(8 << 20)).as_bytes()).await.unwrap();
+    assert!(until(&mut stream, "request_id").await.starts_with("HTTP/1.1 413 "));
+}
+
+#[tokio::test]
 async fn a_connection_serves_on_after_an_error() {
     let server = Server::start(Config::default()).await;
     let mut stream = server.connect().await;
@@ -192,16 +201,31 @@ async fn a_drain_ends_after_its_grace_with_an_error_event() {
 }
 
 #[tokio::test]
-async fn http_2_clients_are_served_without_being_asked_to_upgrade() {
+async fn http_2_clients_are_served_and_see_a_fault_as_a_reset() {
     let server = Server::start(Config::default()).await;
+    server.engine.will([Step::Batch(vec![end(0, Reason::Stop, 1)])]);
+    server.engine.will([Step::Batch(vec![text(0, "a")]), Step::Fail(StreamError::Internal("x".into()))]);
     let io = hyper_util::rt::TokioIo::new(server.connect().await);
     let executor = hyper_util::rt::TokioExecutor::new();
     let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
     tokio::spawn(connection);
-    let request =
-        http::Request::post("http://x/v1/completions").body(axum::body::Body::from(STREAM)).unwrap();
-    let response = sender.send_request(request).await.unwrap();
-    assert_eq!(response.status(), 200);
-    let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
-    assert!(body.ends_with(b"data: [DONE]\n\n"));
+    for whole in [true, false] {
+        let body = axum::body::Body::from(STREAM);
+        let request = http::Request::post("http://x/v1/completions").body(body).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        assert_eq!(response.status(), 200);
+        let (mut body, mut seen) = (response.into_body(), String::new());
+        let fault = loop {
+            match body.frame().await {
+                Some(Ok(frame)) => seen += std::str::from_utf8(frame.data_ref().unwrap()).unwrap(),
+                Some(Err(fault)) => break Some(fault),
+                None => break None,
+            }
+        };
+        assert_eq!(fault.is_none(), whole);
+        assert!(
+            seen.ends_with("data: [DONE]\n\n") == whole && seen.contains("internal_error") != whole,
+            "{seen}"
+        );
+    }
 }

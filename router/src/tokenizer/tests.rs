@@ -84,9 +84,10 @@ fn a_broken_file_is_refused() {
 async fn too_much_waiting_text_is_refused_and_a_single_large_one_is_not() {
     let pool = TextPool::new(1);
     let (release, wait) = std::sync::mpsc::channel::<()>();
+    let block = move || wait.recv().map_err(|_| TextError::Busy);
     let busy = tokio::spawn({
         let pool = pool.clone();
-        async move { pool.run(2 * WAITING_BYTES, move || Ok(wait.recv().unwrap_or(()))).await }
+        async move { pool.run(2 * WAITING_BYTES, block).await }
     });
     while pool.waiting.load(Ordering::Relaxed) == 0 {
         tokio::task::yield_now().await;

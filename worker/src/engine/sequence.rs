@@ -161,7 +161,7 @@ fn cannot_run(new: &NewSequence, limits: &Limits) -> Option<String> {
     if !new.adapter.is_empty() {
         return Some(format!("this worker has no adapter {:?}", new.adapter));
     }
-    let sampling = new.sampling.clone().unwrap_or_default();
+    let sampling = new.sampling.unwrap_or_default();
     let unit = |value: Option<f32>| value.is_none_or(|value| (0.0..=1.0).contains(&value));
     if !(sampling.temperature >= 0.0 && sampling.temperature.is_finite()) {
         return Some(format!("temperature {}; expected a number from 0", sampling.temperature));

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::rows;
 use super::simd::{Simd, compile_kernels};
-use super::tile::{self, Tile};
+use super::tile::{self, Tile, TileFn};
 use crate::{Activation, DType};
 
 /// 256-bit registers, in pairs.
@@ -23,7 +23,8 @@ impl Simd for Avx2 {
     type Codes = Pair<__m256i>;
     type Quad = __m256i;
 
-    const TILE: (usize, usize) = (1, 2);
+    const ROWS: &'static [usize] = &[1, 2];
+    const COLUMNS: usize = 1;
     /// A step adds 4 products of at most 15, 31 or 63 × 127 to each 16-bit sum: 4, 2, 1 steps stay below 2¹⁵.
     const OPEN_STEPS: [usize; 3] = [4, 2, 1];
     const CENTERED_BYTES: bool = true;
@@ -51,23 +52,23 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u8) -> Pair<__m256> {
-        let half = |p: *const u8| unsafe {
-            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-        };
-        unsafe { [half(p), half(p.add(16))] }
+        unsafe { [widen_bf16(p), widen_bf16(p.add(16))] }
     }
     #[inline(always)]
     unsafe fn load_u8(p: *const u8) -> Pair<__m256> {
-        let half =
-            |p: *const u8| unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))) };
-        unsafe { [half(p), half(p.add(8))] }
+        unsafe {
+            let low = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+            let high = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8).cast()));
+            Self::to_floats([low, high])
+        }
     }
     #[inline(always)]
     unsafe fn load_i8(p: *const u8) -> Pair<__m256> {
-        let half =
-            |p: *const u8| unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) };
-        unsafe { [half(p), half(p.add(8))] }
+        unsafe {
+            let low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()));
+            let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8).cast()));
+            Self::to_floats([low, high])
+        }
     }
     #[inline(always)]
     unsafe fn mul(a: Pair<__m256>, b: Pair<__m256>) -> Pair<__m256> {
@@ -121,6 +122,10 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn codes(p: *const u8) -> Pair<__m256i> {
         unsafe { [_mm256_load_si256(p.cast()), _mm256_load_si256(p.add(32).cast())] }
     }
@@ -130,7 +135,10 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn and(x: Pair<__m256i>, mask: u8) -> Pair<__m256i> {
-        unsafe { x.map(|x| _mm256_and_si256(x, _mm256_set1_epi8(mask as i8))) }
+        unsafe {
+            let mask = _mm256_set1_epi8(mask as i8);
+            [_mm256_and_si256(x[0], mask), _mm256_and_si256(x[1], mask)]
+        }
     }
     #[inline(always)]
     unsafe fn or(x: Pair<__m256i>, y: Pair<__m256i>) -> Pair<__m256i> {
@@ -145,7 +153,24 @@ impl Simd for Avx2 {
         unsafe { [shift_left::<N>(x[0]), shift_left::<N>(x[1])] }
     }
 
+    fn tile(dtype: DType, rows: usize) -> TileFn {
+        match rows {
+            1 => tile::shaped::<Self, 1, 1>(dtype),
+            _ => tile::shaped::<Self, 2, 1>(dtype),
+        }
+    }
+
     compile_kernels!("avx2,fma,f16c");
+}
+
+/// # Safety
+/// `p` has eight numbers.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn widen_bf16(p: *const u8) -> __m256 {
+    // SAFETY: the caller's promise.
+    let narrow = unsafe { _mm_loadu_si128(p.cast()) };
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(narrow)))
 }
 
 // The intrinsics take a constant of another type than `Simd`'s.

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::rows;
 use super::simd::{Simd, compile_kernels};
-use super::tile::{self, Tile};
+use super::tile::{self, Tile, TileFn};
 use crate::{Activation, DType};
 
 /// 512-bit registers.
@@ -19,7 +19,8 @@ impl Simd for Avx512 {
     type Codes = __m512i;
     type Quad = __m512i;
 
-    const TILE: (usize, usize) = (3, 4);
+    const ROWS: &'static [usize] = &[1, 2, 4, 6];
+    const COLUMNS: usize = 2;
     const OPEN_STEPS: [usize; 3] = [4; 3];
     const CENTERED_BYTES: bool = false;
 
@@ -79,6 +80,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn close(_: &mut __m512i, _: &mut ()) {}
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn codes(p: *const u8) -> __m512i {
         unsafe { _mm512_load_si512(p.cast()) }
     }
@@ -101,6 +106,15 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn shl<const N: u32>(x: __m512i) -> __m512i {
         unsafe { _mm512_slli_epi16::<N>(x) }
+    }
+
+    fn tile(dtype: DType, rows: usize) -> TileFn {
+        match rows {
+            1 => tile::shaped::<Self, 1, 2>(dtype),
+            2 => tile::shaped::<Self, 2, 2>(dtype),
+            4 => tile::shaped::<Self, 4, 2>(dtype),
+            _ => tile::shaped::<Self, 6, 2>(dtype),
+        }
     }
 
     compile_kernels!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");

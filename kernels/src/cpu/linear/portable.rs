@@ -6,7 +6,7 @@ use half::{bf16, f16};
 
 use super::rows;
 use super::simd::{Simd, compile_kernels};
-use super::tile::{self, Tile};
+use super::tile::{self, Tile, TileFn};
 use crate::{Activation, DType};
 
 /// No particular instruction set.
@@ -20,7 +20,8 @@ impl Simd for Portable {
     type Codes = [u8; 64];
     type Quad = [i8; 4];
 
-    const TILE: (usize, usize) = (1, 2);
+    const ROWS: &'static [usize] = &[1, 2];
+    const COLUMNS: usize = 1;
     const OPEN_STEPS: [usize; 3] = [4; 3];
     const CENTERED_BYTES: bool = false;
 
@@ -89,6 +90,8 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn close(_: &mut [i32; 16], _: &mut ()) {}
     #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+    #[inline(always)]
     unsafe fn codes(p: *const u8) -> [u8; 64] {
         // SAFETY: by contract.
         unsafe { p.cast::<[u8; 64]>().read() }
@@ -113,6 +116,13 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn shl<const N: u32>(x: [u8; 64]) -> [u8; 64] {
         x.map(|x| x << N)
+    }
+
+    fn tile(dtype: DType, rows: usize) -> TileFn {
+        match rows {
+            1 => tile::shaped::<Self, 1, 1>(dtype),
+            _ => tile::shaped::<Self, 2, 1>(dtype),
+        }
     }
 
     compile_kernels!();

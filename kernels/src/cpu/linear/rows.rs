@@ -1,7 +1,7 @@
 //! The loops beside the tiles: quantizing activations, expanding scales, gating. Each is plain Rust or [`Simd`]
 //! code without a choice of rounding, so it gives the same bits on every instruction set.
 
-use super::simd::Simd;
+use super::simd::{LANES, Simd};
 use crate::cpu::formats::BLOCK;
 use crate::cpu::pack::PANEL;
 use crate::cpu::prepared::{GROUP, RECORD};
@@ -39,10 +39,11 @@ pub(super) unsafe fn quantize(x: &[f32], row: usize, record: *mut u8) {
     }
 }
 
-/// Expands the scales of `blocks` blocks of a panel from block `first` on (a multiple of 8) to f32.
+/// Expands the scales of `blocks` blocks of a panel from block `first` on to f32: `[32]`, or `[2][32]` for formats
+/// with a minimum or a scale per half block.
 ///
 /// # Safety
-/// `scales` is the start of a packed panel that has these blocks; `out` has room for 16 or 32 numbers a block.
+/// `scales` is the start of a packed panel that has these blocks; `out` has room for them.
 #[inline(always)]
 pub(super) unsafe fn expand<V: Simd + ?Sized>(
     dtype: DType,
@@ -53,28 +54,29 @@ pub(super) unsafe fn expand<V: Simd + ?Sized>(
 ) {
     // SAFETY: offsets are those of the layout in `pack`.
     unsafe {
-        for i in 0..blocks {
-            let block = first + i;
+        for i in 0..blocks * 2 {
+            let (block, lanes) = (first + i / 2, i % 2 * LANES);
             let (group, in_group) = (block / 8, block % 8);
+            let pair = out.add(i / 2 * 2 * PANEL + lanes);
             match dtype {
                 DType::Q4_1 | DType::Q5_1 => {
-                    let (from, to) = (scales.add(block * 64), out.add(i * 32));
-                    V::store(to, V::load_f16(from));
-                    V::store(to.add(PANEL), V::load_f16(from.add(32)));
+                    let from = scales.add(block * 128 + lanes * 2);
+                    V::store(pair, V::load_f16(from));
+                    V::store(pair.add(PANEL), V::load_f16(from.add(64)));
                 }
                 DType::Q4K | DType::Q5K => {
-                    let (from, to) = (scales.add(group * 320), out.add(i * 32));
-                    let sub = from.add(64 + in_group * 32);
-                    V::store(to, V::mul(V::load_f16(from), V::load_u8(sub)));
-                    V::store(to.add(PANEL), V::mul(V::load_f16(from.add(32)), V::load_u8(sub.add(16))));
+                    let from = scales.add(group * 640 + lanes * 2);
+                    let sub = scales.add(group * 640 + 128 + in_group * 64 + lanes);
+                    V::store(pair, V::mul(V::load_f16(from), V::load_u8(sub)));
+                    V::store(pair.add(PANEL), V::mul(V::load_f16(from.add(64)), V::load_u8(sub.add(32))));
                 }
                 DType::Q6K => {
-                    let (from, to) = (scales.add(group * 288), out.add(i * 32));
-                    let sub = from.add(32 + in_group * 32);
-                    V::store(to, V::mul(V::load_f16(from), V::load_i8(sub)));
-                    V::store(to.add(PANEL), V::mul(V::load_f16(from), V::load_i8(sub.add(16))));
+                    let d = V::load_f16(scales.add(group * 576 + lanes * 2));
+                    let sub = scales.add(group * 576 + 64 + in_group * 64 + lanes);
+                    V::store(pair, V::mul(d, V::load_i8(sub)));
+                    V::store(pair.add(PANEL), V::mul(d, V::load_i8(sub.add(32))));
                 }
-                _ => V::store(out.add(i * 16), V::load_f16(scales.add(block * 32))),
+                _ => V::store(out.add(i * LANES), V::load_f16(scales.add((first * 2 + i) * 32))),
             }
         }
     }

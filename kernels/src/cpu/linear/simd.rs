@@ -4,10 +4,15 @@
 use super::tile::{Tile, TileFn};
 use crate::{Activation, DType};
 
-/// Operations on 16 lanes, one per output of a panel.
+/// Outputs that are computed side by side.
+pub(super) const LANES: usize = 16;
+
+/// Operations on 16 lanes, one per output.
 ///
 /// All of them are unsafe to call for two reasons: the CPU must have the instruction set, and pointers must be
-/// good for the lanes read or written. Implementations inline into functions that enable the instruction set.
+/// good for the lanes read or written. Implementations inline into functions that enable the instruction set;
+/// so code over this trait has no closures around its operations (a closure would be compiled on its own, without
+/// the instruction set).
 pub(in crate::cpu) trait Simd: 'static {
     /// 16 × f32.
     type Floats: Copy;
@@ -20,8 +25,10 @@ pub(in crate::cpu) trait Simd: 'static {
     /// Four signed bytes in every lane.
     type Quad: Copy;
 
-    /// Panels and rows of the largest register tile.
-    const TILE: (usize, usize);
+    /// Rows of a register tile, ascending; the last divides a group.
+    const ROWS: &'static [usize];
+    /// Registers of 16 outputs beside each other in a tile: 1, or 2 for a whole panel.
+    const COLUMNS: usize;
     /// Steps of 8 inputs after which partial sums of 4, 5 and 6-bit codes are closed (at most).
     const OPEN_STEPS: [usize; 3];
     /// Whether 8-bit codes are multiplied as `code - 128`, so that their zero point is nothing to subtract.
@@ -53,6 +60,8 @@ pub(in crate::cpu) trait Simd: 'static {
     /// Adds the partial sums and clears them.
     unsafe fn close(sum: &mut Self::Ints, partial: &mut Self::Partial);
 
+    /// Asks for the cache line at `p`, which need not be valid.
+    unsafe fn prefetch(p: *const u8);
     unsafe fn codes(p: *const u8) -> Self::Codes;
     unsafe fn quad(p: *const u8) -> Self::Quad;
     unsafe fn and(x: Self::Codes, mask: u8) -> Self::Codes;
@@ -60,6 +69,9 @@ pub(in crate::cpu) trait Simd: 'static {
     /// Shifts by at most 4 bits; what crosses from a neighbouring byte is for the caller to mask.
     unsafe fn shr<const N: u32>(x: Self::Codes) -> Self::Codes;
     unsafe fn shl<const N: u32>(x: Self::Codes) -> Self::Codes;
+
+    /// The tile kernel of a format for so many rows (one of `ROWS`).
+    fn tile(dtype: DType, rows: usize) -> TileFn;
 
     // The kernels, compiled for the instruction set: see `tile` and `rows` for what they do.
     unsafe fn quantized<const BITS: usize, const MIN: bool, const R: usize, const P: usize>(tile: &Tile);
@@ -71,10 +83,12 @@ pub(in crate::cpu) trait Simd: 'static {
 
 /// The kernels of an instruction set.
 pub(in crate::cpu) struct Kernels {
-    /// Panels and rows of the largest tile.
-    pub(in crate::cpu) tile_size: (usize, usize),
-    /// The tile kernel of a format for so many rows (1, 2, 4, …) and panels (1 or the most).
-    pub(in crate::cpu) tile: fn(DType, rows: usize, panels: usize) -> TileFn,
+    /// See [`Simd::ROWS`].
+    pub(in crate::cpu) rows: &'static [usize],
+    /// See [`Simd::COLUMNS`].
+    pub(in crate::cpu) columns: usize,
+    /// The tile kernel of a format for so many rows (one of `rows`).
+    pub(in crate::cpu) tile: fn(DType, rows: usize) -> TileFn,
     /// See [`super::rows::expand`].
     pub(in crate::cpu) expand: unsafe fn(DType, *const u8, usize, usize, *mut f32),
     /// See [`super::rows::quantize`].
@@ -84,8 +98,15 @@ pub(in crate::cpu) struct Kernels {
 }
 
 impl Kernels {
-    pub(super) const fn of<V: Simd>(tile: fn(DType, usize, usize) -> TileFn) -> Self {
-        Self { tile_size: V::TILE, tile, expand: V::expand, quantize: V::quantize, gate: V::gate }
+    pub(super) const fn of<V: Simd>() -> Self {
+        Self {
+            rows: V::ROWS,
+            columns: V::COLUMNS,
+            tile: V::tile,
+            expand: V::expand,
+            quantize: V::quantize,
+            gate: V::gate,
+        }
     }
 }
 

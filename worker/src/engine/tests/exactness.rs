@@ -11,19 +11,19 @@ use crate::engine::Epoch;
 fn request(number: u32) -> Request {
     let prompt = 1 + number * 7 % 60;
     let tokens: Vec<u32> = (0..prompt).map(|i| (i * 31 + number * 17) % 288).collect();
-    let score = (number % 3 == 0).then_some(ScoreRange { from: number % 2, alternatives: 2 });
+    let score = number.is_multiple_of(3).then_some(ScoreRange { from: number % 2, alternatives: 2 });
     Request {
         sequence: NewSequence {
             kind: Kind::Generate.into(),
             prompt_tokens: prompt,
             tokens,
             sampling: Some(Sampling {
-                temperature: if number % 4 == 0 { 0.0 } else { 0.7 },
-                top_p: (number % 5 == 0).then_some(0.9),
-                top_k: (number % 7 == 0).then_some(20),
+                temperature: if number.is_multiple_of(4) { 0.0 } else { 0.7 },
+                top_p: number.is_multiple_of(5).then_some(0.9),
+                top_k: number.is_multiple_of(7).then_some(20),
                 min_p: None,
                 seed: number.into(),
-                logprobs: (number % 2 == 0).then_some(3),
+                logprobs: number.is_multiple_of(2).then_some(3),
             }),
             choice: number % 3,
             score,
