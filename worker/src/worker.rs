@@ -169,7 +169,7 @@ impl Worker {
 
 /// How many KV blocks to reserve: what the memory allows, and no more than all slots can use.
 fn blocks(config: &Config, model: &Description, block_bytes: u64) -> Result<usize, Error> {
-    let budget = config.kv_cache_bytes.unwrap_or_else(|| memory::available_memory() / CACHE_SHARE);
+    let budget = config.kv_cache_bytes.unwrap_or_else(|| memory::available() / CACHE_SHARE);
     let usable = model.context.div_ceil(BLOCK_TOKENS) as u64 * u64::from(config.max_sequences);
     let blocks = (budget / block_bytes.max(1)).min(usable).min(u32::MAX.into());
     match blocks {

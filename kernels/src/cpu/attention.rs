@@ -66,7 +66,11 @@ impl Step<'_> {
     fn check(&self, out_len: usize) {
         let Heads { heads, kv_heads, dim, .. } = self.heads;
         let shape = self.cache.shape();
-        assert_eq!(shape, Shape::new(shape.layers, self.heads), "the cache is for other heads");
+        assert_eq!(
+            shape,
+            Shape::new(shape.layers, self.heads, shape.precision),
+            "the cache is for other heads"
+        );
         assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} heads over {kv_heads} KV heads");
         for sequence in &self.batch.sequences {
             let end = sequence.first_row + sequence.rows;

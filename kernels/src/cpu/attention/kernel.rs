@@ -6,8 +6,8 @@
 
 use std::ops::Range;
 
-use super::tile::{Element, TILE, TILE_BLOCKS, factors, finish, fold, scores, values, weights};
-use crate::cpu::cache::Cache;
+use super::tile::{TILE, TILE_BLOCKS, factors, finish, fold, scores, values, weights};
+use crate::cpu::cache::{Cache, Element, Precision};
 use crate::cpu::simd::{Kernel, Lanes, WIDTH};
 use crate::{BLOCK_TOKENS, BlockId};
 
@@ -177,12 +177,14 @@ impl Task<'_> {
             for tile in tiles {
                 let start = tile * TILE;
                 let first = start.saturating_sub(self.rows.position) * self.rows.group;
-                let (halves, blocks) = self.tile(start);
-                if self.count - first > CONVERT_ROWS {
-                    let numbers = self.convert::<L>(&halves, blocks);
-                    self.attend::<L, f32>(first, &numbers, sink);
-                } else {
-                    self.attend::<L, u16>(first, &halves, sink);
+                match self.rows.cache.shape().precision {
+                    Precision::Single => self.attend::<L, f32>(first, &self.tile(start).0, sink),
+                    Precision::Half if self.count - first > CONVERT_ROWS => {
+                        let (halves, blocks) = self.tile(start);
+                        let numbers = self.convert::<L>(&halves, blocks);
+                        self.attend::<L, f32>(first, &numbers, sink);
+                    }
+                    Precision::Half => self.attend::<L, u16>(first, &self.tile(start).0, sink),
                 }
             }
             if let Sink::Output { out, stride } = sink {
@@ -215,7 +217,7 @@ impl Task<'_> {
 
     /// The blocks of the tile at `start` that a row sees, and how many.
     #[inline(always)]
-    fn tile(&self, start: usize) -> (Tile<u16>, usize) {
+    fn tile<E: Element>(&self, start: usize) -> (Tile<E>, usize) {
         let Rows { cache, blocks, layer, kv_head, position, positions, .. } = *self.rows;
         let (first, seen) = (start / BLOCK_TOKENS, (position + positions).div_ceil(BLOCK_TOKENS));
         let count = (seen - first).min(TILE_BLOCKS);
