@@ -1,5 +1,7 @@
 //! One layer of a small random decoder, run through the CPU backend as a worker would run it.
 
+#![allow(clippy::unwrap_used)] // in what the tests share
+
 use bytes::Bytes;
 use volley_kernels::cpu::isa::Isa;
 use volley_kernels::cpu::pack::Activations;

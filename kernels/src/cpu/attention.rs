@@ -103,12 +103,12 @@ impl Step<'_> {
             cache: self.cache,
             blocks: &sequence.blocks,
             layer: self.layer,
-            kv_head: task.kv_head,
+            kv_heads: task.kv_heads.clone(),
             group: self.group(),
             scale,
             position: sequence.position + task.rows.start,
             positions: task.rows.len(),
-            q: &self.qkv[row * self.qkv_stride() + task.kv_head * self.group() * dim..],
+            q: &self.qkv[row * self.qkv_stride() + task.kv_heads.start * self.group() * dim..],
             q_stride: self.qkv_stride(),
         };
         let sink = match task.parts {
@@ -118,7 +118,7 @@ impl Step<'_> {
             },
             // SAFETY: `check` has checked the size of `out`; each task has its own rows and heads.
             None => unsafe {
-                let at = self.output(task.sequence, task.rows.start, task.kv_head);
+                let at = self.output(task.sequence, task.rows.start, task.kv_heads.start);
                 Sink::Output { out: out.at(at), stride: heads * dim }
             },
         };
