@@ -57,7 +57,7 @@ def test_curl_streams_with_usage_in_the_last_chunk(run):
     *events, done, rest = run("usage.sh", "bash").split("\n\n")
     assert (done, rest) == ("data: [DONE]", "")
     chunks = [json.loads(event.removeprefix("data: ")) for event in events]
-    assert one_usage([chunk["usage"] for chunk in chunks])["prompt_tokens"] == 6
+    assert one_usage([chunk["usage"] for chunk in chunks])["prompt_tokens"] == 7
     assert [c["choices"][0]["finish_reason"] for c in chunks if c["usage"]] in (["stop"], ["length"])
     assert all(c["choices"][0]["finish_reason"] is None for c in chunks[:-1])
     assert "".join(c["choices"][0]["text"] for c in chunks)
