@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tail_of_a_freed_sequence_is_taken_first() {
+    fn freed_blocks_are_taken_before_untouched_ones() {
         let mut blocks = Blocks::new(16, &[4, 6]);
         assert_eq!((blocks.free(), blocks.total(), blocks.needed(17)), (4, 4, 2));
         let mut table = blocks.table();
@@ -117,7 +117,7 @@ mod tests {
         blocks.release(table);
         let mut next = blocks.table();
         let taken = blocks.grow(&mut next, 4);
-        assert_eq!(taken[0], [3, 2, 1, 0].map(BlockId));
+        assert_eq!(taken[0], [0, 1, 2, 3].map(BlockId));
         assert_eq!(next.len(), 4);
         assert_eq!(blocks.grow(&mut next, 1), vec![vec![]; 2], "nothing is free");
     }
