@@ -3,9 +3,7 @@
 #![allow(clippy::unwrap_used)] // in what the tests share
 
 use bytes::Bytes;
-use volley_kernels::cpu::isa::Isa;
-use volley_kernels::cpu::pack::Activations;
-use volley_kernels::cpu::{Buffer, Cache, CpuBackend, CpuOptions, Table, Vector};
+use volley_kernels::cpu::{Activations, Buffer, Cache, CpuBackend, CpuOptions, Isa, Table, Vector};
 use volley_kernels::{
     Activation, Backend, Batch, BlockId, DType, Draw, Error, Heads, Norm, Rope, RopePairing, Sequence, Tensor,
 };
