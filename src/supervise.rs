@@ -99,6 +99,8 @@ impl Supervised {
     /// One life: whether it was ready, and how it ended; `None` when it was asked to.
     async fn live(&self) -> Result<Option<(bool, ExitStatus)>, Error> {
         let mut child = self.spawn()?;
+        // Held here, as waiting for a child closes the stdin that it still has.
+        let stdin = child.stdin.take();
         let mut registration = None;
         if let Some(stdout) = child.stdout.take() {
             let mut lines = BufReader::new(stdout).lines();
@@ -120,7 +122,7 @@ impl Supervised {
                 Ok(Some((ready, status?)))
             }
             () = self.shutdown.cancelled() => {
-                drop(child.stdin.take());
+                drop(stdin);
                 if tokio::time::timeout(FAREWELL, child.wait()).await.is_err() {
                     child.kill().await?;
                 }
@@ -194,6 +196,20 @@ mod tests {
         world.shutdown.cancel();
         world.task.await.unwrap().unwrap();
         assert!(members.borrow().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_childs_stdin_stays_open_while_it_is_wanted() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("verdict");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        // Only a cat whose input is still open is ended by the timeout, with status 124.
+        let script = format!("{SAYS_READY}; timeout 0.3 cat; echo $? > {}; cat", fifo.display());
+        let world = supervise(&script);
+        let verdict = tokio::task::spawn_blocking(|| std::fs::read_to_string(fifo)).await.unwrap();
+        assert_eq!(verdict.unwrap().trim(), "124");
+        world.shutdown.cancel();
+        world.task.await.unwrap().unwrap();
     }
 
     #[tokio::test]

@@ -45,11 +45,12 @@ pub(super) fn start(
 ) -> Arc<Engine> {
     let links = CancellationToken::new();
     let names = EngineConfig { router_id: fresh_id("router"), ..EngineConfig::default() };
-    let engine = Arc::new(Engine::connect(names, membership, transport, links.clone()));
+    let engine = Arc::new(Engine::connect(names, membership.clone(), transport, links.clone()));
     parts.start("HTTP server", |stop| server::serve(config, engine.clone(), metrics, listener, stop));
     parts.start("links", |stop| async move {
         stop.cancelled().await;
         links.cancel();
+        drop(membership); // its watches end with it, so it lasts as long as the links
         Ok::<_, Error>(())
     });
     engine
