@@ -137,14 +137,11 @@ impl Engine {
             next_request: AtomicU64::new(1),
             runtime: Handle::current(),
         });
+        let members = membership.members(Role::Scheduler);
         let router_id = shared.config.router_id.clone();
         let links =
             Links { cluster: shared.cluster.clone(), sink: shared.clone(), transport, router_id, shutdown };
-        tokio::spawn(async move {
-            // Held as long as it is needed: a membership that is dropped ends its watches.
-            supervise(Arc::new(links), membership.members(Role::Scheduler)).await;
-            drop(membership);
-        });
+        tokio::spawn(supervise(Arc::new(links), members));
         Self { shared }
     }
 }

@@ -50,8 +50,9 @@ def test_chat_answers_one_question(server):
 def test_the_curl_line_that_serve_prints_works_when_pasted():
     serve = Serve()
     try:
-        lines = re.search(r"^\s*(curl (?:.*\\\n)*.*)$", serve.process.output(), re.MULTILINE)[1]
-        done = subprocess.run(["bash", "-c", lines], capture_output=True, text=True, timeout=60)
+        printed = lambda: re.search(r"^curl .*\n", serve.process.output(), re.MULTILINE)
+        line = eventually(printed, "a curl line", [serve.process])[0]
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0 and '"choices"' in done.stdout, done.stderr
         assert serve.base in serve.process.output()
     finally:
@@ -65,7 +66,7 @@ def test_a_server_that_is_asked_to_go_finishes_its_streams():
     connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
     response = connection.getresponse()
     assert response.readline().startswith(b"data: ")
-    serve.process.child.send_signal(signal.SIGTERM)
+    serve.process.ask()
     *_, last, done = [line for line in response.read().split(b"\n\n") if line]
     assert done == b"data: [DONE]"
     assert json.loads(last.removeprefix(b"data: "))["usage"]["completion_tokens"] == 300

@@ -63,7 +63,14 @@ class Process:
         self.child = subprocess.Popen(
             self.command, env=self.env, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT
         )
+        self.asked = False
         RUNNING.append(self)
+
+    def ask(self):
+        """Asks it to go, once: a second signal means at once."""
+        if not self.asked:
+            self.asked = True
+            self.child.terminate()
 
     def pause(self):
         """Gives the process a moment; fails if it ends instead."""
@@ -80,7 +87,7 @@ class Process:
         """Ends it and returns its exit status; what doesn't go when asked is killed, and that is a failure."""
         if self in RUNNING:
             RUNNING.remove(self)
-        self.child.send_signal(how)
+        self.ask() if how is signal.SIGTERM else self.child.send_signal(how)
         try:
             return self.child.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -144,7 +151,8 @@ class Serve(Server):
         eventually(self.ready, "ready", [self.process], 300)
 
     def close(self):
-        assert self.process.end() == 0
+        status = self.process.end()
+        assert status == 0, status
 
 
 class Etcd(Process):
@@ -209,8 +217,9 @@ class Cluster(Server):
 
     def close(self):
         for part in self.parts:
-            part.child.send_signal(signal.SIGTERM)
+            part.ask()
         try:
-            assert [part.end() for part in self.parts] == [0] * len(self.parts)
+            ends = {part.name: part.end() for part in self.parts}
+            assert not any(ends.values()), ends
         finally:
             self.etcd.kill()
