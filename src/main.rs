@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use cli::{Cli, Command, ModelsArgs, ModelsCommand, TelemetryArgs};
 use indicatif::DecimalBytes;
-use models::{CATALOGUE, Cache, Sources};
+use models::{CATALOGUE, Cache, Model, Sources};
 use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 
@@ -93,7 +93,7 @@ fn list_or_pull(args: ModelsArgs) -> anyhow::Result<()> {
     match args.command {
         Some(ModelsCommand::Pull { name, hub_token }) => {
             let sources = Sources { hub_token, ..Sources::default() };
-            let model = models::resolve(&name, &cache, &sources, &CancellationToken::new())?;
+            let model = light_runtime()?.block_on(pull(name, cache, sources))?;
             println!("{}", model.path.display());
         }
         None => {
@@ -122,4 +122,19 @@ fn list_or_pull(args: ModelsArgs) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Obtains a model; Ctrl-C leaves nothing behind.
+async fn pull(name: String, cache: Cache, sources: Sources) -> anyhow::Result<Model> {
+    let cancel = CancellationToken::new();
+    let watched = cancel.clone();
+    let mut pulling = tokio::task::spawn_blocking(move || models::resolve(&name, &cache, &sources, &watched));
+    let pulled = tokio::select! {
+        pulled = &mut pulling => pulled,
+        _ = tokio::signal::ctrl_c() => {
+            cancel.cancel();
+            pulling.await // cleans up first
+        }
+    };
+    Ok(pulled??)
 }

@@ -99,7 +99,7 @@ impl<'a> Watch<'a> {
         if done != self.done {
             (self.done, self.answered, self.last_move) = (done, true, Instant::now());
         }
-        self.progress.update(done, total);
+        self.progress.update(done.min(total), total);
     }
 
     /// Fails when the source has been silent for too long, or the user has had enough.

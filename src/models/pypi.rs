@@ -115,7 +115,8 @@ fn wait(
         if ["Downloading", "Using cached", "Saved"].iter().any(|sign| text.contains(sign)) {
             watch.answered();
         }
-        watch.moved(folders.iter().map(|f| folder_size(f)).sum(), total);
+        // At the end pip moves it from one to the other.
+        watch.moved(folders.iter().map(|f| folder_size(f)).max().unwrap_or(0), total);
         if let Err(failure) = watch.check() {
             // It may have ended by itself meanwhile; either way it is gone after the wait.
             let _ = child.kill();

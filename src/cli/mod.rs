@@ -3,15 +3,21 @@
 //! Parsed flags are plain data. What they turn into is made once, by the role that runs ([`crate::roles`]).
 //! `volley <command> --help` prints this page.
 
+mod values;
+
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
+pub(crate) use self::values::{
+    Activations, BenchEndpoint, BenchMode, Device, LogFormat, StopWord, UnknownFields,
+};
+use self::values::{alias, device, gigabytes, positive};
 use crate::models;
 
 /// An open, Fireworks.ai-compatible LLM serving cluster in one binary.
 #[derive(Debug, Parser)]
-#[command(name = "volley", version, max_term_width = 110)]
+#[command(name = "volley", version)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -40,6 +46,7 @@ pub(crate) enum Command {
 
 /// Logs and traces, for every command.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Logs and traces")]
 pub(crate) struct TelemetryArgs {
     /// What to log: a level, or targets with levels such as `info,volley_scheduler=debug`.
     ///
@@ -54,15 +61,6 @@ pub(crate) struct TelemetryArgs {
     /// Off by default. The standard OTEL_EXPORTER_OTLP_ENDPOINT (or …_TRACES_ENDPOINT) switches it on as well.
     #[arg(long, env = "VOLLEY_OTLP_ENDPOINT", global = true, value_name = "URL")]
     pub(crate) otlp_endpoint: Option<String>,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 // --- roles ------------------------------------------------------------------------------------------------
@@ -133,6 +131,7 @@ pub(crate) struct WorkerArgs {
 
 /// Finding the cluster.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Cluster")]
 pub(crate) struct ClusterArgs {
     /// The etcd endpoints. The address of a local etcd by default: it is etcd's own.
     #[arg(
@@ -150,6 +149,7 @@ pub(crate) struct ClusterArgs {
 
 /// Being found in the cluster.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Cluster")]
 pub(crate) struct MemberArgs {
     /// The address that others use for this process.
     ///
@@ -163,6 +163,7 @@ pub(crate) struct MemberArgs {
 
 /// The model and the machine it runs on.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Model and machine")]
 pub(crate) struct EngineArgs {
     /// A name from `volley models`, a GGUF file, a Hugging Face directory, or a hub id (`org/name`,
     /// `org/name/file.gguf`).
@@ -206,28 +207,9 @@ pub(crate) struct EngineArgs {
     pub(crate) hub_token: Option<String>,
 }
 
-/// Where a model runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Device {
-    /// The best there is.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The GPU of this index.
-    Cuda(usize),
-}
-
-/// How activations are represented in matrix products.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Activations {
-    /// 8 bits, a scale per 32.
-    Int8,
-    /// float32 throughout.
-    F32,
-}
-
 /// What the HTTP API accepts and how it answers.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "HTTP API")]
 pub(crate) struct ApiArgs {
     /// The account in model ids, `accounts/<account>/models/<name>`. `fireworks`, so that ids written for
     /// Fireworks mean the models served here.
@@ -263,28 +245,9 @@ pub(crate) struct ApiArgs {
     pub(crate) grace: u64,
 }
 
-/// Whether text keeps the stop word that ended it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum StopWord {
-    /// The text ends with it.
-    Include,
-    /// The text ends before it.
-    Exclude,
-}
-
-/// What an unknown request field does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum UnknownFields {
-    /// 400.
-    Error,
-    /// A line in the log.
-    Warn,
-    /// Nothing.
-    Ignore,
-}
-
 /// The scheduler's queue.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Queue")]
 pub(crate) struct AdmissionArgs {
     /// Requests that may wait for a place before others are refused with 503 and Retry-After.
     ///
@@ -346,26 +309,6 @@ pub(crate) struct BenchArgs {
     pub(crate) timeout: u64,
 }
 
-/// What the prompts of a benchmark have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum BenchMode {
-    /// Nothing; short.
-    Short,
-    /// Nothing; long.
-    Long,
-    /// A long prefix.
-    Prefix,
-}
-
-/// Where a benchmark's requests go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum BenchEndpoint {
-    /// /completions.
-    Completions,
-    /// /chat/completions.
-    Chat,
-}
-
 /// `volley chat`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ChatArgs {
@@ -412,57 +355,6 @@ pub(crate) enum ModelsCommand {
     },
 }
 
-fn alias(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((alias, name)) if !alias.is_empty() && !name.is_empty() => Ok((alias.into(), name.into())),
-        _ => Err("expected ALIAS=NAME".into()),
-    }
-}
-
-fn device(text: &str) -> Result<Device, String> {
-    let expected = || "expected auto, cpu, cuda or cuda:INDEX".to_owned();
-    match text {
-        "auto" => Ok(Device::Auto),
-        "cpu" => Ok(Device::Cpu),
-        "cuda" => Ok(Device::Cuda(0)),
-        _ => {
-            let index = text.strip_prefix("cuda:").and_then(|index| index.parse().ok());
-            index.map(Device::Cuda).ok_or_else(expected)
-        }
-    }
-}
-
-fn positive(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a number, 1 or more".into())
-}
-
-fn gigabytes(text: &str) -> Result<f64, String> {
-    let usable = |gb: &f64| gb.is_finite() && *gb > 0.0;
-    text.parse().ok().filter(usable).ok_or_else(|| "expected gigabytes, such as 0.5".into())
-}
-
-impl std::fmt::Display for Device {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(index) => write!(f, "cuda:{index}"),
-        }
-    }
-}
-
-macro_rules! displayed_as_on_the_command_line {
-    ($($kind:ty),*) => {$(
-        impl std::fmt::Display for $kind {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(self.to_possible_value().as_ref().map_or("", |value| value.get_name()))
-            }
-        }
-    )*};
-}
-
-displayed_as_on_the_command_line!(BenchMode, BenchEndpoint, Activations, LogFormat);
-
 #[cfg(test)]
 impl BenchArgs {
     /// As if typed after `volley bench`.
@@ -498,22 +390,5 @@ mod tests {
                 assert!(variable == expected || variable == "HF_TOKEN", "{}: {variable:?}", flag.get_id());
             }
         }
-    }
-
-    #[test]
-    fn values_that_make_no_sense_are_refused() {
-        let fails = |flags: &[&str]| Cli::try_parse_from(["volley", "serve"].iter().chain(flags)).is_err();
-        assert!(!fails(&["--device", "cuda:1", "--kv-cache-gb", "0.5", "--threads", "1"]));
-        for flags in [["--device", "gpu"], ["--kv-cache-gb", "-1"], ["--threads", "0"], ["--workers", "0"]] {
-            assert!(fails(&flags), "{flags:?}");
-        }
-    }
-
-    #[test]
-    fn aliases_are_pairs() {
-        let parse = |value: &str| Cli::try_parse_from(["volley", "serve", "--alias", value]);
-        let Command::Serve(args) = parse("accounts/a/models/b=c,d=e").unwrap().command else { panic!() };
-        assert_eq!(args.api.alias, [("accounts/a/models/b".into(), "c".into()), ("d".into(), "e".into())]);
-        assert!(parse("nonsense").is_err());
     }
 }

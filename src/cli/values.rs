@@ -1,0 +1,147 @@
+//! The values that flags take: how they are written, what is refused.
+
+use clap::ValueEnum;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Device {
+    /// The best there is.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this index.
+    Cuda(usize),
+}
+
+/// How activations are represented in matrix products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Activations {
+    /// 8 bits, a scale per 32.
+    Int8,
+    /// float32 throughout.
+    F32,
+}
+
+/// Whether text keeps the stop word that ended it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StopWord {
+    /// The text ends with it.
+    Include,
+    /// The text ends before it.
+    Exclude,
+}
+
+/// What an unknown request field does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum UnknownFields {
+    /// 400.
+    Error,
+    /// A line in the log.
+    Warn,
+    /// Nothing.
+    Ignore,
+}
+
+/// What the prompts of a benchmark have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchMode {
+    /// Nothing; short.
+    Short,
+    /// Nothing; long.
+    Long,
+    /// A long prefix.
+    Prefix,
+}
+
+/// Where a benchmark's requests go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchEndpoint {
+    /// /completions.
+    Completions,
+    /// /chat/completions.
+    Chat,
+}
+
+pub(super) fn alias(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((alias, name)) if !alias.is_empty() && !name.is_empty() => Ok((alias.into(), name.into())),
+        _ => Err("expected ALIAS=NAME".into()),
+    }
+}
+
+pub(super) fn device(text: &str) -> Result<Device, String> {
+    let expected = || "expected auto, cpu, cuda or cuda:INDEX".to_owned();
+    match text {
+        "auto" => Ok(Device::Auto),
+        "cpu" => Ok(Device::Cpu),
+        "cuda" => Ok(Device::Cuda(0)),
+        _ => {
+            let index = text.strip_prefix("cuda:").and_then(|index| index.parse().ok());
+            index.map(Device::Cuda).ok_or_else(expected)
+        }
+    }
+}
+
+pub(super) fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a number, 1 or more".into())
+}
+
+pub(super) fn gigabytes(text: &str) -> Result<f64, String> {
+    let usable = |gb: &f64| gb.is_finite() && *gb > 0.0;
+    text.parse().ok().filter(usable).ok_or_else(|| "expected gigabytes, such as 0.5".into())
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+macro_rules! displayed_as_on_the_command_line {
+    ($($kind:ty),*) => {$(
+        impl std::fmt::Display for $kind {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.to_possible_value().as_ref().map_or("", |value| value.get_name()))
+            }
+        }
+    )*};
+}
+
+displayed_as_on_the_command_line!(BenchMode, BenchEndpoint, Activations, LogFormat);
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use crate::cli::{Cli, Command};
+
+    #[test]
+    fn values_that_make_no_sense_are_refused() {
+        let fails = |flags: &[&str]| Cli::try_parse_from(["volley", "serve"].iter().chain(flags)).is_err();
+        assert!(!fails(&["--device", "cuda:1", "--kv-cache-gb", "0.5", "--threads", "1"]));
+        for flags in [["--device", "gpu"], ["--kv-cache-gb", "-1"], ["--threads", "0"], ["--workers", "0"]] {
+            assert!(fails(&flags), "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn aliases_are_pairs() {
+        let parse = |value: &str| Cli::try_parse_from(["volley", "serve", "--alias", value]);
+        let Command::Serve(args) = parse("accounts/a/models/b=c,d=e").unwrap().command else { panic!() };
+        assert_eq!(args.api.alias, [("accounts/a/models/b".into(), "c".into()), ("d".into(), "e".into())]);
+        assert!(parse("nonsense").is_err());
+    }
+}
