@@ -1,7 +1,9 @@
-//! How close the linear layers come to this machine: `cargo run --release -p volley-kernels --example linear [threads]`.
+//! How close the linear layers come to this machine:
+//! `cargo run --release -p volley-kernels --example linear [threads] [cpu] [avx512|avx2|portable]`.
 //!
 //! Measures the roofs (int8 dot products in registers, reading memory) and SmolLM2-135M's layers in turn, so that
-//! what else runs on the machine slows both; prints medians, and the best of all rounds in brackets.
+//! what else runs on the machine slows both; prints medians, and the best of all rounds in brackets. With `cpu`,
+//! time is the process's CPU time divided by its threads, which a busy machine disturbs less.
 
 #![allow(unsafe_code)] // as in the kernels that it measures
 
@@ -13,7 +15,7 @@ use volley_kernels::cpu::linear::{Epilogue, matmul};
 use volley_kernels::cpu::pack::{Activations, Packed, Packer};
 use volley_kernels::cpu::pool::Pool;
 use volley_kernels::cpu::prepared::Prepared;
-use volley_kernels::{Activation, DType, Tensor};
+use volley_kernels::{Activation, DType, Error, Tensor};
 
 const ROUNDS: usize = 15;
 const LAYERS: usize = 30;
@@ -27,53 +29,69 @@ const SHAPES: [(&str, usize, usize, DType); 5] = [
     ("head", 49152, 576, DType::Q8_0),
 ];
 
-/// The process's CPU time.
-struct Clock(f64);
+/// Counts seconds of wall time, or of CPU time per thread.
+#[derive(Clone, Copy)]
+struct Clock {
+    id: libc::clockid_t,
+    threads: f64,
+}
 
 impl Clock {
-    fn now() -> Self {
+    fn now(self) -> f64 {
         let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: fills `t`.
-        unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut t) };
-        Self(t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9)
+        unsafe { libc::clock_gettime(self.id, &mut t) };
+        t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
     }
-    fn seconds(&self) -> f64 {
-        Self::now().0 - self.0
+
+    fn time(self, run: impl FnOnce()) -> f64 {
+        let start = self.now();
+        run();
+        let seconds = self.now() - start;
+        if self.id == libc::CLOCK_MONOTONIC { seconds } else { seconds / self.threads }
     }
 }
 
+/// What the measurements run on.
+struct Bench {
+    pool: Pool,
+    isa: Isa,
+    clock: Clock,
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let threads = std::env::args().nth(1).map_or(Ok(2), |n| n.parse())?;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let threads = arguments.iter().find_map(|a| a.parse().ok()).unwrap_or(2);
+    let cpu = arguments.iter().any(|a| a == "cpu");
+    let id = if cpu { libc::CLOCK_PROCESS_CPUTIME_ID } else { libc::CLOCK_MONOTONIC };
+    let named = |isa: &Isa| arguments.iter().any(|a| *a == format!("{isa:?}").to_lowercase());
+    let isa = Isa::available().into_iter().find(named).unwrap_or_else(Isa::detect);
     let pool = Pool::new(threads)?;
     let packer = Packer::new(Activations::Int8);
-    let start = Clock::now();
-    let sources: Vec<Vec<Tensor>> =
-        (0..LAYERS).map(|_| SHAPES[..4].iter().map(random_tensor).collect()).collect();
-    let head = random_tensor(&SHAPES[4]);
-    println!("made random weights in {:.2} s", start.seconds());
-    let start = Clock::now();
+    let layer = |_| SHAPES[..4].iter().map(random_tensor).collect();
+    let sources = (0..LAYERS).map(layer).collect::<Result<Vec<Vec<Tensor>>, Error>>()?;
+    let head = random_tensor(&SHAPES[4])?;
+    let clock = Clock { id, threads: threads as f64 };
     let mut layers = Vec::new();
+    let start = clock.now();
     for tensors in &sources {
         for (tensor, shape) in tensors.iter().zip(SHAPES) {
             layers.push(pack(&packer, &pool, tensor, shape.0)?);
         }
     }
     layers.push(pack(&packer, &pool, &head, "head")?);
+    let seconds = clock.now() - start;
     let bytes: usize = layers.iter().map(Packed::bytes).sum();
-    println!("packed {:.1} MB in {:.2} s, {threads} threads", bytes as f64 / 1e6, start.seconds());
+    println!("{isa:?}, {threads} threads; packed {:.1} MB in {seconds:.2} s", bytes as f64 / 1e6);
+    drop((sources, head));
 
-    let isas = std::env::args().nth(2).map_or(vec![Isa::Avx512], |_| Isa::available());
-    for isa in isas {
-        println!("\n{isa:?}");
-        if std::env::args().nth(3).is_some() {
-            batches(&pool, isa, &layers);
-        }
-        model(&pool, isa, &layers, bytes);
-    }
+    let bench = Bench { pool, isa, clock };
+    bench.layers(&[&layers[0], &layers[1], &layers[2], &layers[3], &layers[layers.len() - 1]])?;
+    bench.model(&layers, bytes)?;
     Ok(())
 }
 
-fn pack(packer: &Packer, pool: &Pool, t: &Tensor, name: &str) -> Result<Packed, volley_kernels::Error> {
+fn pack(packer: &Packer, pool: &Pool, t: &Tensor, name: &str) -> Result<Packed, Error> {
     if name != "gate_up" {
         return packer.linear(pool, &[(t.clone(), None)]);
     }
@@ -82,81 +100,111 @@ fn pack(packer: &Packer, pool: &Pool, t: &Tensor, name: &str) -> Result<Packed, 
     packer.gated(pool, &half(t.data.slice(..middle))?, &half(t.data.slice(middle..))?)
 }
 
-/// Each layer at several numbers of rows, against the int8 roof (all instruction sets against the same).
-fn batches(pool: &Pool, isa: Isa, layers: &[Packed]) {
-    let tested = [&layers[0], &layers[1], &layers[2], &layers[3], &layers[layers.len() - 1]];
-    for (w, (name, outputs, inputs, dtype)) in tested.into_iter().zip(SHAPES) {
-        for rows in [1usize, 4, 16, 64, 512] {
-            let (a, mut out) = operands(isa, w, rows);
-            let operations = 2.0 * (outputs * inputs * rows) as f64;
-            let repeats = ((3e8 / operations) as usize).clamp(1, 200);
-            let mut speeds = Vec::new();
-            let mut roofs = Vec::new();
+impl Bench {
+    /// Each layer at several numbers of rows, its weights in cache if they fit, against the int8 roof.
+    fn layers(&self, layers: &[&Packed]) -> Result<(), Error> {
+        for (w, (name, outputs, inputs, dtype)) in layers.iter().zip(SHAPES) {
+            for rows in [1, 4, 16, 64, 512] {
+                let (a, mut out) = self.operands(w, rows)?;
+                let operations = 2.0 * (outputs * inputs * rows) as f64;
+                let repeats = ((3e8 / operations) as usize).clamp(1, 200);
+                let (mut speeds, mut roofs) = (Vec::new(), Vec::new());
+                for _ in 0..ROUNDS {
+                    roofs.push(self.dot_roof());
+                    let run = || (0..repeats).for_each(|_| self.multiply(w, &a, rows, &mut out));
+                    speeds.push(operations * repeats as f64 / self.clock.time(run) / 1e9);
+                }
+                let micros = operations / median(&mut speeds) / 1e3;
+                let speeds = against(&mut speeds, &mut roofs, "GOP/s");
+                println!(
+                    "{name:8} {outputs:5}×{inputs:<4} {dtype:?} {rows:4} rows {micros:9.1} µs  {speeds}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows through the whole model's weights, which come from memory, against both roofs.
+    fn model(&self, layers: &[Packed], bytes: usize) -> Result<(), Error> {
+        let memory = large_pages(12 << 20);
+        let times = |name: &str| if name == "head" { 2 } else { 2 * LAYERS };
+        let operations: usize = SHAPES.iter().map(|s| s.1 * s.2 * times(s.0)).sum();
+        for rows in [1, 2, 4, 8, 16, 32, 64] {
+            let mut operands =
+                layers.iter().map(|w| self.operands(w, rows)).collect::<Result<Vec<_>, _>>()?;
+            let (mut speeds, mut reads, mut dots) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..ROUNDS {
-                roofs.push(dot_roof(pool));
-                let start = Clock::now();
-                (0..repeats).for_each(|_| multiply(pool, isa, w, &a, rows, &mut out));
-                speeds.push(operations * repeats as f64 / start.seconds() / 1e9);
+                reads.push((memory.len() * 8) as f64 / self.clock.time(|| self.read_all(&memory)) / 1e9);
+                dots.push(self.dot_roof());
+                let seconds = self.clock.time(|| {
+                    for (w, (a, out)) in layers.iter().zip(&mut operands) {
+                        self.multiply(w, a, rows, out);
+                    }
+                });
+                speeds.push(1.0 / seconds);
             }
-            let micros = operations / median(&mut speeds) / 1e3;
-            println!(
-                "{name:8} {outputs:5}×{inputs:<4} {dtype:?} {rows:4} rows {micros:9.1} µs  {}",
-                against(&mut speeds, &mut roofs, "GOP/s")
-            );
+            let scaled = |by: usize| -> Vec<f64> { speeds.iter().map(|s| s * by as f64 / 1e9).collect() };
+            let (mut read, mut dot) = (scaled(bytes), scaled(operations * rows));
+            let millis = 1e3 / median(&mut speeds);
+            println!("model, {rows:3} rows {millis:7.2} ms  {}", against(&mut read, &mut reads, "GB/s"));
+            println!("                             {}", against(&mut dot, &mut dots, "GOP/s"));
         }
+        Ok(())
     }
-}
 
-/// Rows through the whole model's weights, from memory, against both roofs.
-fn model(pool: &Pool, isa: Isa, layers: &[Packed], bytes: usize) {
-    let memory = large_pages(12 << 20);
-    let operations: usize =
-        SHAPES.iter().map(|s| s.1 * s.2 * if s.0 == "head" { 2 } else { 2 * LAYERS }).sum();
-    for rows in [1, 2, 4, 8, 16, 32, 64] {
-        let mut operands: Vec<_> = layers.iter().map(|w| operands(isa, w, rows)).collect();
-        let (mut times, mut reads, mut dots) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            let start = Clock::now();
-            read_all(pool, &memory);
-            reads.push((memory.len() * 8) as f64 / start.seconds() / 1e9);
-            dots.push(dot_roof(pool));
-            let start = Clock::now();
-            for (w, (a, out)) in layers.iter().zip(&mut operands) {
-                multiply(pool, isa, w, a, rows, out);
+    fn operands(&self, w: &Packed, rows: usize) -> Result<(Prepared, Vec<f32>), Error> {
+        let a = Prepared::new(rows, w.inputs())?;
+        let mut random = 1;
+        for row in 0..rows {
+            let x: Vec<f32> = (0..w.inputs()).map(|_| next(&mut random) as i32 as f32 / 1e9).collect();
+            // SAFETY: one thread, no product.
+            unsafe { a.set_row(self.isa, row, &x, w) };
+        }
+        Ok((a, vec![0.0; rows * w.outputs()]))
+    }
+
+    fn multiply(&self, w: &Packed, a: &Prepared, rows: usize, out: &mut [f32]) {
+        let out = match w.is_gated() {
+            true => Epilogue::Gated(Activation::Silu, out),
+            false => Epilogue::Store(out),
+        };
+        matmul(&self.pool, self.isa, w, a, rows, out);
+    }
+
+    fn read_all(&self, memory: &[u64]) {
+        let parts: Vec<&[u64]> = memory.chunks(1 << 15).collect();
+        self.pool.run(parts.len(), &|i| {
+            let mut sums = [0u64; 32];
+            for x in parts[i].as_chunks::<32>().0 {
+                sums.iter_mut().zip(x).for_each(|(sum, x)| *sum = sum.wrapping_add(*x));
             }
-            times.push(1.0 / start.seconds());
+            black_box(sums);
+        });
+    }
+
+    /// Integer dot products in registers, in GOP/s; 0 where there are none.
+    fn dot_roof(&self) -> f64 {
+        if Isa::detect() != Isa::Avx512 {
+            return 0.0;
         }
-        let mut scaled = |by: usize| -> Vec<f64> { times.iter().map(|t| t * by as f64 / 1e9).collect() };
-        let (mut read, mut dot) = (scaled(bytes), scaled(operations * rows));
-        let millis = 1e3 / median(&mut times);
-        println!("model, {rows:2} rows {millis:7.2} ms  {}", against(&mut read, &mut reads, "GB/s"));
-        println!("                          {}", against(&mut dot, &mut dots, "GOP/s"));
+        let (tasks, repeats) = (self.pool.threads() * 16, 20_000);
+        let seconds = self.clock.time(|| {
+            self.pool.run(tasks, &|_| {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the instruction set was found.
+                unsafe {
+                    dot_products(repeats)
+                };
+            });
+        });
+        (tasks * repeats * 12 * 128) as f64 / seconds / 1e9
     }
 }
 
-fn operands(isa: Isa, w: &Packed, rows: usize) -> (Prepared, Vec<f32>) {
-    let a = Prepared::new(rows, w.inputs()).unwrap();
-    let mut random = 1;
-    for row in 0..rows {
-        let x: Vec<f32> = (0..w.inputs()).map(|_| next(&mut random) as i32 as f32 / 1e9).collect();
-        // SAFETY: one thread, no product.
-        unsafe { a.set_row(isa, row, &x, w) };
-    }
-    (a, vec![0.0; rows * w.outputs()])
-}
-
-fn multiply(pool: &Pool, isa: Isa, w: &Packed, a: &Prepared, rows: usize, out: &mut [f32]) {
-    let out = match w.is_gated() {
-        true => Epilogue::Gated(Activation::Silu, out),
-        false => Epilogue::Store(out),
-    };
-    matmul(pool, isa, w, a, rows, out);
-}
-
-fn random_tensor(&(name, rows, cols, dtype): &(&str, usize, usize, DType)) -> Tensor {
-    let (_, block) = dtype.block();
+fn random_tensor(&(name, rows, cols, dtype): &(&str, usize, usize, DType)) -> Result<Tensor, Error> {
+    let (numbers, block) = dtype.block();
     let mut random = 7;
-    let mut data: Vec<u8> = (0..dtype.row_bytes(cols).unwrap() * rows / 2)
+    let mut data: Vec<u8> = (0..cols * rows / numbers * block / 2)
         .flat_map(|_| (next(&mut random) as u16).to_le_bytes())
         .collect();
     for block in data.chunks_exact_mut(block) {
@@ -165,7 +213,7 @@ fn random_tensor(&(name, rows, cols, dtype): &(&str, usize, usize, DType)) -> Te
             block[2..4].copy_from_slice(&0xa800u16.to_le_bytes());
         }
     }
-    Tensor::new(name, dtype, rows, cols, Bytes::from(data)).unwrap()
+    Tensor::new(name, dtype, rows, cols, Bytes::from(data))
 }
 
 fn next(state: &mut u64) -> u64 {
@@ -199,34 +247,6 @@ fn large_pages(numbers: usize) -> Vec<u64> {
     }
     memory.resize(numbers, 1);
     memory
-}
-
-fn read_all(pool: &Pool, memory: &[u64]) {
-    let parts: Vec<&[u64]> = memory.chunks(1 << 15).collect();
-    pool.run(parts.len(), &|i| {
-        let mut sums = [0u64; 32];
-        for x in parts[i].as_chunks::<32>().0 {
-            sums.iter_mut().zip(x).for_each(|(sum, x)| *sum = sum.wrapping_add(*x));
-        }
-        black_box(sums);
-    });
-}
-
-/// Integer dot products in registers, in GOP/s; 0 where there are none.
-fn dot_roof(pool: &Pool) -> f64 {
-    if Isa::detect() != Isa::Avx512 {
-        return 0.0;
-    }
-    let (tasks, repeats) = (pool.threads() * 16, 20_000);
-    let start = Clock::now();
-    pool.run(tasks, &|_| {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the instruction set was found.
-        unsafe {
-            dot_products(repeats)
-        };
-    });
-    (tasks * repeats * 12 * 128) as f64 / start.seconds() / 1e9
 }
 
 #[cfg(target_arch = "x86_64")]

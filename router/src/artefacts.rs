@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use volley_proto::v1::{FetchModelRequest, FileChunk};
+use volley_proto::{
+    files_hash,
+    v1::{FetchModelRequest, FileChunk},
+};
 
 use crate::link::Link;
 
@@ -45,17 +48,9 @@ pub(crate) async fn fetch(link: &Link, hash: &str) -> Result<BTreeMap<String, Ve
     if found == hash { Ok(files) } else { Err(FetchError::WrongHash(found)) }
 }
 
-/// What a model card's `hash` is: BLAKE3, hexadecimal, over each file in the order of their names: the length
-/// of its name as 8 bytes little endian, its name, then its content in the same way.
+/// Their hash, as their model's card has it.
 pub(crate) fn hash_files(files: &BTreeMap<String, Vec<u8>>) -> String {
-    let mut hasher = blake3::Hasher::new();
-    for (name, content) in files {
-        for part in [name.as_bytes(), content] {
-            hasher.update(&(part.len() as u64).to_le_bytes());
-            hasher.update(part);
-        }
-    }
-    hasher.finalize().to_hex().to_string()
+    files_hash(files.iter().map(|(name, content)| (name.as_str(), &content[..])))
 }
 
 #[cfg(test)]

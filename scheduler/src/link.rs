@@ -95,9 +95,13 @@ pub(crate) async fn read(
             }
         };
         let event = match message {
-            Some(router_message::Message::Submit(chunk)) => {
-                assembler.add(chunk).map(|submission| take_in(&link, submission))
-            }
+            Some(router_message::Message::Submit(chunk)) => match assembler.add(chunk) {
+                Ok(submission) => submission.map(|submission| take_in(&link, submission)),
+                Err(error) => {
+                    tracing::warn!(link = id.0, %error, "a router's link is broken");
+                    break;
+                }
+            },
             Some(router_message::Message::Cancel(cancel)) => {
                 assembler.forget(cancel.request);
                 Some(FromLink::Cancel(id, cancel))

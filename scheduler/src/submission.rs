@@ -12,8 +12,7 @@ use crate::{
     telemetry,
 };
 
-/// Tokens of submissions that aren't complete yet, per link. Far above what a router has under way; beyond it
-/// the oldest chunks are worthless anyway.
+/// Tokens of submissions that aren't complete yet, per link: far above what a router has under way at a time.
 const MAX_PARTIAL_TOKENS: usize = 16 << 20;
 
 /// The submissions of a link that are under way.
@@ -22,6 +21,11 @@ pub(crate) struct Assembler {
     partial: HashMap<u64, Submission>,
     tokens: usize,
 }
+
+/// A router has more under way than it may.
+#[derive(Debug, thiserror::Error)]
+#[error("more than {MAX_PARTIAL_TOKENS} tokens of incomplete submissions")]
+pub(crate) struct TooMuch;
 
 /// A whole submission.
 pub(crate) struct Submission {
@@ -35,23 +39,21 @@ pub(crate) struct Submission {
 
 impl Assembler {
     /// Adds a chunk; the submission, if this was its last. A chunk without a beginning is dropped.
-    pub(crate) fn add(&mut self, chunk: v1::Submit) -> Option<Submission> {
+    pub(crate) fn add(&mut self, chunk: v1::Submit) -> Result<Option<Submission>, TooMuch> {
         let v1::Submit { request, attempt, header, prompt, last } = chunk;
         if let Some(header) = header {
             self.forget(request);
             self.partial.insert(request, Submission { request, attempt, header, prompt: Vec::new() });
         }
-        let submission = self.partial.get_mut(&request).filter(|s| s.attempt == attempt)?;
+        let Some(submission) = self.partial.get_mut(&request).filter(|s| s.attempt == attempt) else {
+            return Ok(None);
+        };
         self.tokens += prompt.len();
         submission.prompt.extend(prompt);
-        if last {
-            self.forget(request)
-        } else if self.tokens > MAX_PARTIAL_TOKENS {
-            tracing::warn!("a router has begun too many submissions; dropping them");
-            *self = Self::default();
-            None
-        } else {
-            None
+        match last {
+            true => Ok(self.forget(request)),
+            false if self.tokens > MAX_PARTIAL_TOKENS => Err(TooMuch),
+            false => Ok(None),
         }
     }
 
@@ -115,17 +117,26 @@ mod tests {
     #[test]
     fn chunks_of_several_submissions_may_alternate() {
         let mut assembler = Assembler::default();
-        assert!(assembler.add(chunk(1, true, &[1, 2], false)).is_none());
-        assert!(assembler.add(chunk(2, true, &[7], false)).is_none());
-        assert!(assembler.add(chunk(3, false, &[7], true)).is_none(), "it has no beginning");
-        let first = assembler.add(chunk(1, false, &[3], true)).unwrap();
+        assert!(assembler.add(chunk(1, true, &[1, 2], false)).unwrap().is_none());
+        assert!(assembler.add(chunk(2, true, &[7], false)).unwrap().is_none());
+        assert!(assembler.add(chunk(3, false, &[7], true)).unwrap().is_none(), "it has no beginning");
+        let first = assembler.add(chunk(1, false, &[3], true)).unwrap().unwrap();
         let sequences = first.sequences(LinkId(5));
         assert_eq!(sequences[0].tokens, [1, 2, 3, 9].map(TokenId));
         assert_eq!((sequences[0].prompt_tokens, sequences[0].moved), (3, true));
         assert_eq!((sequences[1].tokens.len(), sequences[1].moved), (3, false));
         assert_eq!(sequences[0].key.attempt, 2);
         assembler.forget(2);
-        assert!(assembler.add(chunk(2, false, &[7], true)).is_none(), "it was cancelled");
+        assert!(assembler.add(chunk(2, false, &[7], true)).unwrap().is_none(), "it was cancelled");
         assert_eq!(assembler.tokens, 0);
+    }
+
+    #[test]
+    fn submissions_under_way_are_bounded() {
+        let mut assembler = Assembler::default();
+        let tokens = vec![0; MAX_PARTIAL_TOKENS / 2];
+        assert!(assembler.add(chunk(1, true, &tokens, false)).unwrap().is_none());
+        assert!(assembler.add(chunk(2, true, &tokens, false)).unwrap().is_none());
+        assert!(assembler.add(chunk(3, true, &[1], false)).is_err());
     }
 }

@@ -66,7 +66,11 @@ impl Step<'_> {
     fn check(&self, out_len: usize) {
         let Heads { heads, kv_heads, dim, .. } = self.heads;
         let shape = self.cache.shape();
-        assert_eq!(shape, Shape::new(shape.layers, self.heads), "the cache is for other heads");
+        assert_eq!(
+            shape,
+            Shape::new(shape.layers, self.heads, shape.precision),
+            "the cache is for other heads"
+        );
         assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} heads over {kv_heads} KV heads");
         for sequence in &self.batch.sequences {
             let end = sequence.first_row + sequence.rows;
@@ -99,12 +103,12 @@ impl Step<'_> {
             cache: self.cache,
             blocks: &sequence.blocks,
             layer: self.layer,
-            kv_head: task.kv_head,
+            kv_heads: task.kv_heads.clone(),
             group: self.group(),
             scale,
             position: sequence.position + task.rows.start,
             positions: task.rows.len(),
-            q: &self.qkv[row * self.qkv_stride() + task.kv_head * self.group() * dim..],
+            q: &self.qkv[row * self.qkv_stride() + task.kv_heads.start * self.group() * dim..],
             q_stride: self.qkv_stride(),
         };
         let sink = match task.parts {
@@ -114,7 +118,7 @@ impl Step<'_> {
             },
             // SAFETY: `check` has checked the size of `out`; each task has its own rows and heads.
             None => unsafe {
-                let at = self.output(task.sequence, task.rows.start, task.kv_head);
+                let at = self.output(task.sequence, task.rows.start, task.kv_heads.start);
                 Sink::Output { out: out.at(at), stride: heads * dim }
             },
         };

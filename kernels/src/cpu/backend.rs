@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use super::attention::{Attention, Step};
-use super::cache::{Cache, Shape};
+use super::cache::{Cache, Precision, Shape};
 use super::formats;
 use super::isa::Isa;
 use super::linear::{Epilogue, matmul};
@@ -105,6 +105,15 @@ impl CpuBackend {
         &self.pool
     }
 
+    /// Keys and values are rounded to halves where activations are rounded too.
+    fn shape(&self, layers: usize, heads: Heads) -> Shape {
+        let precision = match self.activations {
+            Activations::Int8 => Precision::Half,
+            Activations::F32 => Precision::Single,
+        };
+        Shape::new(layers, heads, precision)
+    }
+
     /// Makes room for the products of `rows` rows of `cols` columns.
     fn reserve(&self, rows: usize, cols: usize) -> Result<(), Error> {
         let mut room = scratch::lock(&self.prepared);
@@ -178,11 +187,11 @@ impl Backend for CpuBackend {
                 "attention needs whole groups of multiples of 8: {problem}"
             )));
         }
-        Cache::new(Shape::new(layers, heads), blocks)
+        Cache::new(self.shape(layers, heads), blocks)
     }
 
     fn block_bytes(&self, layers: usize, heads: Heads) -> usize {
-        Shape::new(layers, heads).block_bytes()
+        self.shape(layers, heads).block_bytes()
     }
 
     fn embed(&self, batch: &Batch, table: &Table, x: &mut Buffer) {
@@ -266,11 +275,10 @@ impl Backend for CpuBackend {
 
     fn numerics(&self) -> String {
         // All instruction sets agree, so none is named.
-        let activations = match self.activations {
-            Activations::Int8 => "int8act",
-            Activations::F32 => "f32act",
-        };
-        format!("cpu-f16kv-{activations}-v1")
+        match self.activations {
+            Activations::Int8 => "cpu-f16kv-int8act-v1".to_owned(),
+            Activations::F32 => "cpu-f32kv-f32act-v1".to_owned(),
+        }
     }
 }
 

@@ -21,6 +21,7 @@ impl Isa {
 
     /// All that this machine has, best last.
     pub fn available() -> Vec<Self> {
+        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
         let mut all = vec![Self::Portable];
         #[cfg(target_arch = "x86_64")]
         {

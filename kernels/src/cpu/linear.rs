@@ -130,7 +130,7 @@ impl Product<'_> {
         // The work of a panel and its rows, in nanoseconds: arithmetic or the weights' bytes.
         let panel = self.w.inputs * PANEL;
         let cost = (panel * rows / 256).max(panel / 64).max(1);
-        let least = 2000usize.div_ceil(cost);
+        let least = 1000usize.div_ceil(cost);
         let most = (100_000 / cost).max(1);
         let panels = panels.div_ceil(wanted).max(least).min(most);
         Cut { panels, rows }
@@ -180,7 +180,8 @@ impl Product<'_> {
                     let width = (segment.outputs - panel * PANEL).min(PANEL);
                     match self.what {
                         What::Gated(activation) => {
-                            let ups = self.sum(&self.w.segments[1], panel, rows.clone(), after, &mut ups);
+                            let up = &self.w.segments[1];
+                            let ups = self.sum(up, panel, rows.clone(), after, &mut ups);
                             self.finish_gated(activation, sums, ups, rows, panel * PANEL, width);
                         }
                         _ => self.finish(sums, rows, segment.first_output + panel * PANEL, width),
@@ -190,7 +191,7 @@ impl Product<'_> {
         }
     }
 
-    /// Sums of a panel over some rows, the first of which begins a group.
+    /// Sums of a panel over some rows, the first of which begins a group; `next` is what will be read after it.
     ///
     /// # Safety
     /// As for [`run`](Self::run); the panel and the rows exist.
@@ -204,6 +205,7 @@ impl Product<'_> {
     ) -> &'s [[f32; PANEL]] {
         let out = sums.0.as_mut_ptr().cast::<f32>();
         let inputs = self.w.inputs;
+        let column = segment.first_output + panel * PANEL;
         let panel = segment.panel(panel);
         let codes = panel.wrapping_add(segment.layout.scales);
         let float = is_float(segment.dtype);
@@ -233,10 +235,22 @@ impl Product<'_> {
                 let tile_rows = self.tile_rows(row % GROUP, rows.end - row);
                 let acc = out.wrapping_add((row - rows.start) * PANEL);
                 let fresh = first == 0;
-                let mut tile = Tile { acc, fresh, weights, scales, activations, row: row % GROUP, steps, ahead, ahead_lines };
+                let mut tile = Tile {
+                    acc,
+                    fresh,
+                    weights,
+                    scales,
+                    activations,
+                    row: row % GROUP,
+                    out: self.out.wrapping_add(row * self.w.outputs + column).cast(),
+                    out_stride: self.w.outputs * 4,
+                    steps,
+                    ahead,
+                    ahead_lines,
+                };
                 ahead = ahead.wrapping_add(steps * ahead_lines * 64);
-                let kernel = (self.kernels.tile)(segment.dtype, tile_rows);
-                for _ in 0..2 / self.kernels.columns {
+                let (kernel, columns) = (self.kernels.tile)(segment.dtype, tile_rows);
+                for _ in 0..PANEL / LANES / columns {
                     // SAFETY: panel, activations and sums have the tile's extent (rows beyond `rows.end` stay
                     // within the group, for which all of them have room), and the CPU has the instructions.
                     unsafe { kernel(&tile) };
@@ -254,8 +268,8 @@ impl Product<'_> {
 
     /// Rows of the next tile: the fewest that do for what is left, within the group.
     fn tile_rows(&self, in_group: usize, left: usize) -> usize {
-        let fitting = self.kernels.rows.iter().copied().filter(|&rows| rows <= GROUP - in_group);
-        fitting.clone().find(|&rows| rows >= left).or(fitting.last()).unwrap_or(1)
+        let mut fitting = self.kernels.rows.iter().copied().filter(|&rows| rows <= GROUP - in_group);
+        fitting.clone().find(|&rows| rows >= left).or(fitting.next_back()).unwrap_or(1)
     }
 
     /// # Safety

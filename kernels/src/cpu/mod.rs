@@ -38,3 +38,6 @@ mod simd;
 
 pub use backend::{Buffer, CpuBackend, CpuOptions, Table, Vector};
 pub use cache::Cache;
+pub use isa::Isa;
+pub use pack::Activations;
+pub use pool::{Pool, lower_priority};

@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::cache::{Cache, Shape};
+use super::cache::{Cache, Element, Precision, Shape};
 use super::isa::Isa;
 use super::norm::load;
 use super::pool::Pool;
@@ -70,7 +70,7 @@ impl Rotations {
         cache: &mut Cache,
     ) {
         let shape = cache.shape();
-        assert_eq!(shape, Shape::new(shape.layers, heads), "the cache is for other heads");
+        assert_eq!(shape, Shape::new(shape.layers, heads, shape.precision), "the cache is for other heads");
         let pairs = rope.frequencies.len();
         assert!(2 * pairs <= heads.dim, "{pairs} pairs in heads of {} dimensions", heads.dim);
         let places = places(batch);
@@ -142,26 +142,37 @@ impl Kernel for Store<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
         let Heads { heads, kv_heads, dim, .. } = self.heads;
-        let (rotated, values) = self.row.split_at_mut((heads + kv_heads) * dim);
-        for head in rotated.chunks_exact_mut(dim) {
+        for head in self.row[..(heads + kv_heads) * dim].chunks_exact_mut(dim) {
             rotate(head, self.cos, self.sin, self.pairing);
         }
-        let keys = &rotated[heads * dim..];
+        match self.cache.shape().precision {
+            Precision::Half => self.store::<L, u16>(),
+            Precision::Single => self.store::<L, f32>(),
+        }
+    }
+}
+
+impl Store<'_> {
+    /// Writes the row's keys, rotated, and values to the cache.
+    #[inline(always)]
+    fn store<L: Lanes, E: Element + Default>(&self) {
+        let Heads { heads, kv_heads, dim, .. } = self.heads;
+        let (keys, values) = self.row[heads * dim..].split_at(kv_heads * dim);
         let slot = self.place.position % BLOCK_TOKENS;
         let value_stride = self.cache.shape().value_stride();
         for kv_head in 0..kv_heads {
-            let (to_key, to_value) = self.cache.head(self.layer, self.place.block, kv_head);
+            let (to_key, to_value) = self.cache.head::<E>(self.layer, self.place.block, kv_head);
             for start in (0..dim).step_by(WIDTH) {
                 let at = kv_head * dim + start;
                 let lanes = WIDTH.min(dim - start);
                 // SAFETY: `head` gives whole heads; rows of V are padded to whole vectors.
                 unsafe {
-                    let mut halves = [0; WIDTH];
-                    load::<L>(&keys[at..at + lanes]).store_f16(halves.as_mut_ptr());
-                    for (d, &half) in halves[..lanes].iter().enumerate() {
-                        to_key.add((start + d) * BLOCK_TOKENS + slot).write(half);
+                    let mut numbers = [E::default(); WIDTH];
+                    E::store(load::<L>(&keys[at..at + lanes]), numbers.as_mut_ptr());
+                    for (d, &number) in numbers[..lanes].iter().enumerate() {
+                        to_key.add((start + d) * BLOCK_TOKENS + slot).write(number);
                     }
-                    load::<L>(&values[at..at + lanes]).store_f16(to_value.add(slot * value_stride + start));
+                    E::store(load::<L>(&values[at..at + lanes]), to_value.add(slot * value_stride + start));
                 }
             }
         }
@@ -213,7 +224,7 @@ mod tests {
     fn rotated(pairing: RopePairing, isa: Isa, threads: usize) -> (Vec<f32>, Cache) {
         let rope = Rope { frequencies: (0..8).map(|i| 0.7f32.powi(i)).collect(), pairing };
         let (mut qkv, pool) = (rows(), Pool::new(threads).unwrap());
-        let mut cache = Cache::new(Shape::new(2, HEADS), 3).unwrap();
+        let mut cache = Cache::new(Shape::new(2, HEADS, Precision::Half), 3).unwrap();
         Rotations::default().run(&pool, isa, &batch(), 1, HEADS, &rope, &mut qkv, &mut cache);
         (qkv, cache)
     }
@@ -253,7 +264,7 @@ mod tests {
         for row in 0..11 {
             let (block, slot) = if 9 + row < 16 { (BlockId(2), 9 + row) } else { (BlockId(0), row - 7) };
             for kv_head in 0..2 {
-                let (key, value) = cache.head(1, block, kv_head);
+                let (key, value) = cache.head::<u16>(1, block, kv_head);
                 for d in 0..24 {
                     let column = row * STRIDE + kv_head * 24 + d;
                     // SAFETY: within the block.

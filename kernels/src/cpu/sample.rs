@@ -12,15 +12,17 @@ mod tests;
 use std::cmp::Ordering;
 use std::sync::OnceLock;
 
-use self::passes::{BLOCK, Copy, Keep, Largest, Weigh};
+use self::passes::{Above, BLOCK, Copy, Keep, Largest, Mass, Weigh};
 use super::isa::Isa;
 use super::pool::Pool;
-use super::simd;
+use super::simd::{self, WIDTH};
 use super::{rng, scratch};
 use crate::{Draw, Drawn, Logprobs};
 
-/// Candidates for a cut are sought above this share of the best token's weight first: all of them, mostly.
-const LIKELY: f32 = 1e-6;
+/// A cut is sought first among the tokens whose weight is at least e^-7 of the best one's.
+const DEPTH: f32 = 7.0;
+/// Candidates that are few enough to look at one by one.
+const FEW: f64 = 512.0;
 
 /// A row of logits and what is computed from it, padded to whole blocks.
 struct Row<'a> {
@@ -45,6 +47,15 @@ struct Candidate {
 enum Measure {
     Tokens,
     Weight,
+}
+
+/// Logits in `low..high`, among which a cut lies.
+#[derive(Clone, Copy)]
+struct Span {
+    low: f32,
+    high: f32,
+    /// What there is from `high` on.
+    above: Mass,
 }
 
 /// Draws from row `i` of `logits`, `[draws][vocabulary]`, as `draws[i]` says.
@@ -96,12 +107,13 @@ impl Row<'_> {
         self.weigh(largest, 1.0);
         let normalizer = f64::from(largest) + self.total().ln();
         let wanted = alternatives.min(self.vocabulary);
-        let mut best = self.candidates(largest, 1.0, |best| best.len() >= wanted);
-        if wanted > 0 && best.len() > wanted {
-            best.select_nth_unstable_by(wanted - 1, Candidate::order);
-        }
-        best.truncate(wanted);
+        let low = match self.span(largest, 1.0, Measure::Tokens, wanted as f64) {
+            Some(span) => span.low,
+            None => f32::MIN,
+        };
+        let mut best = self.between(low, f32::INFINITY);
         best.sort_unstable_by(Candidate::order);
+        best.truncate(wanted);
         (normalizer, best.iter().map(|best| (best.token, logprob(best.logit, normalizer))).collect())
     }
 
@@ -178,22 +190,56 @@ impl Row<'_> {
         (block * BLOCK + tokens.iter().position(|&logit| logit == largest).unwrap_or(0)) as u32
     }
 
-    /// The likely tokens if they are enough, else all, in token order.
-    fn candidates(&self, largest: f32, factor: f32, enough: impl Fn(&[Candidate]) -> bool) -> Vec<Candidate> {
-        let likely = self.above(largest + LIKELY.ln() / factor, LIKELY / 2.0);
-        if enough(&likely) { likely } else { self.above(f32::NEG_INFINITY, 0.0) }
+    fn mass(&self, bound: f32) -> Mass {
+        // SAFETY: the pass asks for nothing.
+        unsafe { simd::run(self.isa, Above { logits: self.logits, weights: self.weights, bound }) }
     }
 
-    /// Tokens whose logits are at least `logit`, in blocks whose weights sum to at least `sum`.
-    fn above(&self, logit: f32, sum: f32) -> Vec<Candidate> {
+    /// Logits among which the last of the fewest best tokens that measure `target` lies; none if all that
+    /// weigh anything measure less.
+    fn span(&self, largest: f32, factor: f32, measure: Measure, target: f64) -> Option<Span> {
+        let mut span = Span { low: largest, high: f32::INFINITY, above: Mass::default() };
+        let mut depth = DEPTH / factor;
+        let mut all = loop {
+            span.low = (largest - depth).max(f32::MIN);
+            let all = self.mass(span.low);
+            if measure.of(all) >= target {
+                break all;
+            }
+            // So far from the best, nothing weighs anything (NaN: at an infinite temperature).
+            if depth * factor > 100.0 || (depth * factor).is_nan() {
+                return None;
+            }
+            (span.high, span.above) = (span.low, all);
+            depth *= 2.0;
+        };
+        for _ in 0..16 {
+            let middle = span.low + (span.high.min(largest) - span.low) / 2.0;
+            if all.tokens - span.above.tokens <= FEW || middle <= span.low || middle >= span.high {
+                break;
+            }
+            let mass = self.mass(middle);
+            if measure.of(mass) >= target {
+                (span.low, all) = (middle, mass);
+            } else {
+                (span.high, span.above) = (middle, mass);
+            }
+        }
+        Some(span)
+    }
+
+    /// The tokens whose logits are in `low..high`, in their order.
+    fn between(&self, low: f32, high: f32) -> Vec<Candidate> {
         let mut found = Vec::new();
-        for (block, _) in self.blocks.iter().enumerate().filter(|&(_, &block)| block >= sum) {
-            let start = block * BLOCK;
-            for token in start..(start + BLOCK).min(self.vocabulary) {
-                if self.logits[token] >= logit {
-                    let (logit, weight) = (self.logits[token], self.weights[token]);
-                    found.push(Candidate { logit, weight, token: token as u32 });
-                }
+        for start in (0..self.logits.len()).step_by(WIDTH) {
+            let logits = &self.logits[start..start + WIDTH];
+            // Without an early end, which would keep this from being one comparison of vectors.
+            if !logits.iter().fold(false, |any, &x| any | (low <= x && x < high)) {
+                continue;
+            }
+            for token in (start..start + WIDTH).filter(|&i| low <= self.logits[i] && self.logits[i] < high) {
+                let (logit, weight) = (self.logits[token], self.weights[token]);
+                found.push(Candidate { logit, weight, token: token as u32 });
             }
         }
         found
@@ -201,15 +247,25 @@ impl Row<'_> {
 
     /// Keeps the fewest best tokens that measure at least `target`.
     fn cut(&mut self, largest: f32, factor: f32, measure: Measure, target: f64) {
-        let enough = |found: &[Candidate]| found.iter().map(|c| measure.of(c)).sum::<f64>() >= target;
-        let mut candidates = self.candidates(largest, factor, enough);
-        let Some(last) = last_kept(&mut candidates, measure, target) else {
+        let Some(span) = self.span(largest, factor, measure, target) else {
             return;
         };
-        for tied in candidates.iter().filter(|c| c.logit == last.logit && c.token > last.token) {
+        let mut candidates = self.between(span.low, span.high);
+        candidates.sort_unstable_by(Candidate::order);
+        let mut missing = target - measure.of(span.above);
+        let last = candidates.iter().position(|candidate| {
+            missing -= measure.of(candidate.mass());
+            missing <= 0.0
+        });
+        // Sums in another order may fall short by their rounding: then it is the last one.
+        let last = last.unwrap_or(candidates.len().saturating_sub(1));
+        let Some(bound) = candidates.get(last).map(|last| last.logit) else {
+            return;
+        };
+        for tied in candidates[last + 1..].iter().take_while(|tied| tied.logit == bound) {
             self.logits[tied.token as usize] = f32::NEG_INFINITY;
         }
-        self.keep(true, last.logit);
+        self.keep(true, bound);
     }
 
     /// The token at which the weights, summed in token order, pass `share` of their total.
@@ -244,41 +300,21 @@ impl Candidate {
     fn order(a: &Self, b: &Self) -> Ordering {
         b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token))
     }
+
+    fn mass(&self) -> Mass {
+        Mass { tokens: 1.0, weight: f64::from(self.weight) }
+    }
 }
 
 // === impl Measure ===
 
 impl Measure {
-    fn of(self, candidate: &Candidate) -> f64 {
+    fn of(self, mass: Mass) -> f64 {
         match self {
-            Self::Tokens => 1.0,
-            Self::Weight => f64::from(candidate.weight),
+            Self::Tokens => mass.tokens,
+            Self::Weight => mass.weight,
         }
     }
-}
-
-/// The last of the fewest best candidates that measure at least `target`; none if all measure less.
-///
-/// Quickselect: the half that the target falls into is searched further, so nothing is sorted as a whole.
-fn last_kept(candidates: &mut [Candidate], measure: Measure, mut target: f64) -> Option<Candidate> {
-    let mut rest = candidates;
-    while rest.len() > 32 {
-        let middle = rest.len() / 2;
-        rest.select_nth_unstable_by(middle, Candidate::order);
-        let (better, worse) = rest.split_at_mut(middle);
-        let sum: f64 = better.iter().map(|c| measure.of(c)).sum();
-        if sum >= target {
-            rest = better;
-        } else {
-            target -= sum;
-            rest = worse;
-        }
-    }
-    rest.sort_unstable_by(Candidate::order);
-    rest.iter().copied().find(|candidate| {
-        target -= measure.of(candidate);
-        target <= 0.0
-    })
 }
 
 fn logprob(logit: f32, normalizer: f64) -> f32 {

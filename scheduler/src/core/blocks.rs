@@ -4,10 +4,8 @@
 //! group: its blocks in order, append-only. Today all tables of a sequence are equally long; a group with a
 //! sliding window may later give blocks back from the front.
 //!
-//! A free block keeps its content until it is taken, and the queue is in order of use, so that a prefix
-//! index can find blocks here and pull them out of the middle. It will live beside `free`.
-
-use std::collections::VecDeque;
+//! The block that was freed last is taken first: its memory has been touched already, so a worker's resident
+//! memory follows what its sequences have needed at most. A prefix index will want the least recently used.
 
 use super::types::{BlockId, TokenCount};
 
@@ -20,8 +18,8 @@ pub struct Blocks {
 
 #[derive(Debug)]
 struct Group {
-    /// Least recently used first.
-    free: VecDeque<BlockId>,
+    /// A stack.
+    free: Vec<BlockId>,
     total: usize,
 }
 
@@ -38,7 +36,7 @@ impl Blocks {
     pub fn new(block_tokens: TokenCount, groups: &[u32]) -> Self {
         let groups = groups
             .iter()
-            .map(|&n| Group { free: (0..n).map(BlockId).collect(), total: n as usize })
+            .map(|&n| Group { free: (0..n).rev().map(BlockId).collect(), total: n as usize })
             .collect();
         Self { block_tokens, groups }
     }
@@ -75,17 +73,18 @@ impl Blocks {
         let groups = self.groups.iter_mut().zip(&mut table.groups);
         groups
             .map(|(group, table)| {
-                let taken: Vec<_> = group.free.drain(..blocks).collect();
+                let rest = group.free.len() - blocks;
+                let taken: Vec<_> = group.free.drain(rest..).rev().collect();
                 table.extend_from_slice(&taken);
                 taken
             })
             .collect()
     }
 
-    /// Frees a sequence's blocks, its tail to be taken before its head: a head is worth more to others.
+    /// Frees a sequence's blocks.
     pub fn release(&mut self, table: Table) {
         for (group, table) in self.groups.iter_mut().zip(table.groups) {
-            group.free.extend(table.into_iter().rev());
+            group.free.extend(table.into_iter().rev()); // its first is taken first again
         }
     }
 }
@@ -109,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tail_of_a_freed_sequence_is_taken_first() {
+    fn freed_blocks_are_taken_before_untouched_ones() {
         let mut blocks = Blocks::new(16, &[4, 6]);
         assert_eq!((blocks.free(), blocks.total(), blocks.needed(17)), (4, 4, 2));
         let mut table = blocks.table();
@@ -118,7 +117,7 @@ mod tests {
         blocks.release(table);
         let mut next = blocks.table();
         let taken = blocks.grow(&mut next, 4);
-        assert_eq!(taken[0], [3, 2, 1, 0].map(BlockId));
+        assert_eq!(taken[0], [0, 1, 2, 3].map(BlockId));
         assert_eq!(next.len(), 4);
         assert_eq!(blocks.grow(&mut next, 1), vec![vec![]; 2], "nothing is free");
     }

@@ -47,14 +47,7 @@ struct Specials {
 impl Text {
     /// What a request is pinned to: a hash over names and contents.
     pub(crate) fn hash(&self) -> String {
-        let mut hasher = blake3::Hasher::new();
-        for (name, content) in &self.files {
-            for part in [name.as_bytes(), content] {
-                hasher.update(&(part.len() as u64).to_le_bytes());
-                hasher.update(part);
-            }
-        }
-        hasher.finalize().to_hex().to_string()
+        volley_proto::files_hash(self.files.iter().map(|(name, content)| (*name, &content[..])))
     }
 
     pub(crate) fn has_chat_template(&self) -> bool {

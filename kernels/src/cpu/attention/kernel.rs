@@ -6,28 +6,28 @@
 
 use std::ops::Range;
 
-use super::tile::{Element, TILE, TILE_BLOCKS, factors, finish, fold, scores, values, weights};
-use crate::cpu::cache::Cache;
+use super::tile::{TILE, TILE_BLOCKS, factors, finish, fold, scores, values, weights};
+use crate::cpu::cache::{Cache, Element, Precision};
 use crate::cpu::simd::{Kernel, Lanes, WIDTH};
 use crate::{BLOCK_TOKENS, BlockId};
 
 /// With more rows than this, a tile's halves are converted once for all of them.
 const CONVERT_ROWS: usize = 12;
 
-/// Rows of one sequence and one KV head: a row per position and query head of the group.
+/// Rows of one sequence: a row per KV head, position and query head of the group.
 #[derive(Clone)]
 pub(super) struct Rows<'a> {
     pub(super) cache: &'a Cache,
     pub(super) blocks: &'a [BlockId],
     pub(super) layer: usize,
-    pub(super) kv_head: usize,
-    /// Query heads that share the KV head.
+    pub(super) kv_heads: Range<usize>,
+    /// Query heads that share a KV head.
     pub(super) group: usize,
     pub(super) scale: f32,
     /// Absolute position of the first.
     pub(super) position: usize,
     pub(super) positions: usize,
-    /// Query of the first position and head; those of the next position are `q_stride` further.
+    /// Queries from the first position's and head's on; those of the next position are `q_stride` further.
     pub(super) q: &'a [f32],
     pub(super) q_stride: usize,
 }
@@ -44,7 +44,7 @@ pub(super) struct Attend<'a> {
 /// Where results go.
 #[derive(Clone, Copy)]
 pub(super) enum Sink {
-    /// The tiles are all that the rows see: `[positions][group × dim]`, positions `stride` apart.
+    /// The tiles are all that the rows see: `[positions][kv_heads × group × dim]`, positions `stride` apart.
     Output { out: *mut f32, stride: usize },
     /// `[rows][tiles][part_len]`, rows `stride` apart, for [`Fold`]; tile `t` of the cache goes to slot `t`.
     Parts { parts: *mut f32, stride: usize },
@@ -97,6 +97,7 @@ struct Tile<E> {
 /// A task under way.
 struct Task<'a> {
     rows: &'a Rows<'a>,
+    /// Rows of a KV head.
     count: usize,
     dim: usize,
     /// `dim` in whole vectors.
@@ -145,7 +146,8 @@ impl Rows<'_> {
     /// Numbers of scratch memory that they need.
     pub(super) fn scratch_len(&self) -> usize {
         let dim = self.cache.shape().dim;
-        Memory::len(self.positions * self.group, dim, dim.next_multiple_of(WIDTH))
+        let rows = self.kv_heads.len() * self.positions * self.group;
+        Memory::len(rows, dim, dim.next_multiple_of(WIDTH))
     }
 }
 
@@ -159,7 +161,7 @@ impl Kernel for Attend<'_> {
         let Self { rows, tiles, sink, scratch } = self;
         let dim = rows.cache.shape().dim;
         let (count, width) = (rows.positions * rows.group, dim.next_multiple_of(WIDTH));
-        let memory = Memory::new(scratch, count, dim, width);
+        let memory = Memory::new(scratch, rows.kv_heads.len() * count, dim, width);
         let task = Task { rows: &rows, count, dim, width, memory };
         // SAFETY: as the caller promises; the memory is large enough for the task.
         unsafe { task.run::<L>(tiles, sink) }
@@ -177,19 +179,40 @@ impl Task<'_> {
             for tile in tiles {
                 let start = tile * TILE;
                 let first = start.saturating_sub(self.rows.position) * self.rows.group;
-                let (halves, blocks) = self.tile(start);
-                if self.count - first > CONVERT_ROWS {
-                    let numbers = self.convert::<L>(&halves, blocks);
-                    self.attend::<L, f32>(first, &numbers, sink);
-                } else {
-                    self.attend::<L, u16>(first, &halves, sink);
+                // Heads within, since a block's lie side by side.
+                for (head, kv_head) in self.rows.kv_heads.clone().enumerate() {
+                    let rows = head * self.count + first..(head + 1) * self.count;
+                    match self.rows.cache.shape().precision {
+                        Precision::Single => self.attend::<L, f32>(rows, &self.tile(start, kv_head).0, sink),
+                        Precision::Half if rows.len() > CONVERT_ROWS => {
+                            let (halves, blocks) = self.tile(start, kv_head);
+                            let numbers = self.convert::<L>(&halves, blocks);
+                            self.attend::<L, f32>(rows, &numbers, sink);
+                        }
+                        Precision::Half => self.attend::<L, u16>(rows, &self.tile(start, kv_head).0, sink),
+                    }
                 }
             }
             if let Sink::Output { out, stride } = sink {
-                for row in 0..self.count {
-                    let out = out.add(row / self.rows.group * stride + row % self.rows.group * self.dim);
-                    let sum = L::load(self.memory.sums.add(row * WIDTH)).sum();
-                    finish::<L>(self.memory.values.add(row * self.width), sum, self.dim, out);
+                self.finish::<L>(out, stride);
+            }
+        }
+    }
+
+    /// Writes the results of all rows.
+    #[inline(always)]
+    unsafe fn finish<L: Lanes>(&self, out: *mut f32, stride: usize) {
+        let Rows { group, positions, .. } = *self.rows;
+        for head in 0..self.rows.kv_heads.len() {
+            for position in 0..positions {
+                for i in 0..group {
+                    let row = (head * positions + position) * group + i;
+                    // SAFETY: as the caller promises.
+                    unsafe {
+                        let out = out.add(position * stride + (head * group + i) * self.dim);
+                        let sum = L::load(self.memory.sums.add(row * WIDTH)).sum();
+                        finish::<L>(self.memory.values.add(row * self.width), sum, self.dim, out);
+                    }
                 }
             }
         }
@@ -200,23 +223,27 @@ impl Task<'_> {
     unsafe fn begin<L: Lanes>(&self) {
         let Rows { q, q_stride, positions, group, .. } = *self.rows;
         let (dim, memory) = (self.dim, self.memory);
+        let (heads, len) = (self.rows.kv_heads.len(), group * dim);
         // SAFETY: as the caller promises.
         unsafe {
-            for i in 0..positions {
-                let to = memory.q.add(i * group * dim);
-                let from = &q[i * q_stride..][..group * dim];
-                std::ptr::copy_nonoverlapping(from.as_ptr(), to, group * dim);
+            for head in 0..heads {
+                for i in 0..positions {
+                    let from = &q[i * q_stride + head * len..][..len];
+                    let to = memory.q.add((head * positions + i) * len);
+                    std::ptr::copy_nonoverlapping(from.as_ptr(), to, len);
+                }
             }
-            std::slice::from_raw_parts_mut(memory.sums, self.count * WIDTH).fill(0.0);
-            std::slice::from_raw_parts_mut(memory.values, self.count * self.width).fill(0.0);
-            std::slice::from_raw_parts_mut(memory.largest, self.count).fill(f32::NEG_INFINITY);
+            let rows = heads * self.count;
+            std::slice::from_raw_parts_mut(memory.sums, rows * WIDTH).fill(0.0);
+            std::slice::from_raw_parts_mut(memory.values, rows * self.width).fill(0.0);
+            std::slice::from_raw_parts_mut(memory.largest, rows).fill(f32::NEG_INFINITY);
         }
     }
 
-    /// The blocks of the tile at `start` that a row sees, and how many.
+    /// The blocks of a head's tile at `start` that a row sees, and how many.
     #[inline(always)]
-    fn tile(&self, start: usize) -> (Tile<u16>, usize) {
-        let Rows { cache, blocks, layer, kv_head, position, positions, .. } = *self.rows;
+    fn tile<E: Element>(&self, start: usize, kv_head: usize) -> (Tile<E>, usize) {
+        let Rows { cache, blocks, layer, position, positions, .. } = *self.rows;
         let (first, seen) = (start / BLOCK_TOKENS, (position + positions).div_ceil(BLOCK_TOKENS));
         let count = (seen - first).min(TILE_BLOCKS);
         let mut tile = Tile { start, k: [std::ptr::null(); 4], v: [std::ptr::null(); 4] };
@@ -248,16 +275,16 @@ impl Task<'_> {
         converted
     }
 
-    /// Attention of the rows from `first` on over one tile.
+    /// Attention of some rows of a KV head over one tile.
     #[inline(always)]
-    unsafe fn attend<L: Lanes, E: Element>(&self, first: usize, tile: &Tile<E>, sink: Sink) {
+    unsafe fn attend<L: Lanes, E: Element>(&self, range: Range<usize>, tile: &Tile<E>, sink: Sink) {
         // Groups of three where heads come in threes: then a group's rows are of one position.
         let step = if self.rows.group.is_multiple_of(3) { 3 } else { 4 };
         // SAFETY: as the caller promises.
         unsafe {
-            let mut row = first;
-            while row < self.count {
-                let rows = step.min(self.count - row);
+            let mut row = range.start;
+            while row < range.end {
+                let rows = step.min(range.end - row);
                 match rows {
                     4 => self.score::<L, E, 4>(row, tile),
                     3 => self.score::<L, E, 3>(row, tile),
@@ -267,11 +294,11 @@ impl Task<'_> {
                 row += rows;
             }
             if let Sink::Output { .. } = sink {
-                self.factors::<L>(first);
+                self.factors::<L>(range.clone());
             }
-            let mut row = first;
-            while row < self.count {
-                let rows = step.min(self.count - row);
+            let mut row = range.start;
+            while row < range.end {
+                let rows = step.min(range.end - row);
                 match rows {
                     4 => self.weigh::<L, E, 4>(row, tile),
                     3 => self.weigh::<L, E, 3>(row, tile),
@@ -295,7 +322,7 @@ impl Task<'_> {
     /// How many positions of the tile `row` sees.
     #[inline(always)]
     fn seen(&self, row: usize, start: usize) -> usize {
-        (self.rows.position + row / self.rows.group + 1 - start).min(TILE)
+        (self.rows.position + row % self.count / self.rows.group + 1 - start).min(TILE)
     }
 
     /// Weights of `R` rows from `row` on: e^(score − largest), with their sums by lane.
@@ -327,14 +354,15 @@ impl Task<'_> {
 
     /// Factors that bring the rows' sums so far and the tile's to their new largest scores.
     #[inline(always)]
-    unsafe fn factors<L: Lanes>(&self, first: usize) {
+    unsafe fn factors<L: Lanes>(&self, rows: Range<usize>) {
         let memory = self.memory;
-        for row in (first..self.count).step_by(WIDTH) {
-            // SAFETY: as the caller promises; these vectors are padded.
+        for row in rows.clone().step_by(WIDTH) {
+            // SAFETY: as the caller promises; these vectors are padded. What lies behind the rows may be the
+            // next head's: its largest scores stay, and its factors are computed again before they are used.
             unsafe {
                 let (old, tile) = (L::load(memory.largest.add(row)), L::load(memory.tile_largest.add(row)));
                 let (new, keep, take) = factors(old, tile);
-                new.store(memory.largest.add(row));
+                new.first((rows.end - row).min(WIDTH), old).store(memory.largest.add(row));
                 keep.store(memory.keep.add(row));
                 take.store(memory.take.add(row));
             }

@@ -26,15 +26,15 @@ pub(super) struct Plan {
     pub(super) parts_len: usize,
 }
 
-/// Some rows of a sequence over some tiles, for one KV head.
+/// Some rows of a sequence over some tiles, for some KV heads.
 #[derive(Debug)]
 pub(super) struct Task {
     pub(super) sequence: usize,
-    pub(super) kv_head: usize,
+    pub(super) kv_heads: Range<usize>,
     /// Rows of the sequence.
     pub(super) rows: Range<usize>,
     pub(super) tiles: Range<usize>,
-    /// Where the sequence's parts begin, if the tiles are not all.
+    /// Where the parts of the first KV head begin, if the tiles are not all.
     pub(super) parts: Option<usize>,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Task {
 pub(super) struct Split {
     pub(super) sequence: usize,
     pub(super) kv_head: usize,
-    /// Where its parts begin: `[rows × group][tiles][part_len]`.
+    /// Where its parts begin: `[rows × group][tiles][part_len]`, after those of the KV heads before.
     pub(super) parts: usize,
 }
 
@@ -63,10 +63,13 @@ impl Plan {
         let all_tiles: usize = sequences.iter().filter(|s| few(s)).map(tiles).sum::<usize>() * heads.kv_heads;
         let most_tiles = all_tiles.div_ceil(enough).max(LEAST_TILES);
 
+        // A task of all heads reads a block's at one go, where there are enough such tasks.
+        let together = if sequences.len() >= enough { heads.kv_heads } else { 1 };
+
         let mut plan = Self::default();
         for (i, sequence) in sequences.iter().enumerate() {
             if !few(sequence) {
-                plan.cut_rows(i, sequence, heads, positions);
+                plan.cut_rows(i, sequence, heads, positions, 1);
             }
         }
         for (i, sequence) in sequences.iter().enumerate() {
@@ -74,20 +77,21 @@ impl Plan {
             if few(sequence) && sequence.rows > 0 && tiles(sequence) > most_tiles && threads > 1 {
                 plan.cut_tiles(i, sequence, heads, most_tiles);
             } else if few(sequence) {
-                plan.cut_rows(i, sequence, heads, sequence.rows.max(1));
+                plan.cut_rows(i, sequence, heads, sequence.rows.max(1), together);
             }
         }
         plan
     }
 
     /// Cuts a sequence by positions. The last see the most, so they go first.
-    fn cut_rows(&mut self, i: usize, sequence: &Sequence, heads: Heads, positions: usize) {
+    fn cut_rows(&mut self, i: usize, sequence: &Sequence, heads: Heads, positions: usize, together: usize) {
         for start in (0..sequence.rows).step_by(positions).rev() {
             let rows = start..(start + positions).min(sequence.rows);
             let tiles = 0..(sequence.position + rows.end).div_ceil(TILE);
-            for kv_head in 0..heads.kv_heads {
+            for head in (0..heads.kv_heads).step_by(together) {
+                let kv_heads = head..(head + together).min(heads.kv_heads);
                 let (rows, tiles) = (rows.clone(), tiles.clone());
-                self.tasks.push(Task { sequence: i, kv_head, rows, tiles, parts: None });
+                self.tasks.push(Task { sequence: i, kv_heads, rows, tiles, parts: None });
             }
         }
     }
@@ -103,7 +107,8 @@ impl Plan {
             for start in (0..all).step_by(size) {
                 let tiles = start..(start + size).min(all);
                 let rows = 0..sequence.rows;
-                self.tasks.push(Task { sequence: i, kv_head, rows, tiles, parts: Some(parts) });
+                let kv_heads = kv_head..kv_head + 1;
+                self.tasks.push(Task { sequence: i, kv_heads, rows, tiles, parts: Some(parts) });
             }
         }
     }
@@ -154,7 +159,7 @@ mod tests {
             for (i, sequence) in sequences.iter().enumerate() {
                 for kv_head in 0..kv_heads {
                     let mut seen = vec![Vec::new(); sequence.rows];
-                    for task in plan.tasks.iter().filter(|t| t.sequence == i && t.kv_head == kv_head) {
+                    for task in plan.tasks.iter().filter(|t| t.sequence == i && t.kv_heads.contains(&kv_head)) {
                         let split = plan.splits.iter().find(|s| s.sequence == i && s.kv_head == kv_head);
                         prop_assert_eq!(task.parts, split.map(|s| s.parts));
                         for row in task.rows.clone() {

@@ -2,6 +2,7 @@ use half::f16;
 use proptest::prelude::*;
 
 use super::*;
+use crate::cpu::cache::Precision;
 use crate::cpu::rope::Rotations;
 use crate::{BlockId, Rope, RopePairing, Sequence};
 
@@ -61,25 +62,28 @@ impl Text {
         &self.qkv[rows.start * self.stride()..rows.end * self.stride()]
     }
 
-    /// Attention by its definition, in f64.
-    fn reference(&self) -> Vec<f64> {
+    /// Attention by its definition, in f64, over what a cache of that precision holds.
+    fn reference(&self, precision: Precision) -> Vec<f64> {
         let Heads { heads, kv_heads, dim, scale } = self.heads;
         let at = |token: usize, head: usize| &self.qkv[token * self.stride() + head * dim..][..dim];
-        let half = |x: &f32| f16::from_f32(*x).to_f64();
+        let stored = |x: &f32| match precision {
+            Precision::Half => f16::from_f32(*x).to_f64(),
+            Precision::Single => f64::from(*x),
+        };
         let mut out = Vec::new();
         for token in 0..self.tokens() {
             for head in 0..heads {
                 let (q, kv) = (at(token, head), head / (heads / kv_heads));
                 let score = |past: usize| -> f64 {
                     let k = at(past, heads + kv);
-                    q.iter().zip(k).map(|(q, k)| f64::from(*q) * half(k)).sum::<f64>() * f64::from(scale)
+                    q.iter().zip(k).map(|(q, k)| f64::from(*q) * stored(k)).sum::<f64>() * f64::from(scale)
                 };
                 let scores: Vec<f64> = (0..=token).map(score).collect();
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
                 let sum: f64 = weights.iter().sum();
                 for d in 0..dim {
-                    let value = |past: usize| weights[past] * half(&at(past, heads + kv_heads + kv)[d]);
+                    let value = |past: usize| weights[past] * stored(&at(past, heads + kv_heads + kv)[d]);
                     out.push((0..=token).map(value).sum::<f64>() / sum);
                 }
             }
@@ -93,8 +97,12 @@ impl Text {
 impl Run {
     /// A poisoned cache for `tokens` tokens, whose blocks are handed out in an order given by `seed`.
     fn new(isa: Isa, threads: usize, heads: Heads, tokens: usize, seed: u64) -> Self {
+        Self::with(Precision::Half, isa, threads, heads, tokens, seed)
+    }
+
+    fn with(precision: Precision, isa: Isa, threads: usize, heads: Heads, tokens: usize, seed: u64) -> Self {
         let blocks = tokens.div_ceil(BLOCK_TOKENS) + 64;
-        let mut cache = Cache::new(Shape::new(LAYERS, heads), blocks).unwrap();
+        let mut cache = Cache::new(Shape::new(LAYERS, heads, precision), blocks).unwrap();
         cache.poison();
         let mut free: Vec<BlockId> = (0..blocks as u32).map(BlockId).collect();
         free.sort_by_key(|block| (u64::from(block.0) + 1).wrapping_mul(seed | 1) % 65_537);
@@ -168,11 +176,12 @@ proptest! {
 
     #[test]
     fn attention_is_what_it_is_defined_as(
-        heads in heads(), tokens in 1usize..200, chunk in 1usize..200, seed: u64,
+        heads in heads(), tokens in 1usize..200, chunk in 1usize..200, single: bool, seed: u64,
     ) {
+        let precision = if single { Precision::Single } else { Precision::Half };
         let text = Text::new(heads, tokens, seed);
-        let out = Run::new(Isa::detect(), 2, heads, tokens, seed).alone(&text, chunk);
-        for (i, (&y, expected)) in out.iter().zip(text.reference()).enumerate() {
+        let out = Run::with(precision, Isa::detect(), 2, heads, tokens, seed).alone(&text, chunk);
+        for (i, (&y, expected)) in out.iter().zip(text.reference(precision)).enumerate() {
             prop_assert!((f64::from(y) - expected).abs() < 5e-5, "{}: {} {}", i, y, expected);
         }
     }

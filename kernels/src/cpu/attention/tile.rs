@@ -9,36 +9,13 @@
 use std::ops::Range;
 
 use crate::BLOCK_TOKENS;
+use crate::cpu::cache::Element;
 use crate::cpu::simd::{Lanes, WIDTH, exp};
 
 /// Blocks of a tile.
 pub(super) const TILE_BLOCKS: usize = 4;
 /// Positions of a tile.
 pub(super) const TILE: usize = TILE_BLOCKS * BLOCK_TOKENS;
-
-/// A number as it lies in memory.
-pub(super) trait Element: Copy {
-    /// Sixteen of them.
-    unsafe fn load<L: Lanes>(p: *const Self) -> L;
-}
-
-// === impl Element ===
-
-impl Element for f32 {
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(p: *const Self) -> L {
-        // SAFETY: as the caller promises.
-        unsafe { L::load(p) }
-    }
-}
-
-impl Element for u16 {
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(p: *const Self) -> L {
-        // SAFETY: as the caller promises.
-        unsafe { L::load_f16(p) }
-    }
-}
 
 /// The larger score, and the factors that bring both sides' sums to it.
 #[inline(always)]

@@ -24,7 +24,6 @@ impl Simd for Avx2 {
     type Quad = __m256i;
 
     const ROWS: &'static [usize] = &[1, 2];
-    const COLUMNS: usize = 1;
     /// A step adds 4 products of at most 15, 31 or 63 × 127 to each 16-bit sum: 4, 2, 1 steps stay below 2¹⁵.
     const OPEN_STEPS: [usize; 3] = [4, 2, 1];
     const CENTERED_BYTES: bool = true;
@@ -153,9 +152,9 @@ impl Simd for Avx2 {
         unsafe { [shift_left::<N>(x[0]), shift_left::<N>(x[1])] }
     }
 
-    fn tile(dtype: DType, rows: usize) -> TileFn {
+    fn tile(dtype: DType, rows: usize) -> (TileFn, usize) {
         match rows {
-            1 => tile::shaped::<Self, 1, 1>(dtype),
+            1 => tile::shaped::<Self, 1, 2>(dtype),
             _ => tile::shaped::<Self, 2, 1>(dtype),
         }
     }

@@ -20,7 +20,6 @@ impl Simd for Avx512 {
     type Quad = __m512i;
 
     const ROWS: &'static [usize] = &[1, 2, 4, 6];
-    const COLUMNS: usize = 2;
     const OPEN_STEPS: [usize; 3] = [4; 3];
     const CENTERED_BYTES: bool = false;
 
@@ -108,7 +107,7 @@ impl Simd for Avx512 {
         unsafe { _mm512_slli_epi16::<N>(x) }
     }
 
-    fn tile(dtype: DType, rows: usize) -> TileFn {
+    fn tile(dtype: DType, rows: usize) -> (TileFn, usize) {
         match rows {
             1 => tile::shaped::<Self, 1, 2>(dtype),
             2 => tile::shaped::<Self, 2, 2>(dtype),

@@ -21,7 +21,6 @@ impl Simd for Portable {
     type Quad = [i8; 4];
 
     const ROWS: &'static [usize] = &[1, 2];
-    const COLUMNS: usize = 1;
     const OPEN_STEPS: [usize; 3] = [4; 3];
     const CENTERED_BYTES: bool = false;
 
@@ -118,7 +117,7 @@ impl Simd for Portable {
         x.map(|x| x << N)
     }
 
-    fn tile(dtype: DType, rows: usize) -> TileFn {
+    fn tile(dtype: DType, rows: usize) -> (TileFn, usize) {
         match rows {
             1 => tile::shaped::<Self, 1, 1>(dtype),
             _ => tile::shaped::<Self, 2, 1>(dtype),

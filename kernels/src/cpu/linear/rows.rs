@@ -1,6 +1,8 @@
 //! The loops beside the tiles: quantizing activations, expanding scales, gating. Each is plain Rust or [`Simd`]
 //! code without a choice of rounding, so it gives the same bits on every instruction set.
 
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
+
 use super::simd::{LANES, Simd};
 use crate::cpu::formats::BLOCK;
 use crate::cpu::pack::PANEL;
@@ -9,6 +11,9 @@ use crate::{Activation, DType};
 
 /// Adding this rounds a small f32 to an integer, ties to even, which then stands in its low bits.
 const ROUND: f32 = 12_582_912.0;
+
+/// 2 · √(2/π).
+const GELU: f32 = (2.0 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2) as f32;
 
 /// Quantizes a row to 8 bits, as row `row` of the group whose first record is at `record`.
 ///
@@ -89,7 +94,7 @@ pub(super) fn gate(activation: Activation, gate: &[f32], up: &[f32], out: &mut [
         // Both are x · σ(y): GELU's tanh form is x · σ(2 · √(2/π) · (x + 0.044715 · x³)).
         let y = match activation {
             Activation::Silu => g,
-            Activation::GeluTanh => 1.595_769_1 * (0.044715 * g * g).mul_add(g, g),
+            Activation::GeluTanh => GELU * (0.044715 * g * g).mul_add(g, g),
         };
         *out = g / (1.0 + exp(-y)) * u;
     }
@@ -97,7 +102,7 @@ pub(super) fn gate(activation: Activation, gate: &[f32], up: &[f32], out: &mut [
 
 /// `e^x` within 2 units in the last place, from operations that every CPU rounds alike; saturates beyond ±87.
 #[inline(always)]
-pub(in crate::cpu) fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 87.0);
     // x = n · ln 2 + r, |r| ≤ ln 2 / 2; ln 2 in two parts so that r keeps its low bits.
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);

@@ -27,8 +27,6 @@ pub(in crate::cpu) trait Simd: 'static {
 
     /// Rows of a register tile, ascending; the last divides a group.
     const ROWS: &'static [usize];
-    /// Registers of 16 outputs beside each other in a tile: 1, or 2 for a whole panel.
-    const COLUMNS: usize;
     /// Steps of 8 inputs after which partial sums of 4, 5 and 6-bit codes are closed (at most).
     const OPEN_STEPS: [usize; 3];
     /// Whether 8-bit codes are multiplied as `code - 128`, so that their zero point is nothing to subtract.
@@ -70,8 +68,9 @@ pub(in crate::cpu) trait Simd: 'static {
     unsafe fn shr<const N: u32>(x: Self::Codes) -> Self::Codes;
     unsafe fn shl<const N: u32>(x: Self::Codes) -> Self::Codes;
 
-    /// The tile kernel of a format for so many rows (one of `ROWS`).
-    fn tile(dtype: DType, rows: usize) -> TileFn;
+    /// The tile kernel of a format for so many rows (one of `ROWS`), and its columns: registers of 16 outputs
+    /// beside each other, 1 or 2 (a whole panel).
+    fn tile(dtype: DType, rows: usize) -> (TileFn, usize);
 
     // The kernels, compiled for the instruction set: see `tile` and `rows` for what they do.
     unsafe fn quantized<const BITS: usize, const MIN: bool, const R: usize, const P: usize>(tile: &Tile);
@@ -85,10 +84,8 @@ pub(in crate::cpu) trait Simd: 'static {
 pub(in crate::cpu) struct Kernels {
     /// See [`Simd::ROWS`].
     pub(in crate::cpu) rows: &'static [usize],
-    /// See [`Simd::COLUMNS`].
-    pub(in crate::cpu) columns: usize,
-    /// The tile kernel of a format for so many rows (one of `rows`).
-    pub(in crate::cpu) tile: fn(DType, rows: usize) -> TileFn,
+    /// See [`Simd::tile`].
+    pub(in crate::cpu) tile: fn(DType, rows: usize) -> (TileFn, usize),
     /// See [`super::rows::expand`].
     pub(in crate::cpu) expand: unsafe fn(DType, *const u8, usize, usize, *mut f32),
     /// See [`super::rows::quantize`].
@@ -99,14 +96,7 @@ pub(in crate::cpu) struct Kernels {
 
 impl Kernels {
     pub(super) const fn of<V: Simd>() -> Self {
-        Self {
-            rows: V::ROWS,
-            columns: V::COLUMNS,
-            tile: V::tile,
-            expand: V::expand,
-            quantize: V::quantize,
-            gate: V::gate,
-        }
+        Self { rows: V::ROWS, tile: V::tile, expand: V::expand, quantize: V::quantize, gate: V::gate }
     }
 }
 

@@ -12,6 +12,9 @@
 //! Bound: 8 `vpdpbusd` + 2 or 3 float operations per row and block on the multiply ports, that is 80 % (73 % with
 //! minimums) of the VNNI roof; with one row, the weights' bytes.
 
+// Rows and columns index several arrays at once, and closures are no choice here (see `Simd`).
+#![allow(clippy::needless_range_loop)]
+
 use super::simd::{LANES, Simd};
 use crate::DType;
 use crate::cpu::pack::PANEL;
@@ -36,18 +39,22 @@ pub(in crate::cpu) struct Tile {
     pub(super) row: usize,
     /// Blocks (inputs, for floats) to go.
     pub(super) steps: usize,
-    /// Weights that will be needed next: so many cache lines a step are asked for.
+    /// Weights that will be needed next: so many cache lines a step are asked for, into L2 (measured: with three
+    /// rows and more this hides the memory, with fewer the hardware does better alone).
     pub(super) ahead: *const u8,
     pub(super) ahead_lines: usize,
+    /// Where the results will go, and the bytes between rows there: asked for, too.
+    pub(super) out: *const u8,
+    pub(super) out_stride: usize,
 }
 
 /// A kernel for tiles of one shape and format. Its caller vouches for the instruction set and for pointers that
 /// are good for the whole tile.
 pub(in crate::cpu) type TileFn = unsafe fn(&Tile);
 
-/// The kernel for tiles of a shape and format.
-pub(super) fn shaped<V: Simd, const R: usize, const C: usize>(dtype: DType) -> TileFn {
-    match dtype {
+/// The kernel of a format for tiles of R rows and C columns, and C.
+pub(super) fn shaped<V: Simd, const R: usize, const C: usize>(dtype: DType) -> (TileFn, usize) {
+    let kernel = match dtype {
         DType::F32 => V::float::<4, R, C>,
         DType::F16 => V::float::<2, R, C>,
         DType::BF16 => V::float::<3, R, C>,
@@ -57,7 +64,8 @@ pub(super) fn shaped<V: Simd, const R: usize, const C: usize>(dtype: DType) -> T
         DType::Q5_1 | DType::Q5K => V::quantized::<5, true, R, C>,
         DType::Q6K => V::quantized::<6, false, R, C>,
         DType::Q8_0 => V::quantized::<8, false, R, C>,
-    }
+    };
+    (kernel, C)
 }
 
 /// The tile of a quantized format: `BITS` per code, with a minimum per block or a zero point in the middle.
@@ -247,6 +255,11 @@ unsafe fn start<V: Simd + ?Sized, const R: usize, const C: usize>(t: &Tile) -> [
     // SAFETY: the caller's promises.
     unsafe {
         let mut acc = [[V::splat(0.0); C]; R];
+        for r in 0..R {
+            for c in 0..C {
+                V::prefetch(t.out.wrapping_add(r * t.out_stride + c * 64));
+            }
+        }
         if !t.fresh {
             for r in 0..R {
                 for c in 0..C {

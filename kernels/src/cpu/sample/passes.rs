@@ -35,6 +35,20 @@ pub(super) struct Keep<'a> {
     pub(super) sums: &'a mut [f32],
 }
 
+/// How many tokens have at least the logit `bound`, and what they weigh.
+pub(super) struct Above<'a> {
+    pub(super) logits: &'a [f32],
+    pub(super) weights: &'a [f32],
+    pub(super) bound: f32,
+}
+
+/// Tokens, and the sum of their weights.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Mass {
+    pub(super) tokens: f64,
+    pub(super) weight: f64,
+}
+
 impl Kernel for Copy<'_> {
     type Output = ();
 
@@ -121,5 +135,29 @@ impl Kernel for Keep<'_> {
                 *sum = lanes.sum();
             }
         }
+    }
+}
+
+impl Kernel for Above<'_> {
+    type Output = Mass;
+
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) -> Mass {
+        let mut mass = Mass::default();
+        // SAFETY: as the caller promises; chunks are whole vectors.
+        unsafe {
+            let (bound, zero, one) = (L::splat(self.bound), L::splat(0.0), L::splat(1.0));
+            for (logits, weights) in self.logits.chunks_exact(BLOCK).zip(self.weights.chunks_exact(BLOCK)) {
+                let (mut tokens, mut weight) = (zero, zero);
+                for (logits, weights) in logits.chunks_exact(WIDTH).zip(weights.chunks_exact(WIDTH)) {
+                    let logits = L::load(logits.as_ptr());
+                    tokens = tokens.add(one.zero_below(logits, bound));
+                    weight = weight.add(L::load(weights.as_ptr()).zero_below(logits, bound));
+                }
+                mass.tokens += f64::from(tokens.sum());
+                mass.weight += f64::from(weight.sum());
+            }
+        }
+        mass
     }
 }

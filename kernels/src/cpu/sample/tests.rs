@@ -127,7 +127,9 @@ fn logits_that_are_no_numbers_do_no_harm() {
     let all = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, 0.0];
     for a in all {
         for b in all {
-            for draw in [greedy(), sampled(), Draw { top_p: 0.5, top_k: 2, min_p: 0.1, ..sampled() }] {
+            let filtered = Draw { top_p: 0.5, top_k: 2, min_p: 0.1, ..sampled() };
+            let hot = Draw { temperature: f32::INFINITY, ..filtered.clone() };
+            for draw in [greedy(), sampled(), filtered, hot] {
                 let drawn = draw_one(&[a, b, f32::NAN], Draw { logprobs: Some(3), ..draw });
                 assert!(drawn.token < 3);
                 assert!(!drawn.logprobs.unwrap().logprob.is_nan(), "{a} {b}");
