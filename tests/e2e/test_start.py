@@ -73,20 +73,25 @@ def test_a_server_that_is_asked_to_go_finishes_its_streams():
     serve.close()
 
 
+def children(serve):
+    tasks = Path(f"/proc/{serve.process.child.pid}/task").glob("*/children")
+    return {int(pid) for task in tasks for pid in task.read_text().split()}
+
+
 def test_serve_keeps_its_workers_alive():
     serve = Serve("--workers=2", "--threads=1")
-    children = Path(f"/proc/{serve.process.child.pid}/task/{serve.process.child.pid}/children")
     ask = {"model": MODEL, "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
     try:
-        first, _ = before = [int(pid) for pid in children.read_text().split()]
+        both = lambda: serve.metric("volley_scheduler_workers") == 2
+        eventually(both, "two workers", [serve.process])
+        first, _ = children(serve)
         os.kill(first, signal.SIGKILL)
-        eventually(
-            lambda: len({*children.read_text().split()} - {str(first)}) == 2, "two workers again", [serve.process]
-        )
+        eventually(lambda: len(children(serve) - {first}) == 2 and both(), "two workers again", [serve.process])
         eventually(lambda: serve.request("POST", "/v1/completions", ask)[0] == 200, "an answer", [serve.process])
+        last = children(serve)
     finally:
         serve.close()
-    assert not any(Path(f"/proc/{pid}").exists() for pid in before)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in last)
 
 
 def test_a_broken_model_file_is_named(tmp_path):
