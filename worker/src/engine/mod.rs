@@ -100,6 +100,8 @@ impl<B: Backend> Engine<B> {
 
     /// Works until nobody can send jobs any more.
     pub(crate) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        // A step is long; the async threads of the same process must not wait for its end.
+        volley_kernels::cpu::lower_priority();
         while let Some(job) = jobs.blocking_recv() {
             match job {
                 Job::Claim { epoch, hello, results, alive } => self.claim(epoch, *hello, results, alive),

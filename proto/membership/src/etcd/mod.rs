@@ -42,8 +42,9 @@ impl Etcd {
     pub async fn connect(endpoints: &[String], prefix: &str) -> Result<Self, Error> {
         let options = ConnectOptions::new()
             .with_connect_timeout(Duration::from_secs(1))
-            // Without these a watch hangs for ever on a frozen node, or on one cut off from the majority.
-            .with_keep_alive(Duration::from_secs(1), Duration::from_secs(1))
+            // Without these a watch hangs for ever on a frozen node, or on one cut off from the majority. etcd
+            // hangs up on those who ping more often than every 5 s (its --grpc-keepalive-min-time).
+            .with_keep_alive(Duration::from_secs(6), Duration::from_secs(2))
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
         let client = Client::connect(endpoints, Some(options))
