@@ -23,7 +23,9 @@ test("a streamed chat says what the whole one says", async () => {
 
 test("the helper assembles the message", async () => {
   const whole = await openai.chat.completions.create(chat);
-  const helped = await openai.chat.completions.stream(chat).finalChatCompletion();
+  // The fourth version has it under `beta`.
+  const completions = "stream" in openai.chat.completions ? openai.chat.completions : (openai as any).beta.chat.completions;
+  const helped = await completions.stream(chat).finalChatCompletion();
   assert.equal(helped.choices[0].message.content, whole.choices[0].message.content);
 });
 
