@@ -164,6 +164,7 @@ fn draws(backend: &CpuBackend) -> Result<(), Error> {
         choice: 0,
         position: 0,
         banned: Vec::new(),
+        allowed: None,
         given: None,
         logprobs: None,
     };

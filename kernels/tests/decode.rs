@@ -314,6 +314,7 @@ fn a_step_ends_in_draws() -> Result<(), Error> {
         choice: 0,
         position: 3,
         banned: Vec::new(),
+        allowed: None,
         given: None,
         logprobs: Some(1),
     };

@@ -4,7 +4,11 @@ use tracing::Span;
 use volley_kernels::{BLOCK_TOKENS, BlockId, Draw};
 use volley_proto::v1::{Kind, NewSequence, Sampling};
 
-use super::{Limits, trace};
+use super::{
+    Limits,
+    guide::{Guide, Guides},
+    trace,
+};
 
 /// Everything that the worker keeps about a sequence between steps.
 pub(super) struct Sequence {
@@ -20,6 +24,8 @@ pub(super) struct Sequence {
     score: Option<(usize, u32)>,
     banned: Vec<u32>,
     min_tokens: usize,
+    /// Says what may be drawn.
+    pub(super) guide: Option<Guide>,
     pub(super) blocks: Vec<BlockId>,
     /// Why it can't run: each run answers with this until the slot is released.
     failure: Option<String>,
@@ -43,7 +49,7 @@ pub(super) struct Run {
 impl Sequence {
     /// Takes a sequence in. The error is a plan that contradicts itself; what this worker can't do for a
     /// sequence is the sequence's own failure.
-    pub(super) fn admit(new: NewSequence, limits: &Limits) -> Result<Self, String> {
+    pub(super) fn admit(new: NewSequence, limits: &Limits, guides: &Guides) -> Result<Self, String> {
         let (slot, known) = (new.slot, new.tokens.len());
         let (computed, prompt_tokens) = (new.computed as usize, new.prompt_tokens as usize);
         if computed >= known {
@@ -57,6 +63,9 @@ impl Sequence {
         let failure = cannot_run(&new, limits);
         let span = trace::sequence(&new);
         let kind = new.kind();
+        let grammar = new.grammar.filter(|_| kind == Kind::Generate && failure.is_none());
+        // Where it stands in its grammar follows from what was generated, here or elsewhere.
+        let guide = grammar.map(|grammar| guides.guide(grammar, new.tokens[prompt_tokens..].to_vec()));
         Ok(Self {
             kind,
             tokens: new.tokens,
@@ -67,6 +76,7 @@ impl Sequence {
             score: new.score.map(|score| (score.from.max(1) as usize, score.alternatives)),
             banned: new.banned,
             min_tokens: new.min_tokens as usize,
+            guide,
             blocks: Vec::new(),
             failure,
             _span: span,
@@ -112,6 +122,19 @@ impl Sequence {
     /// Keeps a drawn token: the next run may start with it.
     pub(super) fn push(&mut self, token: u32) {
         self.tokens.push(token);
+        if let Some(guide) = &mut self.guide {
+            guide.push(token);
+        }
+    }
+
+    /// Takes back the last row, from which nothing could be drawn: the next run starts with it.
+    pub(super) fn defer(&mut self) {
+        self.computed -= 1;
+    }
+
+    /// From now on it can't run.
+    pub(super) fn fail(&mut self, problem: String) {
+        self.failure = Some(problem);
     }
 
     fn draw_at_end(&self, limits: &Limits) -> Draw {
@@ -126,6 +149,7 @@ impl Sequence {
             choice: self.choice,
             position: self.tokens.len() as u32,
             banned: if generated < self.min_tokens { self.banned.clone() } else { Vec::new() },
+            allowed: None,
             given: None,
             logprobs: sampling.logprobs.map(|alternatives| alternatives.min(limits.vocab as u32)),
         }
@@ -141,6 +165,7 @@ impl Sequence {
             choice: self.choice,
             position: position as u32,
             banned: Vec::new(),
+            allowed: None,
             given: Some(self.tokens[position]),
             logprobs: Some(alternatives),
         }

@@ -12,6 +12,7 @@ fn greedy() -> Draw {
         choice: 0,
         position: 0,
         banned: Vec::new(),
+        allowed: None,
         given: None,
         logprobs: None,
     }
@@ -30,13 +31,18 @@ fn token(logits: &[f32], draw: Draw) -> u32 {
     draw_one(logits, draw).token
 }
 
+fn allows(draw: &Draw, token: u32) -> bool {
+    let bit = |words: &Vec<u32>| words.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1);
+    draw.allowed.as_ref().is_none_or(bit)
+}
+
 /// Tokens in falling order of logits, with their probabilities, by the definition of each filter.
 fn kept(logits: &[f32], draw: &Draw) -> Vec<(u32, f64)> {
     let mut all: Vec<(u32, f64)> = logits
         .iter()
         .enumerate()
         .map(|(token, &logit)| (token as u32, f64::from(logit) / f64::from(draw.temperature)))
-        .filter(|(token, _)| !draw.banned.contains(token))
+        .filter(|(token, _)| !draw.banned.contains(token) && allows(draw, *token))
         .collect();
     all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     let largest = all[0].1;
@@ -104,6 +110,37 @@ fn banned_tokens_are_never_drawn() {
     }
     assert_eq!(token(&logits, Draw { banned: (1..600).collect(), ..sampled() }), 0);
     assert_eq!(token(&logits, Draw { banned: (0..600).collect(), ..sampled() }), 0);
+}
+
+#[test]
+fn a_token_that_is_not_allowed_is_never_drawn() {
+    // Beyond its end, a mask allows nothing.
+    let allowed = Some(vec![0, 0b101 << 7, u32::MAX]);
+    let all = [39, 41].into_iter().chain(64..96).collect::<Vec<u32>>();
+    let flat = vec![1.0; 600];
+    let lost: Vec<f32> = (0..600).map(|i| if all.contains(&i) { f32::NEG_INFINITY } else { i as f32 }).collect();
+    let mut drawn = std::collections::BTreeSet::new();
+    for position in 0..2000 {
+        let draw = Draw { allowed: allowed.clone(), position, temperature: 3.0, ..sampled() };
+        drawn.insert(token(&flat, draw.clone()));
+        assert_eq!(token(&lost, draw.clone()), 39, "no logit says which to take");
+        assert_eq!(token(&lost, Draw { banned: vec![39], ..draw }), 41);
+    }
+    assert!(drawn.iter().eq(&all), "{drawn:?}");
+    let nothing = Draw { allowed: Some(vec![]), ..greedy() };
+    assert_eq!(token(&flat, nothing), 0);
+}
+
+#[test]
+fn rounding_never_draws_a_token_without_weight() {
+    // Sums by lanes and one by one differ here, so that some draws pass the end of the first block's weights.
+    let mut logits = vec![f32::NEG_INFINITY; 3 * BLOCK];
+    (0..BLOCK).for_each(|i| logits[i] = (i as f32 * 0.37).sin() * 5.0);
+    logits[3 * BLOCK - 1] = -16.0;
+    for position in 0..200_000 {
+        let drawn = token(&logits, Draw { position, ..sampled() });
+        assert!(logits[drawn as usize] > f32::NEG_INFINITY);
+    }
 }
 
 #[test]
@@ -226,11 +263,12 @@ proptest! {
         top_k in prop_oneof![Just(0u32), 1u32..20, 1u32..800],
         min_p in prop_oneof![Just(0f32), 0.001f32..1.0],
         banned in proptest::collection::vec(0u32..700, 0..5),
+        allowed in proptest::option::of(proptest::collection::vec(any::<u32>(), 1..25)),
         seed: u64,
     ) {
         let logits: Vec<f32> = logits.into_iter().map(|(a, b)| a as f32 / 4.0 + b as f32 * 0.01).collect();
-        prop_assume!((0..logits.len() as u32).any(|token| !banned.contains(&token)));
-        let draw = Draw { temperature, top_p, top_k, min_p, banned, seed, ..greedy() };
+        let draw = Draw { temperature, top_p, top_k, min_p, banned, allowed, seed, ..greedy() };
+        prop_assume!((0..logits.len() as u32).any(|token| !draw.banned.contains(&token) && allows(&draw, token)));
         let (expected, margin) = reference(&logits, &draw);
         // A cut or a draw that hangs on rounding may fall either way: those of top-p and min-p do so where
         // nudging them changes what is kept.

@@ -10,6 +10,9 @@
 //! sequence that ends in step k may have a row in k+1. It is dropped, and metered as waste; slot and blocks
 //! stay taken until k+1 is back.
 //!
+//! A guided sequence may find that nothing was drawn, since its grammar isn't compiled yet. Then the last row
+//! didn't count, and every step behind it runs what the one before should have: nobody waits for it.
+//!
 //! When blocks run out, a sequence is preempted: it gives up its blocks and waits again, in its old place,
 //! to be computed anew with what it has generated as part of what is known.
 
@@ -346,6 +349,12 @@ impl Running {
         let broken = |message: String| Some(self.sequence.fail(failure(Reason::Internal, message)));
         if let Some(message) = answer.failure {
             return broken(message);
+        }
+        if answer.deferred && run.draws {
+            // The last row runs again. What a step in flight runs already is that row.
+            self.scheduled -= 1;
+            self.computed -= 1;
+            return None;
         }
         if answer.tokens.len() != usize::from(run.draws) {
             let drawn = answer.tokens.len();

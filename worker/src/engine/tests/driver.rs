@@ -17,8 +17,9 @@ use volley_proto::v1::{
 use crate::{
     Activations,
     decoder::Capacity,
-    engine::{Engine, Epoch, Job, Limits, WAITING_JOBS, WAITING_RESULTS},
+    engine::{Engine, Epoch, Guides, Job, Limits, WAITING_JOBS, WAITING_RESULTS},
     testing,
+    worker::compiler,
 };
 
 pub(super) type Received = mpsc::Receiver<Result<ResultMessage, Status>>;
@@ -70,8 +71,9 @@ impl Driver {
         let backend =
             CpuBackend::new(CpuOptions { threads: 2, activations: Activations::Int8, isa: None }).unwrap();
         let decoder = testing::decoder(backend, &model, Capacity { rows, blocks: limits.blocks });
+        let guides = Guides::start(compiler(&model.text, vocab)).unwrap();
         let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
-        let thread = std::thread::spawn(move || Engine::new(decoder, limits).run(waiting));
+        let thread = std::thread::spawn(move || Engine::new(decoder, limits, guides).run(waiting));
         Self { jobs, thread, connections: 0, limits }
     }
 
