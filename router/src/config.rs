@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::auth::Keys;
+use crate::http::auth::Keys;
 
 /// Everything that the HTTP side can be told.
 #[derive(Clone, Debug)]

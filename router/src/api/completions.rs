@@ -10,16 +10,17 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     App,
-    fields::{PromptField, PromptItem},
-    generate::{Ask, Caller},
-    logprobs::View,
-    parse,
-    reply::{Piece, Shape},
+    common::{
+        fields::{PromptField, PromptItem},
+        generate::{Ask, Caller},
+        logprobs::View,
+        parse,
+        reply::{Piece, Shape},
+    },
 };
 use crate::{
-    body,
     engine::{Generate, Model},
-    error::ApiError,
+    http::{body, error::ApiError},
 };
 
 /// What completions take beside the shared parameters.

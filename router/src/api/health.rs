@@ -6,7 +6,7 @@ use axum::{Json, extract::State, http::header, response::IntoResponse};
 use serde_json::{Value, json};
 
 use super::App;
-use crate::{engine::Generate, error::ApiError};
+use crate::{engine::Generate, http::error::ApiError};
 
 /// The process runs.
 pub(crate) async fn health() -> Json<Value> {

@@ -5,21 +5,15 @@
 //!  answer ◀─ reply (in one piece, or Chunks over sse) ◀─ Deltas ◀─ engine ◀┘ generate
 //! ```
 //!
+//! A file or a folder is one API and knows no other; what several do alike is in [`common`]. Routes: `http/edge.rs`.
+//!
 //! [`Generation`]: crate::generation::Generation
 
 pub mod chat;
+pub mod common;
 pub mod completions;
-pub mod fields;
-mod generate;
 pub(crate) mod health;
-mod later;
-mod logprobs;
-pub mod messages;
 pub mod models;
-pub mod parameters;
-mod parse;
-mod reply;
-mod usage;
 
 use std::sync::Arc;
 
@@ -29,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Config,
     engine::{Generate, Model, ModelError},
-    error::ApiError,
+    http::error::ApiError,
 };
 
 /// What every handler shares.

@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use super::{Answer, Client, Step, done, post};
 use crate::{
-    auth::Keys,
     config::{Config, UnknownFields},
     engine::StartError,
     generation::Reason,
+    http::auth::Keys,
 };
 
 /// Which endpoint.

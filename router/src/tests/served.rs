@@ -13,7 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Scripted, Step, end, text};
-use crate::{config::Config, engine::StreamError, generation::Reason, server};
+use crate::{config::Config, engine::StreamError, generation::Reason, http::server};
 
 struct Server {
     address: std::net::SocketAddr,
