@@ -131,14 +131,16 @@ impl Assembler {
         self.flush(reason)
     }
 
-    /// Takes one generated token; says whether the choice ends with it.
+    /// Takes one generated token; says whether the choice ends with it. An end token is no output: it has no text
+    /// and no log-probability, and usage doesn't count it.
     fn generate(&mut self, id: u32, logprobs: Option<&Logprobs>, ends: bool) -> Option<Reason> {
-        self.generated += 1;
         let rules = self.rules.clone();
-        let ends = ends || rules.stops.tokens().contains(&id);
-        let bytes = if ends { &[] } else { rules.tokenizer.vocabulary().text(id) };
-        let new = self.add(id, logprobs, bytes);
-        if self.find_stop(new) || ends {
+        if ends || rules.stops.tokens().contains(&id) {
+            return Some(Reason::Stop);
+        }
+        self.generated += 1;
+        let new = self.add(id, logprobs, rules.tokenizer.vocabulary().text(id));
+        if self.find_stop(new) {
             Some(Reason::Stop)
         } else if self.generated >= rules.max_tokens {
             Some(Reason::Length)

@@ -75,7 +75,7 @@ fn text_that_may_become_a_stop_string_is_held_until_it_is_not() {
     assert_eq!(assembler.push(step(&bytes("xab"))).unwrap().text, "x");
     assert_eq!(assembler.push(step(&bytes("a"))).unwrap().text, "ab");
     let end = assembler.push(last(&[IM_END], Reason::Stop)).unwrap();
-    assert_eq!((end.text.as_str(), end.tokens.len()), ("a", 2));
+    assert_eq!((end.text.as_str(), end.tokens.len()), ("a", 1));
 }
 
 #[test]
@@ -105,19 +105,21 @@ fn the_earliest_end_wins_and_then_the_listed_order() {
 }
 
 #[test]
-fn an_end_token_gives_no_text_and_counts() {
+fn an_end_token_is_no_output() {
     let mut assembler = Assembler::new(3, rules(&[], true));
     let delta = assembler.push(last(&[0x61, IM_END], Reason::Stop)).unwrap();
-    assert_eq!((delta.choice, delta.text.as_str()), (3, "a"));
-    assert_eq!(delta.tokens[1].bytes, b"<|im_end|>");
-    assert_eq!(delta.finish.unwrap().completion_tokens, 2);
+    assert_eq!((delta.choice, delta.text.as_str(), delta.tokens.len()), (3, "a", 1));
+    assert_eq!(delta.finish.unwrap().completion_tokens, 1);
+    let only = Assembler::new(0, rules(&[], true)).push(last(&[IM_END], Reason::Stop)).unwrap();
+    let finish = Finish { reason: Reason::Stop, completion_tokens: 0, cached_tokens: 0 };
+    assert_eq!((only.text.as_str(), only.tokens.len(), only.finish), ("", 0, Some(finish)));
 }
 
 #[test]
 fn a_stop_string_that_names_a_special_token_stops_at_it() {
     let mut assembler = Assembler::new(0, rules(&["<|im_start|>"], true));
     let delta = assembler.push(step(&[0x61, IM_START, 0x62])).unwrap();
-    assert_eq!((delta.text.as_str(), delta.tokens.len()), ("a", 2));
+    assert_eq!((delta.text.as_str(), delta.tokens.len()), ("a", 1));
     assert_eq!(delta.finish.unwrap().reason, Reason::Stop);
 }
 
