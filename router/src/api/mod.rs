@@ -15,7 +15,7 @@ pub mod completions;
 pub(crate) mod health;
 pub mod models;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
@@ -31,7 +31,7 @@ pub(crate) struct App<E> {
     pub config: Config,
     pub engine: Arc<E>,
     pub metrics: PrometheusHandle,
-    /// The server takes no new connections.
+    /// The server takes no new requests.
     pub draining: CancellationToken,
     /// The server waits no longer for streams to end.
     pub closing: CancellationToken,
@@ -43,6 +43,15 @@ const MODEL_ID: usize = 1024;
 // === impl App ===
 
 impl<E: Generate> App<E> {
+    /// Refuses what comes while the server drains.
+    pub(crate) fn check_open(&self) -> Result<(), ApiError> {
+        if self.draining.is_cancelled() {
+            let message = "the server is shutting down".into();
+            return Err(ApiError::Unavailable { message, retry_after: Duration::from_secs(1) });
+        }
+        Ok(())
+    }
+
     /// The model that a request's `model` means.
     pub(crate) async fn model(&self, requested: &str) -> Result<Arc<Model>, ApiError> {
         if requested.len() > MODEL_ID {

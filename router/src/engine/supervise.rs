@@ -81,6 +81,9 @@ impl<S: Sink> Links<S> {
                 Ok((link, inbound)) => {
                     backoff = BACKOFF.0;
                     let error = self.serve(&link, inbound).await;
+                    if self.shutdown.is_cancelled() {
+                        return id; // this end broke it off
+                    }
                     tracing::warn!(scheduler = id, %error, "the link to a scheduler broke");
                 }
                 Err(error) => tracing::debug!(scheduler = id, %error, "cannot link up with a scheduler"),

@@ -2,7 +2,7 @@
 //! envelope, headers, a panic that takes only its own request.
 //!
 //! ```text
-//!  request ─▶ serve ─▶ routes (axum) ─▶ authenticate ─▶ api
+//!  request ─▶ serve ─▶ routes (axum) ─▶ admit (drain, keys) ─▶ api
 //! ```
 
 use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc};
@@ -51,7 +51,7 @@ pub(crate) fn routes<E: Generate>(app: Arc<App<E>>) -> Router {
         .route("/completions", post(api::completions::create::<E>))
         .route("/models", get(api::models::list::<E>))
         .route("/models/{*id}", get(api::models::retrieve::<E>))
-        .route_layer(middleware::from_fn_with_state(app.clone(), authenticate::<E>))
+        .route_layer(middleware::from_fn_with_state(app.clone(), admit::<E>))
         .route("/health", get(api::health::health))
         .route("/healthz", get(api::health::health))
         .route("/ready", get(api::health::ready::<E>))
@@ -173,12 +173,8 @@ async fn method_not_allowed(request: Request) -> Response {
 }
 
 /// Lets a request through with its tenant, before anything of its body is read.
-async fn authenticate<E: Generate>(
-    State(app): State<Arc<App<E>>>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    match app.config.keys.check(request.headers()) {
+async fn admit<E: Generate>(State(app): State<Arc<App<E>>>, mut request: Request, next: Next) -> Response {
+    match app.check_open().and_then(|()| app.config.keys.check(request.headers())) {
         Ok(tenant) => {
             request.extensions_mut().insert(tenant);
             next.run(request).await

@@ -1,7 +1,7 @@
 //! The HTTP server: sockets, their limits, and a drain that lets streams end.
 //!
 //! ```text
-//!  shutdown ─▶ no new connections ─ grace ─▶ streams get their error event ─ a moment ─▶ the rest is cut
+//!  shutdown ─▶ new requests get 503 ─ grace ─▶ streams get their error event ─ a moment ─▶ the rest is cut
 //! ```
 
 use std::{
@@ -23,7 +23,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     task::JoinSet,
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{Interval, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -53,7 +53,8 @@ pub enum Error {
     Listener(#[source] io::Error),
 }
 
-/// Serves until `shutdown`, then drains: running requests have [`Config::grace`] to end.
+/// Serves until `shutdown`, then drains: running requests have [`Config::grace`] to end, and new ones are told to
+/// come back, so that a load balancer sees /ready fail rather than a port that refuses.
 pub async fn serve<E: Generate>(
     config: Config,
     engine: Arc<E>,
@@ -70,34 +71,33 @@ pub async fn serve<E: Generate>(
         draining: shutdown.clone(),
         closing: closing.clone(),
     });
-    let server = Server { routes: edge::routes(app), builder: builder(), graceful: GracefulShutdown::new() };
-    let mut connections = JoinSet::new();
     let mut upkeep = interval(UPKEEP);
     upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => break,
-            _ = upkeep.tick() => metrics.run_upkeep(),
-            Some(_) = connections.join_next() => {}
-            (stream, permit) = accept(&listener, &permits) => {
-                let connection = server.connection(stream);
-                connections.spawn(async move {
-                    connection.await;
-                    drop(permit);
-                });
-            }
+    let mut server = Server {
+        listener,
+        routes: edge::routes(app),
+        builder: builder(),
+        graceful: GracefulShutdown::new(),
+        permits: Arc::new(Semaphore::new(CONNECTIONS)),
+        connections: JoinSet::new(),
+        metrics,
+        upkeep,
+    };
+    server.accept_until(shutdown.cancelled()).await;
+    // Only what was connected before is waited for: whoever asks /ready again and again never ends.
+    let running = std::mem::take(&mut server.graceful);
+    server.builder.http1().keep_alive(false);
+    let drained = async {
+        let drained = running.shutdown();
+        tokio::pin!(drained);
+        if timeout(grace, &mut drained).await.is_err() {
+            tracing::warn!("the grace is over, streams are cut");
+            closing.cancel();
+            let _ = timeout(PARTING, drained).await;
         }
-    }
-    drop(listener);
-    let drained = async { server.graceful.shutdown().await };
-    tokio::pin!(drained);
-    if timeout(grace, &mut drained).await.is_err() {
-        tracing::warn!(left = connections.len(), "the grace is over, streams are cut");
-        closing.cancel();
-        let _ = timeout(PARTING, &mut drained).await;
-    }
-    connections.shutdown().await;
+    };
+    server.accept_until(drained).await;
+    server.connections.shutdown().await;
     Ok(())
 }
 
@@ -120,16 +120,41 @@ async fn accept(
     }
 }
 
-/// What serves each connection.
+/// The connections, and what serves each.
 struct Server {
+    listener: TcpListener,
     routes: Router,
     builder: auto::Builder<TokioExecutor>,
     graceful: GracefulShutdown,
+    /// As many as there may be connections.
+    permits: Arc<Semaphore>,
+    connections: JoinSet<()>,
+    metrics: PrometheusHandle,
+    upkeep: Interval,
 }
 
 // === impl Server ===
 
 impl Server {
+    async fn accept_until(&mut self, end: impl Future<Output = ()>) {
+        tokio::pin!(end);
+        loop {
+            tokio::select! {
+                biased; // what connects after the end is left to the next phase
+                () = &mut end => return,
+                _ = self.upkeep.tick() => self.metrics.run_upkeep(),
+                Some(_) = self.connections.join_next() => {}
+                (stream, permit) = accept(&self.listener, &self.permits) => {
+                    let connection = self.connection(stream);
+                    self.connections.spawn(async move {
+                        connection.await;
+                        drop(permit);
+                    });
+                }
+            }
+        }
+    }
+
     fn connection(&self, stream: TcpStream) -> impl Future<Output = ()> + Send + 'static {
         // Each token is a packet; without this a packet waits for the one before to be acknowledged.
         if let Err(error) = stream.set_nodelay(true) {
