@@ -15,9 +15,8 @@ use super::{
     App,
     common::{
         generate::{Ask, Caller},
-        logprobs::View,
         parse,
-        reply::{Piece, Shape},
+        reply::{Said, Shape},
     },
 };
 use crate::{
@@ -38,11 +37,12 @@ pub struct ChatRequest {
 struct Chat;
 
 #[derive(Serialize)]
-struct Choice<'a> {
-    index: u32,
-    message: Reply<'a>,
-    logprobs: Option<View<'a>>,
-    finish_reason: &'static str,
+#[serde(rename_all = "lowercase")]
+enum Body<'a> {
+    /// Of an answer.
+    Message(Reply<'a>),
+    /// Of a chunk.
+    Delta(Delta<'a>),
 }
 
 #[derive(Serialize)]
@@ -51,14 +51,6 @@ struct Reply<'a> {
     content: &'a str,
     /// Typed clients want the key.
     refusal: (),
-}
-
-#[derive(Serialize)]
-struct ChunkChoice<'a> {
-    index: u32,
-    delta: Delta<'a>,
-    logprobs: Option<View<'a>>,
-    finish_reason: Option<&'static str>,
 }
 
 /// The keys are absent, not null, where there is nothing: SDKs concatenate whatever they find.
@@ -106,27 +98,15 @@ impl Shape for Chat {
     const OBJECT: &'static str = "chat.completion";
     const CHUNK: &'static str = "chat.completion.chunk";
     const OPENS: bool = true;
-    type Choice<'a> = Choice<'a>;
-    type ChunkChoice<'a> = ChunkChoice<'a>;
+    type Body<'a> = Body<'a>;
 
-    fn choice<'a>(
-        index: u32,
-        text: &'a str,
-        logprobs: Option<View<'a>>,
-        finish_reason: &'static str,
-    ) -> Choice<'a> {
-        let message = Reply { role: "assistant", content: text, refusal: () };
-        Choice { index, message, logprobs, finish_reason }
-    }
-
-    fn chunk<'a>(index: u32, piece: Piece<'a>) -> ChunkChoice<'a> {
-        let silent = Delta::default();
-        let (delta, logprobs, finish_reason) = match piece {
-            Piece::Open => (Delta { role: Some("assistant"), ..silent }, None, None),
-            Piece::Text(text, logprobs) => (Delta { content: Some(text), ..silent }, logprobs, None),
-            Piece::Silence => (silent, None, None),
-            Piece::Finish(reason) => (silent, None, Some(reason)),
-        };
-        ChunkChoice { index, delta, logprobs, finish_reason }
+    fn body(said: Said<'_>) -> Body<'_> {
+        const ROLE: &str = "assistant";
+        Body::Delta(match said {
+            Said::Whole(content) => return Body::Message(Reply { role: ROLE, content, refusal: () }),
+            Said::Open => Delta { role: Some(ROLE), content: None },
+            Said::More(content) => Delta { role: None, content: Some(content) },
+            Said::Nothing => Delta::default(),
+        })
     }
 }

@@ -29,33 +29,34 @@ pub(crate) trait Shape: Send + Unpin + 'static {
     const CHUNK: &'static str;
     /// Whether a stream opens each choice with a chunk of its own.
     const OPENS: bool;
-    /// A choice of an answer.
-    type Choice<'a>: Serialize;
-    /// A choice of a chunk.
-    type ChunkChoice<'a>: Serialize;
+    /// The keys of a choice that are the endpoint's own.
+    type Body<'a>: Serialize;
 
-    /// One choice of an answer.
-    fn choice<'a>(
-        index: u32,
-        text: &'a str,
-        logprobs: Option<View<'a>>,
-        finish_reason: &'static str,
-    ) -> Self::Choice<'a>;
-
-    /// One choice of a chunk.
-    fn chunk<'a>(index: u32, piece: Piece<'a>) -> Self::ChunkChoice<'a>;
+    /// Words a choice's text.
+    fn body(said: Said<'_>) -> Self::Body<'_>;
 }
 
-/// What a chunk says about its choice.
-pub(crate) enum Piece<'a> {
+/// What an answer or a chunk says of a choice's text.
+#[derive(Clone, Copy)]
+pub(crate) enum Said<'a> {
+    /// All of it: an answer.
+    Whole(&'a str),
     /// It begins.
     Open,
-    /// More text (perhaps none, with log-probabilities).
-    Text(&'a str, Option<View<'a>>),
-    /// Nothing: a sign of life.
-    Silence,
-    /// It ended.
-    Finish(&'static str),
+    /// It goes on (perhaps by no text, with log-probabilities).
+    More(&'a str),
+    /// Nothing: a sign of life, or the end.
+    Nothing,
+}
+
+/// A choice of an answer or of a chunk.
+#[derive(Serialize)]
+struct Choice<'a, B> {
+    index: u32,
+    #[serde(flatten)]
+    body: B,
+    logprobs: Option<View<'a>>,
+    finish_reason: Option<&'static str>,
 }
 
 /// What every chunk repeats.
@@ -119,11 +120,16 @@ impl Head {
             .zip(answers)
             .map(|(index, answer)| {
                 let logprobs = View::new(self.logprobs, &answer.tokens);
-                S::choice(index, &answer.text, logprobs, spell(answer.reason))
+                let finish_reason = Some(spell(answer.reason));
+                Choice { logprobs, finish_reason, ..choice::<S>(index, Said::Whole(&answer.text)) }
             })
             .collect();
         crate::http::json::line(&self.frame(S::OBJECT, &choices, Some(tally.usage())))
     }
+}
+
+fn choice<'a, S: Shape>(index: u32, said: Said<'a>) -> Choice<'a, S::Body<'a>> {
+    Choice { index, body: S::body(said), logprobs: None, finish_reason: None }
 }
 
 /// An answer is only sent when every choice has a reason.
@@ -155,8 +161,8 @@ impl<S: Shape> Chunks<S> {
         Self { head, usage_at, tally, shape: PhantomData }
     }
 
-    fn chunk(&self, choice: u32, piece: Piece<'_>, usage: Option<Usage>, out: &mut Outbox) {
-        out.event(&self.head.frame(S::CHUNK, &[S::chunk(choice, piece)], usage));
+    fn chunk(&self, choice: Choice<'_, S::Body<'_>>, usage: Option<Usage>, out: &mut Outbox) {
+        out.event(&self.head.frame(S::CHUNK, &[choice], usage));
     }
 
     /// A delta's text and log-probabilities, in as many chunks as keep each line short.
@@ -168,20 +174,21 @@ impl<S: Shape> Chunks<S> {
             let (some, more) = tokens.split_at(fitting(tokens));
             (text, tokens) = (rest, more);
             let logprobs = if some.is_empty() { None } else { View::new(self.head.logprobs, some) };
-            self.chunk(delta.choice, Piece::Text(piece, logprobs), None, out);
+            self.chunk(Choice { logprobs, ..choice::<S>(delta.choice, Said::More(piece)) }, None, out);
         }
     }
 
-    fn finish(&mut self, choice: u32, finish: Finish, out: &mut Outbox) {
-        self.tally.finish(choice, finish);
+    fn finish(&mut self, index: u32, finish: Finish, out: &mut Outbox) {
+        self.tally.finish(index, finish);
         let last = self.tally.first_running().is_none();
         if last {
             self.tally.record();
         }
         let usage = (last && self.usage_at == UsageAt::LastFinish).then(|| self.tally.usage());
-        self.chunk(choice, Piece::Finish(spell(Some(finish.reason))), usage, out);
+        let finish_reason = Some(spell(Some(finish.reason)));
+        self.chunk(Choice { finish_reason, ..choice::<S>(index, Said::Nothing) }, usage, out);
         if last && self.usage_at == UsageAt::OwnChunk {
-            let none: [S::ChunkChoice<'_>; 0] = [];
+            let none: [Choice<'_, S::Body<'_>>; 0] = [];
             out.event(&self.head.frame(S::CHUNK, &none, Some(self.tally.usage())));
         }
     }
@@ -200,7 +207,7 @@ fn fitting(tokens: &[Token]) -> usize {
 impl<S: Shape> Events for Chunks<S> {
     fn open(&mut self, out: &mut Outbox) {
         if S::OPENS {
-            (0..self.tally.choices()).for_each(|choice| self.chunk(choice, Piece::Open, None, out));
+            (0..self.tally.choices()).for_each(|index| self.chunk(choice::<S>(index, Said::Open), None, out));
         }
     }
 
@@ -212,8 +219,8 @@ impl<S: Shape> Events for Chunks<S> {
     }
 
     fn silence(&mut self, out: &mut Outbox) {
-        if let Some(choice) = self.tally.first_running() {
-            self.chunk(choice, Piece::Silence, None, out);
+        if let Some(index) = self.tally.first_running() {
+            self.chunk(choice::<S>(index, Said::Nothing), None, out);
         }
     }
 
