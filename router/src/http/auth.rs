@@ -7,7 +7,7 @@ use http::{HeaderMap, header};
 use super::error::ApiError;
 
 /// The keys that open the API.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Keys {
     // Hashes, not keys: a comparison's time says nothing about a key, and no dump of memory shows one.
     hashes: Arc<HashSet<blake3::Hash>>,
