@@ -155,19 +155,7 @@ fn draws(backend: &CpuBackend) -> Result<(), Error> {
     let mut logits = backend.buffer(64, VOCABULARY)?;
     let batch = Batch { tokens: (0..64).collect(), sequences: Vec::new() };
     backend.embed(&batch, &table, &mut logits);
-    let greedy = Draw {
-        temperature: 0.0,
-        top_p: 1.0,
-        top_k: 0,
-        min_p: 0.0,
-        seed: 1,
-        choice: 0,
-        position: 0,
-        banned: Vec::new(),
-        allowed: None,
-        given: None,
-        logprobs: None,
-    };
+    let greedy = Draw::default();
     let sampled = Draw { temperature: 0.7, ..greedy.clone() };
     for (name, draw) in [
         ("greedy", greedy.clone()),

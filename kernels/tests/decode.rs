@@ -260,8 +260,8 @@ fn numbers(tensor: &Tensor) -> Vec<f64> {
 #[test]
 fn logits_are_those_of_the_definition() -> Result<(), Error> {
     let reference = Weights::new().reference(&TEXT);
-    // f16 keys and values leave some error; 8-bit activations more.
-    for (activations, tolerance) in [(Activations::F32, 2e-3), (Activations::Int8, 0.08)] {
+    // In f32 only sums are rounded; 8-bit activations, with keys and values in halves, leave more.
+    for (activations, tolerance) in [(Activations::F32, 1e-5), (Activations::Int8, 0.08)] {
         let logits = Model::cpu(2, activations, None)?.alone(TEXT.len(), 0);
         let differences = logits.iter().flatten().zip(reference.iter().flatten());
         let worst = differences.map(|(y, expected)| (f64::from(*y) - expected).abs()).fold(0.0, f64::max);
@@ -305,19 +305,7 @@ fn a_copied_block_continues_as_the_original_does() -> Result<(), Error> {
 fn a_step_ends_in_draws() -> Result<(), Error> {
     let mut model = Model::cpu(2, Activations::Int8, None)?;
     let rows = model.step(&batch(&[(0, 3, 0)]));
-    let draw = Draw {
-        temperature: 0.0,
-        top_p: 1.0,
-        top_k: 0,
-        min_p: 0.0,
-        seed: 0,
-        choice: 0,
-        position: 3,
-        banned: Vec::new(),
-        allowed: None,
-        given: None,
-        logprobs: Some(1),
-    };
+    let draw = Draw { logprobs: Some(1), ..Draw::default() };
     let drawn = model.backend.draw(&model.logits, &vec![draw; 3]);
     // `step` gives rows in order; the logits were picked in reverse.
     for (drawn, row) in drawn.iter().zip(rows.iter().rev()) {
