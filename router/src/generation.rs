@@ -1,5 +1,7 @@
 //! The one internal request that every API translates to, and the deltas that come back.
 
+use volley_grammar::Grammar;
+
 /// A request for text: some prompts, `n` choices of each, one way of sampling.
 #[derive(Clone, Debug)]
 pub struct Generation {
@@ -21,6 +23,10 @@ pub struct Generation {
     pub echo: bool,
     /// Report log-probabilities, with this many alternatives.
     pub logprobs: Option<u32>,
+    /// What a choice may say.
+    pub grammar: Option<Grammar>,
+    /// Special tokens whose names are part of the text.
+    pub shown: Vec<u32>,
     /// How tokens are drawn.
     pub sampling: Sampling,
     /// Who asks: separates caches and queues.

@@ -22,5 +22,5 @@ mod text;
 
 pub use self::{
     http::{auth, error, server},
-    text::{assembler, model, stop, template, tokenizer, vocabulary},
+    text::{assembler, model, output, stop, template, tokenizer},
 };

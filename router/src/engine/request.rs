@@ -109,6 +109,7 @@ impl Request {
             tokenizer: model.tokenizer().clone(),
             stops,
             include_stop: generation.include_stop,
+            shown: generation.shown.clone(),
             max_tokens: generation.max_tokens,
         });
         let first = index as u32 * generation.n;
@@ -347,6 +348,7 @@ fn header(model: &Model, generation: &Generation, stops: &Stops, prompt_tokens: 
         score: alternatives.map(|alternatives| ScoreRange { from: 1, alternatives }),
         tenant: generation.tenant.clone(),
         traceparent: generation.traceparent.clone(),
+        grammar: generation.grammar.as_ref().map(|grammar| grammar.text().to_owned()),
         ..Submission::default()
     }
 }

@@ -9,7 +9,7 @@ use axum::{
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-use crate::engine::{ModelError, StartError, StreamError, TextError};
+use crate::engine::{GrammarError, ModelError, StartError, StreamError, TextError};
 
 /// Why a request was not, or not completely, answered.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -141,6 +141,18 @@ impl ApiError {
                 Self::Overloaded { message: error.to_string(), retry_after: Duration::from_secs(1) }
             }
             error => Self::value(param, error.to_string()),
+        }
+    }
+
+    /// A grammar's fault, blamed on the field that it came from.
+    pub(crate) fn grammar(error: GrammarError, param: &str) -> Self {
+        use volley_grammar::Error;
+        match error {
+            GrammarError::Refused(Error::Invalid(message)) => Self::value(param, message),
+            GrammarError::Refused(Error::Broken(message)) => Self::Internal(message),
+            GrammarError::Refused(Error::TooComplex(_)) | GrammarError::Slow => {
+                Self::with_code("schema_too_complex", param, error.to_string())
+            }
         }
     }
 

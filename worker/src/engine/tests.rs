@@ -3,4 +3,5 @@
 
 mod driver;
 mod exactness;
+mod guided;
 mod plans;

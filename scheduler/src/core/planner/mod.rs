@@ -219,8 +219,9 @@ impl Planner {
             if running.state == State::Ended {
                 self.totals.wasted_tokens += run.tokens as u64;
             } else {
-                let answer = answers.get_mut(running.slot.0 as usize).and_then(Option::take);
-                if let Some(output) = running.take_in(run, answer.unwrap_or_default(), self.limits.context) {
+                let answer = answers.get_mut(running.slot.0 as usize).and_then(Option::take).unwrap_or_default();
+                self.totals.wasted_tokens += u64::from(answer.deferred);
+                if let Some(output) = running.take_in(run, answer, self.limits.context) {
                     if output.ends() {
                         running.state = State::Ended;
                     }
@@ -354,11 +355,10 @@ impl Running {
             // The last row runs again. What a step in flight runs already is that row.
             self.scheduled -= 1;
             self.computed -= 1;
-            return None;
         }
-        if answer.tokens.len() != usize::from(run.draws) {
-            let drawn = answer.tokens.len();
-            return broken(format!("the worker drew {drawn} tokens, not {}", usize::from(run.draws)));
+        let (drawn, expected) = (answer.tokens.len(), usize::from(run.draws && !answer.deferred));
+        if drawn != expected {
+            return broken(format!("the worker drew {drawn} tokens, not {expected}"));
         }
         let mut output = self.sequence.output();
         let mut finish = None;
