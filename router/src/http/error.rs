@@ -128,6 +128,15 @@ impl ApiError {
         Self::Invalid { code, param: Some(param.into()), message: message.into() }
     }
 
+    /// The same fault, of the field at that path.
+    pub(crate) fn at(self, path: String) -> Self {
+        match self {
+            Self::Invalid { code: "missing_required_parameter", .. } => Self::missing(path),
+            Self::Invalid { code, message, .. } => Self::Invalid { code, param: Some(path), message },
+            other => other,
+        }
+    }
+
     /// A fault of the body as a whole.
     pub(crate) fn body(code: &'static str, message: impl Into<String>) -> Self {
         Self::Invalid { code, param: None, message: message.into() }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{Error, gbnf, schema};
+use crate::{Error, Vocabulary, gbnf, schema};
 
 /// The most bytes of a grammar's text. Larger ones are data, not forms.
 const MAX_BYTES: usize = 1 << 20;
@@ -53,6 +53,17 @@ impl Grammar {
     /// [`json`](Self::json) and [`token`](Self::token).
     pub fn lark(text: String) -> Result<Self, Error> {
         Self::new(text)
+    }
+
+    /// The same, behind a reasoning section that the prompt has begun.
+    pub fn after_reasoning(&self, vocabulary: &Vocabulary) -> Self {
+        const CLOSE: &str = "</think>";
+        let rest = self.0.strip_prefix("start: ").unwrap_or(&self.0);
+        let reasoning = match vocabulary.special(CLOSE) {
+            Some(id) => format!("reasoning: /(?s:.*)/ {}", Self::token(id)),
+            None => format!("reasoning[suffix={}]: /(?s:.*)/", literal(CLOSE)),
+        };
+        Self(format!("start: reasoning SPACE answer\nSPACE: /[ \\n]{{0,4}}/\n{reasoning}\nanswer: {rest}"))
     }
 
     /// A grammar as it came over the wire.

@@ -11,6 +11,8 @@ use http::{HeaderMap, HeaderValue, header};
 use serde::Serialize;
 
 use super::{
+    format::Form,
+    listen::Hearing,
     parameters::{Parameters, Settings},
     reply::{Answer, Chunks, Head, Shape},
     usage::Tally,
@@ -46,6 +48,10 @@ pub(crate) struct Ask {
     pub param: &'static str,
     /// `max_tokens` of a request that does not say.
     pub default_max_tokens: u32,
+    /// What the text must be, and the field that says so.
+    pub grammar: Option<Form>,
+    /// How the text is read.
+    pub hearing: Hearing,
 }
 
 /// What `fireworks-sampling-options` tells.
@@ -108,6 +114,11 @@ impl<E: Generate> App<E> {
         };
         let stream = ask.settings.stream;
         let model = ask.model.clone();
+        if let Some((grammar, param)) = &ask.grammar {
+            let checked = model.check_grammar(grammar).await;
+            checked.map_err(|error| ApiError::grammar(error, param))?;
+        }
+        let hearing = ask.hearing.clone();
         let generation = ask.generation(id, &lengths, caller.tenant, caller.traceparent)?;
         let options = sampling_options(&generation);
 
@@ -115,11 +126,14 @@ impl<E: Generate> App<E> {
         let first_token = caller.exchange.first_token();
         let mut response = match stream {
             Some(usage_at) => {
-                let chunks = Chunks::<S>::new(head, usage_at, tally.clone());
+                let chunks = Chunks::<S>::new(head, usage_at, tally.clone(), &hearing);
                 let exchange = caller.exchange;
                 EventStream::new(chunks, deltas, self.closing.clone(), exchange).into_response()
             }
-            None => collect::<S>(&head, tally.clone(), deltas, &caller.exchange, first_token).await?,
+            None => {
+                let answers = (0..tally.choices()).map(|_| Answer::new(&hearing)).collect();
+                collect::<S>(&head, tally.clone(), answers, deltas, &caller.exchange, first_token).await?
+            }
         };
         let headers = response.headers_mut();
         headers.insert("fireworks-prompt-tokens", HeaderValue::from(tally.prompt_tokens()));
@@ -134,11 +148,11 @@ impl<E: Generate> App<E> {
 async fn collect<S: Shape>(
     head: &Head,
     mut tally: Tally,
+    mut answers: Vec<Answer>,
     mut deltas: Deltas,
     exchange: &Exchange,
     first_token: Duration,
 ) -> Result<Response, ApiError> {
-    let mut answers: Vec<Answer> = (0..tally.choices()).map(|_| Answer::default()).collect();
     while tally.first_running().is_some() {
         let Some(batch) = deltas.try_next().await? else {
             return Err(ApiError::Internal("the output ended early".into()));
@@ -151,6 +165,7 @@ async fn collect<S: Shape>(
             }
         }
     }
+    answers.iter().for_each(|answer| tally.reason(answer.reasoning_tokens()));
     tally.record();
     let mut response = Response::new(Body::from(head.answer::<S>(&answers, &tally)));
     let headers = response.headers_mut();
@@ -201,9 +216,12 @@ impl Ask {
             max_tokens,
             stop: self.settings.stop,
             include_stop: self.settings.include_stop,
-            ignore_eos: self.settings.ignore_eos,
+            // A text that its grammar lets only end must end.
+            ignore_eos: self.settings.ignore_eos && self.grammar.is_none(),
             echo: self.settings.echo,
             logprobs: self.settings.logprobs.map(|logprobs| logprobs.top),
+            grammar: self.grammar.map(|(grammar, _)| grammar),
+            shown: self.hearing.reading.markers(self.model.tokenizer().vocabulary()),
             sampling,
             tenant,
             traceparent,

@@ -17,12 +17,7 @@ const EMPTY: Harmless = |value, _| {
         || matches!(value, Value::Object(map) if map.is_empty())
         || matches!(value, Value::String(text) if text.is_empty())
 };
-const BOOLEAN: Harmless = |value, _| value.is_boolean();
-const NO_CALLS: Harmless = |value, _| matches!(value.as_str(), Some("none" | "auto"));
 const ONLY_TEXT: Harmless = |value, _| *value == json!(["text"]);
-const TEXT_FORMAT: Harmless = |value, _| *value == json!({"type": "text"});
-const NO_REASONING: Harmless = |value, _| *value == Value::Bool(false) || value.as_str() == Some("none");
-const NO_THINKING: Harmless = |value, _| *value == json!({"type": "disabled"});
 /// `best_of` is harmless when every candidate is returned.
 const SAME_AS_N: Harmless =
     |value, request| value.as_f64() == request.get("n").and_then(Value::as_f64).or(Some(1.0));
@@ -35,8 +30,6 @@ const FIELDS: &[(&str, Harmless)] = &[
     ("echo_last", ZERO),
     ("forced_generation", NEVER),
     ("frequency_penalty", ZERO),
-    ("function_call", NO_CALLS),
-    ("functions", EMPTY),
     ("images", EMPTY),
     ("logit_bias", EMPTY),
     ("min_tokens", ZERO),
@@ -44,22 +37,15 @@ const FIELDS: &[(&str, Harmless)] = &[
     ("mirostat_target", NEVER),
     ("modalities", ONLY_TEXT),
     ("moderation", NEVER),
-    ("parallel_tool_calls", BOOLEAN),
     ("perf_metrics_in_response", FALSE),
     ("prediction", NEVER),
     ("presence_penalty", ZERO),
     ("prompt_truncate_len", NEVER),
     ("raw_output", FALSE),
-    ("reasoning_effort", NO_REASONING),
-    ("reasoning_history", NEVER),
     ("repetition_penalty", ONE),
-    ("response_format", TEXT_FORMAT),
     ("return_token_ids", FALSE),
     ("speculation", NEVER),
     ("suffix", EMPTY),
-    ("thinking", NO_THINKING),
-    ("tool_choice", NO_CALLS),
-    ("tools", EMPTY),
     ("typical_p", ONE),
     ("web_search_options", NEVER),
 ];
@@ -90,9 +76,8 @@ mod tests {
     #[test]
     fn defaults_pass_and_effects_are_refused_by_name() {
         assert_eq!(
-            read(json!({"model": "m", "frequency_penalty": 0.0, "presence_penalty": 0, "tools": [],
-                "tool_choice": "auto", "response_format": {"type": "text"}, "audio": null, "best_of": 1,
-                "logit_bias": {}, "suffix": "", "modalities": ["text"], "functions": null})),
+            read(json!({"model": "m", "frequency_penalty": 0.0, "presence_penalty": 0, "audio": null, "best_of": 1,
+                "logit_bias": {}, "suffix": "", "modalities": ["text"]})),
             Ok(1)
         );
         assert_eq!(read(json!({"best_of": 3, "n": 3})), Ok(1));
@@ -100,9 +85,7 @@ mod tests {
             ("frequency_penalty", json!(0.5)),
             ("best_of", json!(2)),
             ("suffix", json!("x")),
-            ("response_format", json!({"type": "json_object"})),
             ("logit_bias", json!({"1": 5})),
-            ("tools", json!([{}])),
         ] {
             let request = Value::Object(Map::from_iter([(name.to_owned(), value)]));
             assert_eq!(read(request), Err(format!("{name} is not supported")));

@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::fields::{Integer, LogprobsField, Number, Strings};
+use super::{
+    fields::{Integer, LogprobsField, Number, Strings},
+    format::{self, Form, ResponseFormat},
+    reasoning::{History, Reasoning, ThinkingField},
+};
 use crate::{
     config::{Config, StopWord},
     generation::Sampling,
@@ -47,6 +51,22 @@ pub struct Parameters {
     pub top_logprobs: Option<Integer>,
     /// Whether end-of-sequence tokens are ordinary.
     pub ignore_eos: Option<bool>,
+    /// What the text must be.
+    pub response_format: Option<ResponseFormat>,
+    /// A JSON schema of the text (vLLM's name).
+    pub guided_json: Option<serde_json::Value>,
+    /// A regular expression of the text (vLLM's name).
+    pub guided_regex: Option<String>,
+    /// The texts to choose from (vLLM's name).
+    pub guided_choice: Option<Vec<String>>,
+    /// A grammar of the text (vLLM's name).
+    pub guided_grammar: Option<String>,
+    /// How much to reason: a word, a switch, or a number of tokens.
+    pub reasoning_effort: Option<serde_json::Value>,
+    /// Whether to reason (Anthropic's shape).
+    pub thinking: Option<ThinkingField>,
+    /// What becomes of the reasoning in earlier messages.
+    pub reasoning_history: Option<History>,
     /// Answer with server-sent events.
     pub stream: Option<bool>,
     /// Only with `stream`.
@@ -151,6 +171,9 @@ pub(crate) struct Settings {
     pub echo: bool,
     pub ignore_eos: bool,
     pub logprobs: Option<Logprobs>,
+    /// What the text must be.
+    pub grammar: Option<Form>,
+    pub reasoning: Reasoning,
     /// `None`: answer in one piece.
     pub stream: Option<UsageAt>,
 }
@@ -178,6 +201,8 @@ impl Parameters {
             echo: self.echo.unwrap_or(false),
             ignore_eos: self.ignore_eos.unwrap_or(false),
             logprobs: self.logprobs(config.top_logprobs_max)?,
+            grammar: format::check(&self)?,
+            reasoning: Reasoning::check(&self)?,
             stream: self.stream()?,
             model,
         })

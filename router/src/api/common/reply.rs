@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use serde::Serialize;
 
 use super::{
+    listen::{Hearing, Listener, Saying},
     logprobs::{self, View},
     parameters::{LogprobsFormat, UsageAt},
     usage::{Tally, Usage},
@@ -12,6 +13,7 @@ use super::{
 use crate::{
     generation::{Delta, Finish, Reason, Token},
     http::sse::{Events, Outbox},
+    text::output::Part,
 };
 
 /// The most text in a chunk, bytes: escaped it may be six times as long, and old clients fail at long lines.
@@ -29,6 +31,8 @@ pub(crate) trait Shape: Send + Unpin + 'static {
     const CHUNK: &'static str;
     /// Whether a stream opens each choice with a chunk of its own.
     const OPENS: bool;
+    /// The `finish_reason` of a choice that ended in tool calls.
+    const CALLED: &'static str;
     /// The keys of a choice that are the endpoint's own.
     type Body<'a>: Serialize;
 
@@ -40,13 +44,25 @@ pub(crate) trait Shape: Send + Unpin + 'static {
 #[derive(Clone, Copy)]
 pub(crate) enum Said<'a> {
     /// All of it: an answer.
-    Whole(&'a str),
+    Whole(&'a Saying),
     /// It begins.
     Open,
-    /// It goes on (perhaps by no text, with log-probabilities).
-    More(&'a str),
+    /// It goes on.
+    More(Piece<'a>),
     /// Nothing: a sign of life, or the end.
     Nothing,
+}
+
+/// How a choice goes on.
+#[derive(Clone, Copy)]
+pub(crate) enum Piece<'a> {
+    /// Perhaps by no text, with log-probabilities.
+    Content(&'a str),
+    Reasoning(&'a str),
+    /// The `index`-th tool call begins.
+    Call { index: u32, id: &'a str, name: &'a str },
+    /// More of its arguments.
+    Arguments { index: u32, text: &'a str },
 }
 
 /// A choice of an answer or of a chunk.
@@ -84,9 +100,9 @@ struct Frame<'a, C> {
 }
 
 /// A choice of an answer in the making.
-#[derive(Debug, Default)]
 pub(crate) struct Answer {
-    text: String,
+    listener: Listener,
+    saying: Saying,
     tokens: Vec<Token>,
     reason: Option<Reason>,
 }
@@ -96,6 +112,8 @@ pub(crate) struct Chunks<S> {
     head: Head,
     usage_at: UsageAt,
     tally: Tally,
+    /// Of each choice.
+    listeners: Vec<Listener>,
     shape: PhantomData<S>,
 }
 
@@ -120,8 +138,8 @@ impl Head {
             .zip(answers)
             .map(|(index, answer)| {
                 let logprobs = View::new(self.logprobs, &answer.tokens);
-                let finish_reason = Some(spell(answer.reason));
-                Choice { logprobs, finish_reason, ..choice::<S>(index, Said::Whole(&answer.text)) }
+                let finish_reason = Some(spell::<S>(answer.reason, answer.listener.called()));
+                Choice { logprobs, finish_reason, ..choice::<S>(index, Said::Whole(&answer.saying)) }
             })
             .collect();
         crate::http::json::line(&self.frame(S::OBJECT, &choices, Some(tally.usage())))
@@ -132,20 +150,33 @@ fn choice<'a, S: Shape>(index: u32, said: Said<'a>) -> Choice<'a, S::Body<'a>> {
     Choice { index, body: S::body(said), logprobs: None, finish_reason: None }
 }
 
-/// An answer is only sent when every choice has a reason.
-fn spell(reason: Option<Reason>) -> &'static str {
+/// An answer is only sent when every choice has a reason. Calls that were cut have arguments that are no JSON, and
+/// the reason says so.
+fn spell<S: Shape>(reason: Option<Reason>, called: bool) -> &'static str {
     match reason {
-        Some(Reason::Stop) | None => "stop",
         Some(Reason::Length) => "length",
+        Some(Reason::Stop) | None if called => S::CALLED,
+        Some(Reason::Stop) | None => "stop",
     }
 }
 
 // === impl Answer ===
 
 impl Answer {
+    pub(crate) fn new(hearing: &Hearing) -> Self {
+        let listener = Listener::new(hearing);
+        Self { listener, saying: Saying::default(), tokens: Vec::new(), reason: None }
+    }
+
+    /// Tokens of reasoning in it.
+    pub(crate) fn reasoning_tokens(&self) -> u32 {
+        self.listener.reasoning_tokens()
+    }
+
     /// Takes a delta in, and says how the choice ended if it did.
-    pub(crate) fn extend(&mut self, delta: Delta, keep_tokens: bool) -> Option<Finish> {
-        self.text.push_str(&delta.text);
+    pub(crate) fn extend(&mut self, mut delta: Delta, keep_tokens: bool) -> Option<Finish> {
+        let parts = self.listener.hear(&mut delta);
+        self.saying.extend(parts, &self.listener);
         if keep_tokens {
             self.tokens.extend(delta.tokens);
         }
@@ -157,24 +188,48 @@ impl Answer {
 // === impl Chunks ===
 
 impl<S: Shape> Chunks<S> {
-    pub(crate) fn new(head: Head, usage_at: UsageAt, tally: Tally) -> Self {
-        Self { head, usage_at, tally, shape: PhantomData }
+    pub(crate) fn new(head: Head, usage_at: UsageAt, tally: Tally, hearing: &Hearing) -> Self {
+        let listeners = (0..tally.choices()).map(|_| Listener::new(hearing)).collect();
+        Self { head, usage_at, tally, listeners, shape: PhantomData }
     }
 
     fn chunk(&self, choice: Choice<'_, S::Body<'_>>, usage: Option<Usage>, out: &mut Outbox) {
         out.event(&self.head.frame(S::CHUNK, &[choice], usage));
     }
 
-    /// A delta's text and log-probabilities, in as many chunks as keep each line short.
-    fn text(&self, delta: &Delta, out: &mut Outbox) {
-        let tokens: &[Token] = if self.head.logprobs.is_some() { &delta.tokens } else { &[] };
-        let (mut text, mut tokens) = (delta.text.as_str(), tokens);
-        while !text.is_empty() || !tokens.is_empty() {
-            let (piece, rest) = crate::http::json::split(text, TEXT);
+    /// A delta's parts and log-probabilities, in as many chunks as keep each line short.
+    fn parts(&self, choice_index: u32, parts: &[Part], tokens: &[Token], out: &mut Outbox) {
+        let mut tokens: &[Token] = if self.head.logprobs.is_some() { tokens } else { &[] };
+        let listener = self.listeners.get(choice_index as usize);
+        let mut said = |piece: Piece<'_>, tokens: &mut &[Token]| {
             let (some, more) = tokens.split_at(fitting(tokens));
-            (text, tokens) = (rest, more);
+            *tokens = more;
             let logprobs = if some.is_empty() { None } else { View::new(self.head.logprobs, some) };
-            self.chunk(Choice { logprobs, ..choice::<S>(delta.choice, Said::More(piece)) }, None, out);
+            self.chunk(Choice { logprobs, ..choice::<S>(choice_index, Said::More(piece)) }, None, out);
+        };
+        for part in parts {
+            let (mut text, index) = match part {
+                Part::Reasoning(text) | Part::Content(text) => (text.as_str(), 0),
+                Part::Arguments { index, text } => (text.as_str(), *index),
+                Part::Call { index, name } => {
+                    let id = listener.map(|listener| listener.id(*index)).unwrap_or_default();
+                    said(Piece::Call { index: *index, id: &id, name }, &mut tokens);
+                    continue;
+                }
+            };
+            while !text.is_empty() {
+                let (piece, rest) = crate::http::json::split(text, TEXT);
+                text = rest;
+                let piece = match part {
+                    Part::Reasoning(_) => Piece::Reasoning(piece),
+                    Part::Arguments { .. } => Piece::Arguments { index, text: piece },
+                    _ => Piece::Content(piece),
+                };
+                said(piece, &mut tokens);
+            }
+        }
+        while !tokens.is_empty() {
+            said(Piece::Content(""), &mut tokens);
         }
     }
 
@@ -185,7 +240,8 @@ impl<S: Shape> Chunks<S> {
             self.tally.record();
         }
         let usage = (last && self.usage_at == UsageAt::LastFinish).then(|| self.tally.usage());
-        let finish_reason = Some(spell(Some(finish.reason)));
+        let called = self.listeners.get(index as usize).is_some_and(Listener::called);
+        let finish_reason = Some(spell::<S>(Some(finish.reason), called));
         self.chunk(Choice { finish_reason, ..choice::<S>(index, Said::Nothing) }, usage, out);
         if last && self.usage_at == UsageAt::OwnChunk {
             let none: [Choice<'_, S::Body<'_>>; 0] = [];
@@ -211,8 +267,12 @@ impl<S: Shape> Events for Chunks<S> {
         }
     }
 
-    fn delta(&mut self, delta: Delta, out: &mut Outbox) {
-        self.text(&delta, out);
+    fn delta(&mut self, mut delta: Delta, out: &mut Outbox) {
+        let Some(listener) = self.listeners.get_mut(delta.choice as usize) else { return };
+        let before = listener.reasoning_tokens();
+        let parts = listener.hear(&mut delta);
+        self.tally.reason(listener.reasoning_tokens() - before);
+        self.parts(delta.choice, &parts, &delta.tokens, out);
         if let Some(finish) = delta.finish {
             self.finish(delta.choice, finish, out);
         }

@@ -12,6 +12,8 @@ pub(super) struct Hermes {
     calls: u32,
     /// Nothing but white space came since the last call.
     fresh: bool,
+    /// The white space before the tag.
+    space: String,
 }
 
 #[derive(Default)]
@@ -35,9 +37,10 @@ impl Hermes {
                     skip_space(buffer);
                     self.fresh = buffer.is_empty();
                 }
-                if !content_until(buffer, OPEN, end, self.calls > 0, out) {
+                let Some(space) = content_until(buffer, OPEN, end, self.calls > 0, out) else {
                     return Step::Wait;
-                }
+                };
+                self.space = space;
                 self.state = State::Call(Box::default());
             }
             State::Call(object) => {
@@ -52,7 +55,7 @@ impl Hermes {
                     self.fresh = true;
                     self.state = State::Lost;
                 } else if object.is_broken() || (end && !object.is_call()) {
-                    super::say(format!("{OPEN}{}", object.raw()), out);
+                    super::say(format!("{}{OPEN}{}", self.space, object.raw()), out);
                     self.state = State::Text;
                 } else {
                     return Step::Wait;

@@ -62,7 +62,7 @@ impl Llama {
                 }
             }
             State::Text => {
-                if !content_until(buffer, TAG, end, self.calls > 0, out) {
+                if content_until(buffer, TAG, end, self.calls > 0, out).is_none() {
                     return Step::Wait;
                 }
                 self.state = State::Start;

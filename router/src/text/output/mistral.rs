@@ -42,7 +42,7 @@ impl Mistral {
                     skip_space(buffer);
                     self.fresh = buffer.is_empty();
                 }
-                if !content_until(buffer, OPEN, end, self.calls > 0, out) {
+                if content_until(buffer, OPEN, end, self.calls > 0, out).is_none() {
                     return Step::Wait;
                 }
                 self.state = State::Open;
@@ -80,11 +80,10 @@ impl Mistral {
                 let mut text = String::new();
                 let mut over = None;
                 for (at, c) in buffer.char_indices() {
-                    let value = match value {
-                        None if c.is_whitespace() => continue,
-                        value => value.get_or_insert_with(|| Value::starting(c)),
-                    };
-                    let fed = value.feed(c);
+                    if value.is_none() && c.is_whitespace() {
+                        continue;
+                    }
+                    let fed = value.get_or_insert_with(|| Value::starting(c)).feed(c);
                     if fed != Fed::After {
                         text.push(c);
                     }

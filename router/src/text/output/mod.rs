@@ -22,6 +22,8 @@ mod tests;
 
 use std::sync::Arc;
 
+use volley_grammar::Vocabulary;
+
 pub use self::format::{Format, Thinking, Tool};
 pub(crate) use self::format::{as_text, instructions, parse_arguments};
 use self::{hermes::Hermes, llama::Llama, mistral::Mistral, pythonic::Pythonic, reasoning::Reasoning};
@@ -87,6 +89,17 @@ enum Step {
     On,
     /// It needs more text.
     Wait,
+}
+
+// === impl Reading ===
+
+impl Reading {
+    /// The special tokens of a vocabulary whose names a reader must see.
+    pub(crate) fn markers(&self, vocabulary: &Vocabulary) -> Vec<u32> {
+        let thinking: &[&str] = if self.reasoning == Thinking::Never { &[] } else { &reasoning::TAGS };
+        let names = thinking.iter().chain(self.calls.map_or(&[][..], Format::markers));
+        names.filter_map(|name| vocabulary.special(name)).collect()
+    }
 }
 
 // === impl Reader ===
@@ -195,23 +208,30 @@ fn find(text: &str, tag: &str) -> Tag {
     tails.into_iter().find(|at| tag.starts_with(&text[*at..])).map_or(Tag::Nowhere, Tag::Perhaps)
 }
 
-/// Content up to a tag: says it, less the white space before the tag, and gives whether the tag came. White space at
-/// the end waits, since a tag may follow; at the text's end it is content like any other, unless calls came
-/// before.
-fn content_until(buffer: &mut String, tag: &str, end: bool, calls: bool, out: &mut Vec<Part>) -> bool {
+/// Content up to a tag: says it, less the white space before the tag, and gives that space if the tag came. White
+/// space at the end waits, since a tag may follow; at the text's end it is content like any other, unless calls
+/// came before.
+fn content_until(
+    buffer: &mut String,
+    tag: &str,
+    end: bool,
+    calls: bool,
+    out: &mut Vec<Part>,
+) -> Option<String> {
     let (until, found) = match find(buffer, tag) {
         Tag::At(at) => (at, true),
         Tag::Perhaps(at) if !end => (at, false),
         Tag::Perhaps(_) | Tag::Nowhere => (buffer.len(), false),
     };
     let text = buffer[..until].trim_end().len();
-    if found {
-        say(take(buffer, text), out);
-        buffer.drain(..until - text + tag.len());
-    } else if !end || calls {
+    if found || !end || calls {
         say(take(buffer, text), out);
     } else {
         say(buffer.split_off(0), out);
     }
-    found
+    found.then(|| {
+        let space = take(buffer, until - text);
+        buffer.drain(..tag.len());
+        space
+    })
 }

@@ -5,6 +5,9 @@ use super::{Part, Step, Tag, Thinking, find, skip_space, take};
 const OPEN: &str = "<think>";
 const CLOSE: &str = "</think>";
 
+/// The names of the tokens that the tags are.
+pub(super) const TAGS: [&str; 2] = [OPEN, CLOSE];
+
 /// Reads the section.
 pub(super) struct Reasoning {
     state: State,

@@ -54,6 +54,8 @@ fn generation(prompts: &[&str]) -> Generation {
         ignore_eos: false,
         echo: false,
         logprobs: None,
+        grammar: None,
+        shown: Vec::new(),
         sampling: Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0, seed: 7 },
         tenant: "t".into(),
         traceparent: "00-trace".into(),
