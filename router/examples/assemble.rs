@@ -124,6 +124,8 @@ fn generation(stop: Vec<String>) -> Generation {
         ignore_eos: false,
         echo: false,
         logprobs: None,
+        grammar: None,
+        shown: Vec::new(),
         sampling: Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0, seed: 1 },
         tenant: String::new(),
         traceparent: String::new(),
