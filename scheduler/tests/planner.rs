@@ -210,7 +210,8 @@ fn key(request: usize, choice: u32) -> SequenceKey {
 fn request() -> impl Strategy<Value = Request> {
     let prompt = prop::collection::vec(0..fake::VOCABULARY, 1..24);
     let lengths = (0..30u32, 0..6u32, 1..3u32, 0..6usize);
-    let flags = (any::<bool>(), prop::option::of(0..8u32), any::<bool>(), -1..2i32, any::<u64>(), any::<bool>());
+    let flags =
+        (any::<bool>(), prop::option::of(0..8u32), any::<bool>(), -1..2i32, any::<u64>(), any::<bool>());
     (prompt, lengths, flags).prop_map(|(prompt, lengths, flags)| {
         let ((max_tokens, min_tokens, choices, received), (stops, score, logprobs, priority, seed, guided)) =
             (lengths, flags);

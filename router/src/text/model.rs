@@ -229,7 +229,8 @@ impl Model {
                 let _permit = permit; // held even when nobody waits any more: the thread is busy until the end
                 compiler.compile(&grammar).map(|_| ())
             });
-            let broken = |panic: tokio::task::JoinError| Err(volley_grammar::Error::Broken(panic.to_string()));
+            let broken =
+                |panic: tokio::task::JoinError| Err(volley_grammar::Error::Broken(panic.to_string()));
             compiled.await.unwrap_or_else(broken)
         };
         match tokio::time::timeout(COMPILE_TIME, compile).await {

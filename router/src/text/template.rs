@@ -95,7 +95,8 @@ impl Template {
                 guard(json, tokenizer, &mut marks)?;
             }
         }
-        let tools = if tools.is_empty() { Value::from(()) } else { Value::from_iter(tools.into_iter().map(value)) };
+        let tools =
+            if tools.is_empty() { Value::from(()) } else { Value::from_iter(tools.into_iter().map(value)) };
         let mut context = vec![
             ("messages".to_owned(), Value::from_iter(messages.into_iter().map(value))),
             ("add_generation_prompt".to_owned(), Value::from(options.add_generation_prompt)),

@@ -78,7 +78,8 @@ impl Compiler {
         }
         let vocabulary = (self.vocabulary)()?;
         let words: Vec<Vec<u8>> = (0..self.size).map(|token| word(&vocabulary, token)).collect();
-        let trie = TokTrie::from(&TokRxInfo::new(self.size, self.stop[0]), &words).with_eos_tokens(&self.stop);
+        let trie =
+            TokTrie::from(&TokRxInfo::new(self.size, self.stop[0]), &words).with_eos_tokens(&self.stop);
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let slices = llguidance::earley::SlicedBiasComputer::general_slices();
         let mut factory = ParserFactory::new(&environment, InferenceCapabilities::default(), &slices)

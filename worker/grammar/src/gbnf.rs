@@ -7,7 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Error, grammar::{literal, regex_term}};
+use crate::{
+    Error,
+    grammar::{literal, regex_term},
+};
 
 /// The most bytes of a grammar, rules in it, and nested groups.
 const MAX_BYTES: usize = 64 << 10;
@@ -75,7 +78,9 @@ impl Parser<'_> {
             }
             if rules.insert(name.clone(), rule).is_some() || rules.len() > MAX_RULES {
                 self.at = start;
-                return Err(self.error(&format!("rule {name} is given twice, or there are more than {MAX_RULES}")));
+                return Err(
+                    self.error(&format!("rule {name} is given twice, or there are more than {MAX_RULES}"))
+                );
             }
             self.space(true);
         }
@@ -180,7 +185,8 @@ impl Parser<'_> {
             Some((low, high)) => number(low).zip(number(high)).map(|(low, high)| (low.unwrap_or(0), high)),
         };
         let counts = counts.filter(|(low, high)| high.is_none_or(|high| high >= *low));
-        let counts = counts.ok_or_else(|| self.error(&format!("expected {{m,n}} with numbers up to {MAX_COUNT}")))?;
+        let counts =
+            counts.ok_or_else(|| self.error(&format!("expected {{m,n}} with numbers up to {MAX_COUNT}")))?;
         self.at += 1 + inside.len();
         Ok(counts)
     }
@@ -253,7 +259,8 @@ impl Parser<'_> {
 
     fn name(&mut self) -> Option<String> {
         let rest = &self.text[self.at..];
-        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_').unwrap_or(rest.len());
+        let end =
+            rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_').unwrap_or(rest.len());
         self.at += end;
         (end > 0).then(|| rest[..end].to_owned())
     }
@@ -352,7 +359,11 @@ impl Writer<'_> {
             return "\"\"".to_owned();
         }
         if in_terminal {
-            return sequence.iter().map(|expr| self.expr(expr, true, terminals)).collect::<Vec<_>>().join(" ");
+            return sequence
+                .iter()
+                .map(|expr| self.expr(expr, true, terminals))
+                .collect::<Vec<_>>()
+                .join(" ");
         }
         let mut written = Vec::new();
         let chunks = sequence.chunk_by(|a, b| is_regular(a, &self.regular) == is_regular(b, &self.regular));

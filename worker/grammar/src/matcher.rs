@@ -54,7 +54,8 @@ impl Matcher {
 
 /// Why a grammar was not compiled.
 fn refusal(message: &str) -> Error {
-    let complex = ["fuel", "too complex", "too large", "too big", "too many", "too deeply", "limit", "exceed"];
+    let complex =
+        ["fuel", "too complex", "too large", "too big", "too many", "too deeply", "limit", "exceed"];
     let lower = message.to_lowercase();
     match complex.iter().any(|sign| lower.contains(sign)) {
         true => too_complex(message),

@@ -74,7 +74,9 @@ fn not_understood(instance: &Value, reason: &str) -> Error {
     if quoted.len() < text.len() {
         quoted.push('…');
     }
-    Error::Invalid(format!("JSON Schema not supported: could not understand the instance `{quoted}`: {reason}"))
+    Error::Invalid(format!(
+        "JSON Schema not supported: could not understand the instance `{quoted}`: {reason}"
+    ))
 }
 
 // === impl Survey ===
@@ -112,14 +114,16 @@ impl Survey {
         for keyword in LISTS {
             let Some(list) = map.get(keyword) else { continue };
             let list = list.as_array().filter(|list| !list.is_empty() || keyword == "prefixItems");
-            let list = list.ok_or_else(|| not_understood(schema, &format!("{keyword} must be a list of schemas")))?;
+            let list =
+                list.ok_or_else(|| not_understood(schema, &format!("{keyword} must be a list of schemas")))?;
             let part = keyword != "prefixItems" && together;
             list.iter().try_for_each(|one| self.look(root, one, part, depth + 1))?;
         }
         for keyword in MAPS {
             let Some(named) = map.get(keyword) else { continue };
             let named = named.as_object();
-            let named = named.ok_or_else(|| not_understood(schema, &format!("{keyword} must be an object")))?;
+            let named =
+                named.ok_or_else(|| not_understood(schema, &format!("{keyword} must be an object")))?;
             named.values().try_for_each(|one| self.look(root, one, false, depth + 1))?;
         }
         Ok(())
@@ -141,7 +145,9 @@ impl Survey {
             // A chain of references that never comes to a schema describes nothing.
             let next = found.as_object().filter(|map| map.len() == 1).and_then(|map| map.get("$ref"));
             match next.and_then(Value::as_str) {
-                Some(_) if !seen.insert(target) => return Err(not_understood(at, "the $ref leads to itself")),
+                Some(_) if !seen.insert(target) => {
+                    return Err(not_understood(at, "the $ref leads to itself"));
+                }
                 Some(next) => target = next,
                 None => return Ok(()),
             }
@@ -165,9 +171,9 @@ fn check_values(map: &Map<String, Value>) -> Result<(), Error> {
     match values.as_array().map(Vec::len) {
         Some(1..=VALUES) => Ok(()),
         Some(0) | None => Err(not_understood(values, "enum must be a list of at least one value")),
-        Some(count) => {
-            Err(Error::TooComplex(format!("the schema is too complex: an enum of {count} values; at most {VALUES}")))
-        }
+        Some(count) => Err(Error::TooComplex(format!(
+            "the schema is too complex: an enum of {count} values; at most {VALUES}"
+        ))),
     }
 }
 

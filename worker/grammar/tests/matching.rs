@@ -17,7 +17,8 @@ fn vocabulary() -> Result<Arc<Vocabulary>, Error> {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
             "normalized": false, "special": true})
     };
-    let words = WORDS.iter().map(|word| word.to_string()).chain((0..128u8).map(|byte| char::from(byte).into()));
+    let words =
+        WORDS.iter().map(|word| word.to_string()).chain((0..128u8).map(|byte| char::from(byte).into()));
     let vocab: serde_json::Map<String, Value> = words.zip(2..).map(|(word, id)| (word, json!(id))).collect();
     let file = json!({
         "version": "1.0", "truncation": null, "padding": null,
@@ -119,9 +120,19 @@ fn schemas_mean_what_they_say_and_objects_are_closed() {
         &compiler,
         &point,
         &[r#"{"x":1}"#, r#"{"x": -12, "s": null}"#, "{\n  \"x\": 1\n}", r#"{"x":1,"s":"a"}"#],
-        &["{}", r#"{"x":1.5}"#, r#"{"x":1,"y":2}"#, r#"{"x":1,"s":"b"}"#, "[]", r#"{"x":1} "#, "{     \"x\":1}"],
+        &[
+            "{}",
+            r#"{"x":1.5}"#,
+            r#"{"x":1,"y":2}"#,
+            r#"{"x":1,"s":"b"}"#,
+            "[]",
+            r#"{"x":1} "#,
+            "{     \"x\":1}",
+        ],
     );
-    let open = schema(json!({"type": "object", "properties": {"x": {"type": "integer"}}, "additionalProperties": true}));
+    let open = schema(
+        json!({"type": "object", "properties": {"x": {"type": "integer"}}, "additionalProperties": true}),
+    );
     assert_allows(&compiler, &open, &[r#"{"x":1,"y":[2]}"#, "{}"], &[r#"{"x":"1"}"#]);
     let tree = schema(json!({"$defs": {"T": {"type": "object", "required": ["v"],
         "properties": {"v": {"type": "integer"}, "l": {"anyOf": [{"$ref": "#/$defs/T"}, {"type": "null"}]}}}},
@@ -133,10 +144,14 @@ fn schemas_mean_what_they_say_and_objects_are_closed() {
         &[r#"{"v":1,"l":{}}"#, r#"{"v":1,"z":0}"#, r#"{"v":1,"l":{"v":2,"z":1}}"#],
     );
     // Together they describe one object, so that neither list is whole.
-    let both = schema(json!({"$defs": {"A": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}},
-        "allOf": [{"$ref": "#/$defs/A"}, {"type": "object", "properties": {"b": {"type": "integer"}}, "required": ["b"]}]}));
+    let both = schema(
+        json!({"$defs": {"A": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}},
+        "allOf": [{"$ref": "#/$defs/A"}, {"type": "object", "properties": {"b": {"type": "integer"}}, "required": ["b"]}]}),
+    );
     assert_allows(&compiler, &both, &[r#"{"a":1,"b":2}"#], &[r#"{"a":1}"#, r#"{"b":1}"#]);
-    let either = schema(json!({"oneOf": [{"type": "string", "pattern": "^a+$"}, {"type": "array", "items": {"const": 1}}]}));
+    let either = schema(
+        json!({"oneOf": [{"type": "string", "pattern": "^a+$"}, {"type": "array", "items": {"const": 1}}]}),
+    );
     assert_allows(&compiler, &either, &[r#""aa""#, "[1,1]", "[]"], &[r#""b""#, "[2]"]);
     assert_allows(&compiler, &schema(Value::Bool(true)), &["1", "null", r#"{"a":[true]}"#], &["x"]);
     assert_allows(&compiler, &Grammar::json_object(), &["{}", r#"{"a":{"b":[1]}}"#], &["[]", "1"]);
@@ -155,7 +170,10 @@ fn schemas_that_cannot_be_served_are_refused_with_the_reason() {
         (json!({"$ref": "other.json#/a"}), "not followed"),
         (json!({"$ref": "#/$defs/A"}), "leads nowhere"),
         (json!({"$ref": "#"}), "leads to itself"),
-        (json!({"$defs": {"A": {"$ref": "#/$defs/B"}, "B": {"$ref": "#/$defs/A"}}, "$ref": "#/$defs/A"}), "leads to itself"),
+        (
+            json!({"$defs": {"A": {"$ref": "#/$defs/B"}, "B": {"$ref": "#/$defs/A"}}, "$ref": "#/$defs/A"}),
+            "leads to itself",
+        ),
         (json!({"enum": []}), "at least one value"),
         (json!({"enum": (0..10_001).collect::<Vec<_>>()}), "an enum of 10001 values"),
         (json!({"anyOf": []}), "anyOf must be a list"),
@@ -234,12 +252,24 @@ fn gbnf_means_what_llama_cpp_means_by_it() {
     );
     for (grammar, good, bad) in [
         // What is regular is one terminal, so that no greedy match takes the x.
-        ("root ::= [a-z]+ \"x\" digit{2}\ndigit ::= [0-9]", &["abxx12", "ax00"][..], &["ax1", "12", "abc12"][..]),
+        (
+            "root ::= [a-z]+ \"x\" digit{2}\ndigit ::= [0-9]",
+            &["abxx12", "ax00"][..],
+            &["ax1", "12", "abc12"][..],
+        ),
         ("root ::= \"a\" root \"b\" | \"\"", &["", "ab", "aaabbb"][..], &["aab", "ba"][..]),
         ("root ::= (\"x\" | y)+ # comment\ny ::= \"y\" |\n  \"z\"", &["xyz", "z"][..], &["", "w"][..]),
-        ("root ::= [^a-c\\]] . \"\\x41\\u0042\"{,2}", &["d\nAB", "dd", "x-ABAB"][..], &["a-", "]-", "dABABABAB"][..]),
+        (
+            "root ::= [^a-c\\]] . \"\\x41\\u0042\"{,2}",
+            &["d\nAB", "dd", "x-ABAB"][..],
+            &["a-", "]-", "dABABABAB"][..],
+        ),
         ("root ::= item-a{2,}\nitem-a ::= \"-\"", &["--", "-----"][..], &["-"][..]),
-        ("root ::= e\ne ::= t | e \"+\" t\nt ::= [0-9]+ | \"(\" e \")\"", &["1+2", "(1+(22))+3"][..], &["+1", "(1"][..]),
+        (
+            "root ::= e\ne ::= t | e \"+\" t\nt ::= [0-9]+ | \"(\" e \")\"",
+            &["1+2", "(1+(22))+3"][..],
+            &["+1", "(1"][..],
+        ),
     ] {
         assert_allows(&compiler, &Grammar::gbnf(grammar).unwrap(), good, bad);
     }
@@ -274,7 +304,8 @@ fn gbnf_errors_name_the_line() {
 fn special_tokens_are_matched_by_their_number_only() {
     let compiler = compiler();
     let call = Grammar::token(CALL);
-    let grammar = Grammar::lark(format!("start: {call} {}", Grammar::json(&json!({"const": [1]})).unwrap())).unwrap();
+    let grammar =
+        Grammar::lark(format!("start: {call} {}", Grammar::json(&json!({"const": [1]})).unwrap())).unwrap();
     let mut matcher = compiler.compile(&grammar).unwrap();
     let mask = matcher.mask().unwrap();
     assert!((0..SIZE).filter(|token| has(&mask, *token)).eq([CALL]));

@@ -117,12 +117,7 @@ fn send(to: &Sender<Job>, from: From, tokens: Vec<u32>) -> State {
 }
 
 /// Starts threads that share a queue.
-fn threads(
-    name: &str,
-    count: usize,
-    compiler: &Arc<Compiler>,
-    begin: fn(),
-) -> std::io::Result<Sender<Job>> {
+fn threads(name: &str, count: usize, compiler: &Arc<Compiler>, begin: fn()) -> std::io::Result<Sender<Job>> {
     let (sender, jobs) = channel::<Job>();
     let jobs = Arc::new(Mutex::new(jobs));
     for _ in 0..count {

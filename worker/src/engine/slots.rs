@@ -137,11 +137,13 @@ impl Slots {
         if guided.is_empty() {
             return;
         }
-        let compiling = guided.iter().filter(|&&draw| self.readiness(step, draw) == Some(Readiness::Compiling));
+        let compiling =
+            guided.iter().filter(|&&draw| self.readiness(step, draw) == Some(Readiness::Compiling));
         let others = step.results.len() - compiling.count();
         let mut left = Vec::new();
         for draw in guided {
-            let patience = self.readiness(step, draw).map_or(Duration::ZERO, |is| patience(is, others, forward));
+            let patience =
+                self.readiness(step, draw).map_or(Duration::ZERO, |is| patience(is, others, forward));
             let result = &mut step.results[step.owners[draw]];
             let Some(Some(sequence)) = self.slots.get_mut(result.slot as usize) else { continue };
             match sequence.guide.as_mut().and_then(|guide| guide.mask(patience)) {

@@ -32,7 +32,8 @@ fn token(logits: &[f32], draw: Draw) -> u32 {
 }
 
 fn allows(draw: &Draw, token: u32) -> bool {
-    let bit = |words: &Vec<u32>| words.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1);
+    let bit =
+        |words: &Vec<u32>| words.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1);
     draw.allowed.as_ref().is_none_or(bit)
 }
 
@@ -118,7 +119,8 @@ fn a_token_that_is_not_allowed_is_never_drawn() {
     let allowed = Some(vec![0, 0b101 << 7, u32::MAX]);
     let all = [39, 41].into_iter().chain(64..96).collect::<Vec<u32>>();
     let flat = vec![1.0; 600];
-    let lost: Vec<f32> = (0..600).map(|i| if all.contains(&i) { f32::NEG_INFINITY } else { i as f32 }).collect();
+    let lost: Vec<f32> =
+        (0..600).map(|i| if all.contains(&i) { f32::NEG_INFINITY } else { i as f32 }).collect();
     let mut drawn = std::collections::BTreeSet::new();
     for position in 0..2000 {
         let draw = Draw { allowed: allowed.clone(), position, temperature: 3.0, ..sampled() };

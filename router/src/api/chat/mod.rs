@@ -122,5 +122,13 @@ fn ask(
         false => tools.hearing(format, thinking),
     };
     let default_max_tokens = config.chat_max_tokens;
-    Ok(Ask { settings, model, prompts: vec![prompt], param: "messages", default_max_tokens, grammar, hearing })
+    Ok(Ask {
+        settings,
+        model,
+        prompts: vec![prompt],
+        param: "messages",
+        default_max_tokens,
+        grammar,
+        hearing,
+    })
 }

@@ -80,7 +80,10 @@ impl Tools {
         };
         let choice = match (request.tool_choice.take(), request.function_call.take()) {
             (Some(_), Some(_)) => {
-                return Err(ApiError::value("function_call", "tool_choice and function_call exclude each other"));
+                return Err(ApiError::value(
+                    "function_call",
+                    "tool_choice and function_call exclude each other",
+                ));
             }
             (Some(choice), None) => Choice::of("tool_choice", &choice, &tools)?,
             (None, Some(choice)) => Choice::of("function_call", &choice, &tools)?,
@@ -107,7 +110,9 @@ impl Tools {
     pub(super) fn grammar(&self, format: Format, model: &Model) -> Result<Grammar, ApiError> {
         let (tools, several): (Vec<Tool>, bool) = match &self.choice {
             // A named function is called once.
-            Choice::Named(name) => (self.tools.iter().filter(|tool| tool.name == *name).cloned().collect(), false),
+            Choice::Named(name) => {
+                (self.tools.iter().filter(|tool| tool.name == *name).cloned().collect(), false)
+            }
             _ => (self.tools.clone(), self.parallel),
         };
         let grammar = format.grammar(&tools, several, model.tokenizer().vocabulary());
@@ -129,7 +134,10 @@ fn checked(
     functions: impl ExactSizeIterator<Item = Result<(String, FunctionField), (String, ApiError)>>,
 ) -> Result<Vec<Tool>, ApiError> {
     if functions.len() > MOST {
-        return Err(ApiError::value(field, format!("{field} may have at most {MOST} entries: {}", functions.len())));
+        return Err(ApiError::value(
+            field,
+            format!("{field} may have at most {MOST} entries: {}", functions.len()),
+        ));
     }
     let mut names = HashSet::new();
     let mut tools = Vec::with_capacity(functions.len());
@@ -138,7 +146,10 @@ fn checked(
         let (below, function) = function.map_err(|(below, error)| error.at(at(&below)))?;
         let tool = function.check(&at(&below))?;
         if !names.insert(tool.name.clone()) {
-            return Err(ApiError::value(at(&format!("{below}.name")), format!("{} is there twice", tool.name)));
+            return Err(ApiError::value(
+                at(&format!("{below}.name")),
+                format!("{} is there twice", tool.name),
+            ));
         }
         tools.push(tool);
     }
@@ -167,7 +178,10 @@ impl FunctionField {
         let name = self.name.ok_or_else(|| ApiError::missing(at("name")))?;
         let letter = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
         if !(1..=64).contains(&name.len()) || !name.chars().all(letter) {
-            return Err(ApiError::value(at("name"), "a function's name has 1 to 64 letters, digits, _ and -"));
+            return Err(ApiError::value(
+                at("name"),
+                "a function's name has 1 to 64 letters, digits, _ and -",
+            ));
         }
         let parameters = self.parameters.unwrap_or_else(|| json!({"type": "object", "properties": {}}));
         let is_object = match parameters.get("type") {
@@ -198,8 +212,10 @@ impl Choice {
                 }
             },
             Value::Object(map) => {
-                let name = map.get("function").and_then(|function| function.get("name")).or_else(|| map.get("name"));
-                let name = name.and_then(Value::as_str).ok_or_else(|| ApiError::missing(format!("{field}.name")))?;
+                let name =
+                    map.get("function").and_then(|function| function.get("name")).or_else(|| map.get("name"));
+                let name =
+                    name.and_then(Value::as_str).ok_or_else(|| ApiError::missing(format!("{field}.name")))?;
                 Self::Named(name.to_owned())
             }
             _ => {

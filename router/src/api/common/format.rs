@@ -43,7 +43,8 @@ pub(super) fn check(parameters: &Parameters) -> Result<Option<Form>, ApiError> {
         forms.push(form("guided_json", Grammar::json_schema(&written_out(schema))));
     }
     forms.extend(parameters.guided_regex.as_ref().map(|regex| form("guided_regex", Grammar::regex(regex))));
-    forms.extend(parameters.guided_choice.as_ref().map(|texts| form("guided_choice", Grammar::choice(texts))));
+    forms
+        .extend(parameters.guided_choice.as_ref().map(|texts| form("guided_choice", Grammar::choice(texts))));
     forms.extend(parameters.guided_grammar.as_ref().map(|text| form("guided_grammar", Grammar::gbnf(text))));
     let mut forms = forms.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter();
     match (forms.next(), forms.next()) {

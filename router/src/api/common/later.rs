@@ -76,8 +76,10 @@ mod tests {
     #[test]
     fn defaults_pass_and_effects_are_refused_by_name() {
         assert_eq!(
-            read(json!({"model": "m", "frequency_penalty": 0.0, "presence_penalty": 0, "audio": null, "best_of": 1,
-                "logit_bias": {}, "suffix": "", "modalities": ["text"]})),
+            read(
+                json!({"model": "m", "frequency_penalty": 0.0, "presence_penalty": 0, "audio": null, "best_of": 1,
+                "logit_bias": {}, "suffix": "", "modalities": ["text"]})
+            ),
             Ok(1)
         );
         assert_eq!(read(json!({"best_of": 3, "n": 3})), Ok(1));

@@ -80,7 +80,8 @@ fn object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
     if text.trim_ascii().is_empty() {
         return Err(ApiError::body("invalid_json", "Request body is empty; expected a JSON object"));
     }
-    let deep = |levels| ApiError::body("json_too_deep", format!("JSON is nested deeper than {levels} levels"));
+    let deep =
+        |levels| ApiError::body("json_too_deep", format!("JSON is nested deeper than {levels} levels"));
     if too_deep(text.as_bytes(), SCHEMA_DEPTH) {
         return Err(deep(SCHEMA_DEPTH));
     }

@@ -131,7 +131,11 @@ impl Effort {
                 Some(tokens) if tokens > 0.0 && tokens.fract() == 0.0 => Ok(Self::On(None)),
                 _ => Err(ApiError::value(FIELD, format!("Invalid reasoning effort: {budget}"))),
             },
-            _ => Err(ApiError::with_code("invalid_type", FIELD, "reasoning_effort is a word, a boolean or an integer")),
+            _ => Err(ApiError::with_code(
+                "invalid_type",
+                FIELD,
+                "reasoning_effort is a word, a boolean or an integer",
+            )),
         }
     }
 
@@ -139,9 +143,10 @@ impl Effort {
         let budget = budget_tokens.map(|tokens| tokens.0);
         match (r#type, budget) {
             (ThinkingType::Disabled, None) => Ok(Self::Off),
-            (ThinkingType::Disabled, Some(_)) => {
-                Err(ApiError::value("thinking.budget_tokens", "budget_tokens is only allowed with type: enabled"))
-            }
+            (ThinkingType::Disabled, Some(_)) => Err(ApiError::value(
+                "thinking.budget_tokens",
+                "budget_tokens is only allowed with type: enabled",
+            )),
             (ThinkingType::Enabled, Some(..1024)) => {
                 Err(ApiError::value("thinking.budget_tokens", "budget_tokens must be at least 1024"))
             }

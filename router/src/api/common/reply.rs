@@ -60,9 +60,16 @@ pub(crate) enum Piece<'a> {
     Content(&'a str),
     Reasoning(&'a str),
     /// The `index`-th tool call begins.
-    Call { index: u32, id: &'a str, name: &'a str },
+    Call {
+        index: u32,
+        id: &'a str,
+        name: &'a str,
+    },
     /// More of its arguments.
-    Arguments { index: u32, text: &'a str },
+    Arguments {
+        index: u32,
+        text: &'a str,
+    },
 }
 
 /// A choice of an answer or of a chunk.

@@ -264,7 +264,6 @@ pub(super) const REST: &[Case] = &[
     ),
     (93, Chat, chat!(r#""modalities":["audio"]"#), UNSUPPORTED, Some("modalities"), "not supported"),
     (93, Chat, chat!(r#""frequency_penalty":0.5"#), UNSUPPORTED, Some("frequency_penalty"), "not supported"),
-    (94, Chat, chat!(r#""reasoning_effort":"high""#), UNSUPPORTED, Some("reasoning_effort"), "not supported"),
     (95, Chat, chat!(r#""user":5"#), TYPE, Some("user"), "string"),
     (95, Chat, chat!(r#""metadata":{"a":1}"#), TYPE, Some("metadata.a"), "string"),
     (

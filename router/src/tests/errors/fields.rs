@@ -8,8 +8,8 @@ use super::{
         At::{Chat, Complete},
         BODY, MESSAGES, MODEL, NUMBERS, PROMPTS, REST,
     },
-    formats::{FORMATS, TOOLS},
     envelope, expect,
+    formats::{FORMATS, TOOLS},
 };
 use crate::config::{Config, UnknownFields};
 
@@ -61,18 +61,46 @@ async fn odd_but_good_bodies_are_served() {
         (67, Chat, chat!(r#""logprobs":false,"top_logprobs":0"#)),
         (69, Complete, with!(r#""best_of":1,"suffix":null"#)),
         (70, Complete, with!(r#""stop":[]"#)),
-        (73, Chat, chat!(r#""response_format":{"type":"json_schema","json_schema":{"name":"x","schema":{"type":"object"},"strict":true}}"#)),
+        (
+            73,
+            Chat,
+            chat!(
+                r#""response_format":{"type":"json_schema","json_schema":{"name":"x","schema":{"type":"object"},"strict":true}}"#
+            ),
+        ),
         (73, Chat, chat!(r#""response_format":{"type":"json_schema","json_schema":{"type":"object"}}"#)),
-        (73, Chat, chat!(r#""response_format":{"type":"json_schema","json_schema":"{\"type\":\"object\"}"}"#)),
+        (
+            73,
+            Chat,
+            chat!(r#""response_format":{"type":"json_schema","json_schema":"{\"type\":\"object\"}"}"#),
+        ),
         (73, Complete, with!(r#""response_format":{"type":"json_object"}"#)),
         (74, Chat, chat!(r#""response_format":{"type":"grammar","grammar":"root ::= \"yes\" | \"no\""}"#)),
-        (75, Chat, chat!(r#""tools":[{"type":"function","function":{"name":"f"}}],"response_format":{"type":"json_object"}"#)),
+        (
+            75,
+            Chat,
+            chat!(
+                r#""tools":[{"type":"function","function":{"name":"f"}}],"response_format":{"type":"json_object"}"#
+            ),
+        ),
         (76, Chat, chat!(r#""tools":[]"#)),
-        (77, Chat, chat!(r#""tools":[{"type":"function","function":{"name":"f","description":null,"parameters":{"properties":{}},"strict":null}}]"#)),
+        (
+            77,
+            Chat,
+            chat!(
+                r#""tools":[{"type":"function","function":{"name":"f","description":null,"parameters":{"properties":{}},"strict":null}}]"#
+            ),
+        ),
         (78, Chat, chat!(r#""tool_choice":"none","parallel_tool_calls":true"#)),
         (78, Chat, chat!(r#""tool_choice":null"#)),
         (78, Chat, chat!(r#""tools":[{"type":"function","function":{"name":"f"}}],"tool_choice":"any""#)),
-        (78, Chat, chat!(r#""tools":[{"type":"function","function":{"name":"f"}}],"tool_choice":{"type":"function","name":"f"}"#)),
+        (
+            78,
+            Chat,
+            chat!(
+                r#""tools":[{"type":"function","function":{"name":"f"}}],"tool_choice":{"type":"function","name":"f"}"#
+            ),
+        ),
         (80, Chat, chat!(r#""functions":[{"name":"f"}],"function_call":{"name":"f"}"#)),
         (80, Chat, chat!(r#""functions":[],"function_call":"none""#)),
         (94, Chat, chat!(r#""reasoning_effort":"none""#)),

@@ -84,7 +84,14 @@ pub(super) const FORMATS: &[Case] = &[
         "uniqueItems",
     ),
     (73, Complete, with!(r#""guided_regex":"(?=a)b""#), INVALID, Some("guided_regex"), ""),
-    (73, Complete, with!(r#""guided_regex":"((a{900}){900}){900}""#), COMPLEX, Some("guided_regex"), "too complex"),
+    (
+        73,
+        Complete,
+        with!(r#""guided_regex":"((a{900}){900}){900}""#),
+        COMPLEX,
+        Some("guided_regex"),
+        "too complex",
+    ),
     (73, Complete, with!(r#""guided_choice":[]"#), INVALID, Some("guided_choice"), "at least one"),
     (
         73,
@@ -166,7 +173,14 @@ pub(super) const TOOLS: &[Case] = &[
         Some("tools[0].function.name"),
         "Field required",
     ),
-    (77, Chat, chat!(r#""tools":[{"type":"function"}]"#), MISSING, Some("tools[0].function"), "Field required"),
+    (
+        77,
+        Chat,
+        chat!(r#""tools":[{"type":"function"}]"#),
+        MISSING,
+        Some("tools[0].function"),
+        "Field required",
+    ),
     (
         77,
         Chat,

@@ -96,7 +96,10 @@ impl Format {
         let start = match self {
             Self::Hermes => {
                 let (open, close) = (tag("<tool_call>"), tag("</tool_call>"));
-                let rules = format!("start: call {}\ncall: {open} {newline} object {newline} {close}\n", repeated("\n"));
+                let rules = format!(
+                    "start: call {}\ncall: {open} {newline} object {newline} {close}\n",
+                    repeated("\n")
+                );
                 return Grammar::lark(format!("{rules}object: {call}\n"));
             }
             Self::Llama => "call".to_owned(),
@@ -110,7 +113,13 @@ impl Format {
     /// One tool's call, as a term of the grammar.
     fn call(self, tool: &Tool) -> Result<String, Error> {
         let key = match self {
-            Self::Pythonic => return Ok(format!("{} arguments_{}", Grammar::literal(&format!("{}(", tool.name)), hex(&tool.name))),
+            Self::Pythonic => {
+                return Ok(format!(
+                    "{} arguments_{}",
+                    Grammar::literal(&format!("{}(", tool.name)),
+                    hex(&tool.name)
+                ));
+            }
             Self::Llama => "parameters",
             Self::Hermes | Self::Mistral => "arguments",
         };
@@ -129,8 +138,14 @@ impl Format {
                 let names = tool.parameters.get("required").and_then(Value::as_array);
                 names.is_some_and(|names| names.iter().any(|one| one == name))
             };
-            for (name, schema) in tool.parameters.get("properties").and_then(Value::as_object).unwrap_or(&none) {
-                let term = format!("{} {}", Grammar::literal(&format!("{name}=")), argument(schema, &tool.parameters)?);
+            for (name, schema) in
+                tool.parameters.get("properties").and_then(Value::as_object).unwrap_or(&none)
+            {
+                let term = format!(
+                    "{} {}",
+                    Grammar::literal(&format!("{name}=")),
+                    argument(schema, &tool.parameters)?
+                );
                 if must(name) { required.push(term) } else { optional.push(term) }
             }
             let id = hex(&tool.name);

@@ -32,7 +32,8 @@ impl Llama {
         match &mut self.state {
             State::Start => {
                 if self.calls > 0 {
-                    let rest = buffer.trim_start_matches(|c: char| c.is_whitespace() || c == ';' || c == ',').len();
+                    let rest =
+                        buffer.trim_start_matches(|c: char| c.is_whitespace() || c == ';' || c == ',').len();
                     buffer.drain(..buffer.len() - rest);
                 }
                 let text = buffer.trim_start();

@@ -27,7 +27,10 @@ enum State {
     Open,
     /// Between the calls of a list.
     List,
-    Call { object: Box<Object>, in_list: bool },
+    Call {
+        object: Box<Object>,
+        in_list: bool,
+    },
     /// The arguments of a call whose name came before them.
     Arguments(Option<Value>),
 }

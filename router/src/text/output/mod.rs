@@ -204,7 +204,8 @@ fn find(text: &str, tag: &str) -> Tag {
     if let Some(at) = text.find(tag) {
         return Tag::At(at);
     }
-    let tails = (text.len().saturating_sub(tag.len() - 1)..text.len()).filter(|at| text.is_char_boundary(*at));
+    let tails =
+        (text.len().saturating_sub(tag.len() - 1)..text.len()).filter(|at| text.is_char_boundary(*at));
     tails.into_iter().find(|at| tag.starts_with(&text[*at..])).map_or(Tag::Nowhere, Tag::Perhaps)
 }
 

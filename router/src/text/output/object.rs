@@ -127,7 +127,13 @@ impl Object {
 
     /// Takes characters in until the object ends or breaks; gives how many bytes it took. Only functions in
     /// `names` are calls; none: all are.
-    pub(super) fn read(&mut self, text: &str, index: u32, names: Option<&[String]>, out: &mut Vec<Part>) -> usize {
+    pub(super) fn read(
+        &mut self,
+        text: &str,
+        index: u32,
+        names: Option<&[String]>,
+        out: &mut Vec<Part>,
+    ) -> usize {
         let mut arguments = String::new();
         let mut taken = text.len();
         for (at, c) in text.char_indices() {
@@ -154,10 +160,19 @@ impl Object {
         taken
     }
 
-    fn feed(&mut self, c: char, index: u32, names: Option<&[String]>, arguments: &mut String, out: &mut Vec<Part>) {
+    fn feed(
+        &mut self,
+        c: char,
+        index: u32,
+        names: Option<&[String]>,
+        arguments: &mut String,
+        out: &mut Vec<Part>,
+    ) {
         self.state = match self.state {
             State::Done | State::Broken => return,
-            State::Start | State::Key | State::Colon | State::Value | State::Comma if c.is_whitespace() => return,
+            State::Start | State::Key | State::Colon | State::Value | State::Comma if c.is_whitespace() => {
+                return;
+            }
             State::Start if c == '{' => State::Key,
             State::Key if c == '"' => {
                 self.key.clear();
@@ -220,7 +235,13 @@ impl Object {
         matches!(self.key.as_str(), "arguments" | "parameters")
     }
 
-    fn end_value(&mut self, index: u32, names: Option<&[String]>, arguments: &mut String, out: &mut Vec<Part>) {
+    fn end_value(
+        &mut self,
+        index: u32,
+        names: Option<&[String]>,
+        arguments: &mut String,
+        out: &mut Vec<Part>,
+    ) {
         let value = std::mem::take(&mut self.value);
         if matches!(self.key.as_str(), "name" | "function") && self.name.is_none() {
             let name = serde_json::from_str::<String>(&value).ok().filter(|name| !name.is_empty());

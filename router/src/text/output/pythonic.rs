@@ -70,7 +70,8 @@ impl Pythonic {
                 };
                 let inside = take(buffer, close + 1);
                 let inside = &inside[..close];
-                let text = arguments(inside).map_or_else(|| inside.to_owned(), |map| Value::Object(map).to_string());
+                let text =
+                    arguments(inside).map_or_else(|| inside.to_owned(), |map| Value::Object(map).to_string());
                 out.push(Part::Arguments { index: self.calls, text });
                 self.calls += 1;
                 self.state = State::Name;

@@ -49,7 +49,11 @@ fn assert_reads(format: Format, text: &str, content: &str, calls: &[(&str, &str)
 fn hermes() {
     let reads = |text, content, calls: &[_]| assert_reads(Format::Hermes, text, content, calls);
     reads("hello <b>\n", "hello <b>\n", &[]);
-    reads("<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": [1, \"}\"]}}\n</tool_call>", "", &[("f", "{\"a\": [1, \"}\"]}")]);
+    reads(
+        "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": [1, \"}\"]}}\n</tool_call>",
+        "",
+        &[("f", "{\"a\": [1, \"}\"]}")],
+    );
     reads(
         "Sure.\n<tool_call>{\"name\":\"f\",\"arguments\":{}}</tool_call>\n<tool_call>{\"arguments\":{\"x\":1},\"name\":\"g\"}</tool_call>\n",
         "Sure.",
@@ -67,7 +71,11 @@ fn hermes() {
     // Cut, or with no end tag.
     reads("<tool_call>{\"name\":\"f\",\"arguments\":{\"a\":\"b", "", &[("f", "{\"a\":\"b")]);
     reads("<tool_call>{\"name\":\"f\",\"arguments\":{}} and so", "and so", &[("f", "{}")]);
-    reads("<tool_call>{\"name\":\"f\",\"arguments\":{}]</tool_call> then  text ", "then  text", &[("f", "{}")]);
+    reads(
+        "<tool_call>{\"name\":\"f\",\"arguments\":{}]</tool_call> then  text ",
+        "then  text",
+        &[("f", "{}")],
+    );
 }
 
 #[test]
@@ -75,7 +83,11 @@ fn llama() {
     let reads = |text, content, calls: &[_]| assert_reads(Format::Llama, text, content, calls);
     reads("{\"name\": \"f\", \"parameters\": {\"a\": 1}}", "", &[("f", "{\"a\": 1}")]);
     reads("<|python_tag|>{\"type\": \"function\", \"name\": \"f\", \"parameters\": {}}", "", &[("f", "{}")]);
-    reads("{\"name\":\"f\",\"parameters\":{}}; {\"name\":\"get_weather\",\"parameters\":{\"b\":2}}", "", &[("f", "{}"), ("get_weather", "{\"b\":2}")]);
+    reads(
+        "{\"name\":\"f\",\"parameters\":{}}; {\"name\":\"get_weather\",\"parameters\":{\"b\":2}}",
+        "",
+        &[("f", "{}"), ("get_weather", "{\"b\":2}")],
+    );
     reads("Let me see.<|python_tag|>{\"name\":\"f\",\"parameters\":{}}", "Let me see.", &[("f", "{}")]);
     // An answer that is JSON, and one that names something else.
     reads("{\"answer\": 42}", "{\"answer\": 42}", &[]);
@@ -87,8 +99,16 @@ fn llama() {
 #[test]
 fn pythonic() {
     let reads = |text, content, calls: &[_]| assert_reads(Format::Pythonic, text, content, calls);
-    reads("[f(a=1, b='x', c=[True, None, {\"k\": (1, 2.5)}]), get_weather()]", "", &[("f", r#"{"a":1,"b":"x","c":[true,null,{"k":[1,2.5]}]}"#), ("get_weather", "{}")]);
-    reads(r#" [get_weather(city="a)\"\u00e9,", n=-2e3)]"#, "", &[("get_weather", r#"{"city":"a)\"é,","n":-2000.0}"#)]);
+    reads(
+        "[f(a=1, b='x', c=[True, None, {\"k\": (1, 2.5)}]), get_weather()]",
+        "",
+        &[("f", r#"{"a":1,"b":"x","c":[true,null,{"k":[1,2.5]}]}"#), ("get_weather", "{}")],
+    );
+    reads(
+        r#" [get_weather(city="a)\"\u00e9,", n=-2e3)]"#,
+        "",
+        &[("get_weather", r#"{"city":"a)\"é,","n":-2000.0}"#)],
+    );
     reads("[1, 2]", "[1, 2]", &[]);
     reads("[other(a=1)]", "[other(a=1)]", &[]);
     reads("hello", "hello", &[]);
@@ -101,8 +121,16 @@ fn pythonic() {
 #[test]
 fn mistral() {
     let reads = |text, content, calls: &[_]| assert_reads(Format::Mistral, text, content, calls);
-    reads("[TOOL_CALLS][{\"name\": \"f\", \"arguments\": {\"a\": 1}}, {\"name\": \"g\", \"arguments\": {}}]", "", &[("f", "{\"a\": 1}"), ("g", "{}")]);
-    reads("[TOOL_CALLS] f[ARGS]{\"a\": \"}\"}[TOOL_CALLS]g[CALL_ID]x1[ARGS]{}", "", &[("f", "{\"a\": \"}\"}"), ("g", "{}")]);
+    reads(
+        "[TOOL_CALLS][{\"name\": \"f\", \"arguments\": {\"a\": 1}}, {\"name\": \"g\", \"arguments\": {}}]",
+        "",
+        &[("f", "{\"a\": 1}"), ("g", "{}")],
+    );
+    reads(
+        "[TOOL_CALLS] f[ARGS]{\"a\": \"}\"}[TOOL_CALLS]g[CALL_ID]x1[ARGS]{}",
+        "",
+        &[("f", "{\"a\": \"}\"}"), ("g", "{}")],
+    );
     reads("Well. [TOOL_CALLS]f{\"a\": 1}", "Well.", &[("f", "{\"a\": 1}")]);
     reads("[TOOL", "[TOOL", &[]);
     reads("an [array] of", "an [array] of", &[]);
@@ -126,7 +154,11 @@ fn reasoning_is_apart_from_the_answer() {
         let expected = (reasoning.to_owned(), content.to_owned(), vec![]);
         assert_eq!(read(&reading, &[text]), expected, "{text}");
         let letters: Vec<String> = text.chars().map(String::from).collect();
-        assert_eq!(read(&reading, &letters.iter().map(String::as_str).collect::<Vec<_>>()), expected, "{text}");
+        assert_eq!(
+            read(&reading, &letters.iter().map(String::as_str).collect::<Vec<_>>()),
+            expected,
+            "{text}"
+        );
     }
     let both = reading(Some(Format::Hermes), Thinking::Tagged);
     let text = "<think>I call.</think>\n<tool_call>{\"name\":\"f\",\"arguments\":{}}</tool_call>";
@@ -179,8 +211,32 @@ fn templates_tell_their_format() {
 /// Texts that are nearly in some format.
 fn texts() -> impl Strategy<Value = String> {
     let pieces = [
-        "<tool_call>", "</tool_call>", "{\"name\": \"f\"", ", ", "\"arguments\": ", "\"parameters\":", "{\"a\": \"é\\\"}\"}", "}",
-        "[TOOL_CALLS]", "[ARGS]", "[", "]", "f(", "a=1", ")", "<think>", "</think>", "<|python_tag|>", " ", "\n", "x", ";", "<", "{", "null", "日",
+        "<tool_call>",
+        "</tool_call>",
+        "{\"name\": \"f\"",
+        ", ",
+        "\"arguments\": ",
+        "\"parameters\":",
+        "{\"a\": \"é\\\"}\"}",
+        "}",
+        "[TOOL_CALLS]",
+        "[ARGS]",
+        "[",
+        "]",
+        "f(",
+        "a=1",
+        ")",
+        "<think>",
+        "</think>",
+        "<|python_tag|>",
+        " ",
+        "\n",
+        "x",
+        ";",
+        "<",
+        "{",
+        "null",
+        "日",
     ];
     proptest::collection::vec(prop::sample::select(pieces.to_vec()), 0..24).prop_map(|pieces| pieces.concat())
 }

@@ -219,7 +219,8 @@ impl Planner {
             if running.state == State::Ended {
                 self.totals.wasted_tokens += run.tokens as u64;
             } else {
-                let answer = answers.get_mut(running.slot.0 as usize).and_then(Option::take).unwrap_or_default();
+                let answer =
+                    answers.get_mut(running.slot.0 as usize).and_then(Option::take).unwrap_or_default();
                 self.totals.wasted_tokens += u64::from(answer.deferred);
                 if let Some(output) = running.take_in(run, answer, self.limits.context) {
                     if output.ends() {

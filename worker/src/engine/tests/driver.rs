@@ -124,7 +124,9 @@ impl Driver {
                     assert_eq!(slot.failure, None);
                     let request = owners[&slot.slot];
                     if slot.deferred {
-                        live.iter_mut().filter(|live| live.request == request).for_each(|live| live.planned -= 1);
+                        live.iter_mut()
+                            .filter(|live| live.request == request)
+                            .for_each(|live| live.planned -= 1);
                     }
                     let output = &mut outputs[request];
                     output.tokens.extend(slot.tokens);
