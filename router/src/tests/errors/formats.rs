@@ -1,12 +1,15 @@
 //! Formats, tools and reasoning that are refused, and with which words.
 
-use super::cases::{
-    At::{Chat, Complete},
-    Case, INVALID, MISSING, TYPE, UNSUPPORTED,
+use super::{
+    super::Client,
+    cases::{
+        At::{Chat, Complete},
+        Case, INVALID, MISSING, TYPE, UNSUPPORTED,
+    },
+    expect,
 };
 
 const FORMAT: Option<&str> = Some("response_format");
-const COMPLEX: &str = "schema_too_complex";
 
 pub(super) const FORMATS: &[Case] = &[
     (
@@ -84,14 +87,6 @@ pub(super) const FORMATS: &[Case] = &[
         "uniqueItems",
     ),
     (73, Complete, with!(r#""guided_regex":"(?=a)b""#), INVALID, Some("guided_regex"), ""),
-    (
-        73,
-        Complete,
-        with!(r#""guided_regex":"((a{900}){900}){900}""#),
-        COMPLEX,
-        Some("guided_regex"),
-        "too complex",
-    ),
     (73, Complete, with!(r#""guided_choice":[]"#), INVALID, Some("guided_choice"), "at least one"),
     (
         73,
@@ -280,3 +275,15 @@ pub(super) const TOOLS: &[Case] = &[
     (94, Chat, chat!(r#""reasoning_effort":-1"#), INVALID, Some("reasoning_effort"), "effort: -1"),
     (94, Chat, chat!(r#""reasoning_effort":[]"#), TYPE, Some("reasoning_effort"), "a word"),
 ];
+
+#[tokio::test]
+async fn what_is_too_large_to_compile_is_refused_as_such() {
+    let client = Client::new(); // 73
+    let values = serde_json::json!((0..10_001).collect::<Vec<_>>());
+    let long = format!("({})", "a|".repeat(10_000));
+    for field in [format!(r#""guided_json":{{"enum":{values}}}"#), format!(r#""guided_regex":"{long}""#)] {
+        let body = format!(r#"{{"model":"tiny","prompt":"hi",{field}}}"#);
+        let answer = client.complete(body).await;
+        expect(&answer, 400, "invalid_request_error", "schema_too_complex", "");
+    }
+}
