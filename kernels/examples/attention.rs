@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use volley_kernels::cpu::{Activations, Buffer, Cache, CpuBackend, CpuOptions, Pool};
 use volley_kernels::{
-    BLOCK_TOKENS, Backend, Batch, BlockId, DType, Draw, Error, Heads, History,
-    Mirostat, Norm, Penalties, Rope, RopePairing, Sequence,
-    Tensor,
+    BLOCK_TOKENS, Backend, Batch, BlockId, DType, Draw, Error, Heads, History, Mirostat, Norm, Penalties,
+    Rope, RopePairing, Sequence, Tensor,
 };
 
 const LAYERS: usize = 30;
@@ -156,7 +155,7 @@ fn draws(backend: &CpuBackend) -> Result<(), Error> {
     let mut logits = backend.buffer(64, VOCABULARY)?;
     let batch = Batch { tokens: (0..64).collect(), sequences: Vec::new() };
     backend.embed(&batch, &table, &mut logits);
-    let greedy = Draw { seed: 1, ..Draw::default() };
+    let greedy = Draw::default();
     let mut history = History::default();
     (0..1000).for_each(|token| history.generated(token * 7));
     let penalties = Penalties { frequency: 0.1, presence: 0.1, repetition: 1.1, history: history.into() };

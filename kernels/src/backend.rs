@@ -86,7 +86,7 @@ pub struct Norm<V> {
     pub epsilon: f32,
 }
 
-/// One draw, or one token to score, from a row of logits.
+/// One draw, or one token to score, from a row of logits. The default is greedy, with nothing to report.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Draw {
     /// 0 = greedy: the highest logit, the lowest token among equals.
@@ -137,30 +137,6 @@ pub struct Logprobs {
     pub logprob: f32,
     /// Best first; equal ones by token.
     pub top: Vec<(u32, f32)>,
-}
-
-// === impl Draw ===
-
-/// Greedy, and nothing else.
-impl Default for Draw {
-    fn default() -> Self {
-        Self {
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            min_p: 0.0,
-            typical_p: 1.0,
-            mirostat: None,
-            penalties: None,
-            bias: Arc::default(),
-            seed: 0,
-            choice: 0,
-            position: 0,
-            banned: Vec::new(),
-            given: None,
-            logprobs: None,
-        }
-    }
 }
 
 /// A device that runs steps. Shapes are `[rows, columns]`, f32 between operations.
@@ -252,4 +228,27 @@ pub trait Backend: Send + Sync + 'static {
     fn read(&self, buffer: &Self::Buffer, rows: usize) -> Vec<f32>;
     /// Names everything that decides the bits of a result (instruction sets that agree share a name).
     fn numerics(&self) -> String;
+}
+
+// === impl Draw ===
+
+impl Default for Draw {
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            typical_p: 1.0,
+            mirostat: None,
+            penalties: None,
+            bias: Arc::default(),
+            seed: 0,
+            choice: 0,
+            position: 0,
+            banned: Vec::new(),
+            given: None,
+            logprobs: None,
+        }
+    }
 }

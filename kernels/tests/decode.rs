@@ -305,7 +305,7 @@ fn a_copied_block_continues_as_the_original_does() -> Result<(), Error> {
 fn a_step_ends_in_draws() -> Result<(), Error> {
     let mut model = Model::cpu(2, Activations::Int8, None)?;
     let rows = model.step(&batch(&[(0, 3, 0)]));
-    let draw = Draw { position: 3, logprobs: Some(1), ..Draw::default() };
+    let draw = Draw { logprobs: Some(1), ..Draw::default() };
     let drawn = model.backend.draw(&model.logits, &vec![draw; 3]);
     // `step` gives rows in order; the logits were picked in reverse.
     for (drawn, row) in drawn.iter().zip(rows.iter().rev()) {

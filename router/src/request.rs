@@ -59,6 +59,8 @@ enum Place {
 struct Choice {
     assembler: Assembler,
     log: Vec<u32>,
+    /// The sampler's state after the log.
+    mirostat: Option<f32>,
     /// Outputs that came before the echo was complete.
     early: Vec<SequenceOutput>,
     /// The scheduler has ended it, or was told to.
@@ -112,6 +114,7 @@ impl Request {
             .map(|choice| Choice {
                 assembler: Assembler::new(choice, rules.clone()),
                 log: Vec::new(),
+                mirostat: None,
                 early: Vec::new(),
                 over: false,
             })
@@ -275,7 +278,11 @@ impl Request {
     fn order(&self, live: &Live) -> Order {
         let mut header = self.header.clone();
         let choices = live.choices.iter().zip(0..).filter(|(choice, _)| !choice.assembler.is_finished());
-        let choices = choices.map(|(choice, index)| v1::Choice { index, generated: choice.log.clone() });
+        let choices = choices.map(|(choice, index)| v1::Choice {
+            index,
+            generated: choice.log.clone(),
+            mirostat: choice.mirostat,
+        });
         // Scores are the same for all choices: one sequence is enough.
         let count = if header.kind() == Kind::Score { 1 } else { live.choices.len() };
         header.choices = choices.take(count).collect();
@@ -312,6 +319,7 @@ impl Choice {
             return None;
         }
         self.log.extend_from_slice(&output.tokens);
+        self.mirostat = output.mirostat.or(self.mirostat);
         let end = match output.finish() {
             FinishReason::Unspecified => None,
             FinishReason::Stop => Some(Reason::Stop),
@@ -337,6 +345,7 @@ fn header(model: &Model, generation: &Generation, stops: &Stops, prompt_tokens: 
             min_p: (sampling.min_p > 0.0).then_some(sampling.min_p),
             seed: sampling.seed,
             logprobs: generation.logprobs,
+            ..v1::Sampling::default()
         }),
         max_tokens: generation.max_tokens,
         stop_tokens: end_tokens.iter().chain(stops.tokens()).copied().collect(),

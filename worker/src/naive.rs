@@ -182,7 +182,7 @@ impl Backend for Naive {
                 logprob: logprob(token),
                 top: order.iter().take(n as usize).map(|token| (*token, logprob(*token))).collect(),
             });
-            Drawn { token, logprobs }
+            Drawn { token, logprobs, mirostat: None }
         };
         draws.iter().enumerate().map(one).collect()
     }
