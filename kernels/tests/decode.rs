@@ -260,8 +260,8 @@ fn numbers(tensor: &Tensor) -> Vec<f64> {
 #[test]
 fn logits_are_those_of_the_definition() -> Result<(), Error> {
     let reference = Weights::new().reference(&TEXT);
-    // f16 keys and values leave some error; 8-bit activations more.
-    for (activations, tolerance) in [(Activations::F32, 2e-3), (Activations::Int8, 0.08)] {
+    // In f32 only sums are rounded; 8-bit activations, with keys and values in halves, leave more.
+    for (activations, tolerance) in [(Activations::F32, 1e-5), (Activations::Int8, 0.08)] {
         let logits = Model::cpu(2, activations, None)?.alone(TEXT.len(), 0);
         let differences = logits.iter().flatten().zip(reference.iter().flatten());
         let worst = differences.map(|(y, expected)| (f64::from(*y) - expected).abs()).fold(0.0, f64::max);

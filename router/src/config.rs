@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::auth::Keys;
+use crate::http::auth::Keys;
 
 /// Everything that the HTTP side can be told.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The account in `accounts/<account>/models/<name>`.
     pub account: String,
@@ -57,10 +57,15 @@ pub enum UnknownFields {
 
 // === impl Config ===
 
+impl Config {
+    /// The account of a server that is not told one: ids written for Fireworks mean the models served here.
+    pub const ACCOUNT: &str = "fireworks";
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
-            account: "volley".into(),
+            account: Self::ACCOUNT.into(),
             aliases: Vec::new(),
             keys: Keys::none(),
             stop_word: StopWord::default(),

@@ -93,7 +93,7 @@ pub enum Reason {
 pub struct Finish {
     /// Why.
     pub reason: Reason,
-    /// Generated tokens that count: up to and with the one that completed a stop string or the end token.
+    /// Generated tokens that count: up to and with the one that completed a stop string, without an end token.
     pub completion_tokens: u32,
     /// Prompt tokens that came from the prefix cache.
     pub cached_tokens: u32,

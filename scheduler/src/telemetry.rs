@@ -47,6 +47,9 @@ impl WorkerMetrics {
     }
 
     pub(crate) fn step(&self, result: &v1::StepResult) {
+        if result.rows == 0 {
+            return; // nothing was computed: it only released slots
+        }
         self.step_rows.record(f64::from(result.rows));
         self.step_sequences.record(result.slots.len() as f64);
         self.step_seconds.record(result.compute_us as f64 * 1e-6);

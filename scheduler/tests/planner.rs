@@ -175,7 +175,8 @@ impl World {
             }
             self.happen(Event::Work);
             self.happen(Event::Answer);
-            if self.planner.load().running + self.planner.load().waiting + self.planner.in_flight() == 0 {
+            let load = self.planner.load();
+            if load.running + load.waiting + self.planner.in_flight() + self.worker.slots() == 0 {
                 return;
             }
         }

@@ -157,6 +157,16 @@ fn a_cancelled_sequence_frees_its_blocks_within_a_step() {
 }
 
 #[test]
+fn a_worker_that_goes_idle_is_told_to_release_its_slots() {
+    let (mut planner, mut worker) = (Planner::new(Limits { depth: 2, ..limits() }), FakeWorker::new(4, 64));
+    submit(&mut planner, sequence(1, 3, &spec(1)));
+    let (admitted, out) = drain(&mut planner, &mut worker);
+    assert_eq!((admitted.len(), out.len()), (1, 1));
+    assert_eq!((worker.slots(), planner.in_flight()), (0, 0));
+    assert!(planner.plan().is_none(), "it is told once");
+}
+
+#[test]
 fn a_full_queue_refuses_and_says_when_to_return() {
     let mut planner = Planner::new(limits());
     for n in 0..12 {

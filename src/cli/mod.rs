@@ -213,7 +213,7 @@ pub(crate) struct EngineArgs {
 pub(crate) struct ApiArgs {
     /// The account in model ids, `accounts/<account>/models/<name>`. `fireworks`, so that ids written for
     /// Fireworks mean the models served here.
-    #[arg(long, env = "VOLLEY_ACCOUNT", default_value = "fireworks", value_name = "ACCOUNT")]
+    #[arg(long, env = "VOLLEY_ACCOUNT", default_value = volley_router::config::Config::ACCOUNT, value_name = "ACCOUNT")]
     pub(crate) account: String,
     /// Another name for a model, such as `accounts/fireworks/models/llama-v2-7b-chat=smollm2-135m-instruct`. May be
     /// given many times; comma-separated in the environment.

@@ -106,6 +106,11 @@ mod tests {
     }
 
     #[test]
+    fn a_flag_that_is_not_given_leaves_the_routers_own_default() {
+        assert_eq!(configured(&[]).unwrap(), Config::default());
+    }
+
+    #[test]
     fn an_empty_file_of_keys_does_not_open_the_api() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let path = file.path().to_str().unwrap();

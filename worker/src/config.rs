@@ -17,7 +17,7 @@ pub struct Config {
     pub cache: Option<PathBuf>,
     /// Where to compute.
     pub device: Device,
-    /// Kernel threads; none: one per physical core.
+    /// Kernel threads; none: as many as this process may run side by side.
     pub threads: Option<usize>,
     /// Bytes for keys and values; none: a quarter of the memory that is free, and no more than
     /// `max_sequences` full contexts take. Touched as it is used.

@@ -20,8 +20,6 @@ mod error;
 mod format;
 mod memory;
 mod model;
-#[cfg(test)]
-mod naive;
 mod service;
 #[cfg(test)]
 mod testing;

@@ -13,6 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::scratch::lock;
 use crate::Error;
 
 /// How long an idle thread spins before it sleeps: longer than the serial stretches within a step,
@@ -242,10 +243,6 @@ fn spin_until(condition: impl Fn() -> bool) -> bool {
             return false;
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -10,16 +10,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     App,
-    fields::{PromptField, PromptItem},
-    generate::{Ask, Caller},
-    logprobs::View,
-    parse,
-    reply::{Piece, Shape},
+    common::{
+        fields::{PromptField, PromptItem},
+        generate::{Ask, Caller},
+        parse,
+        reply::{Said, Shape},
+    },
 };
 use crate::{
-    body,
     engine::{Generate, Model},
-    error::ApiError,
+    http::{body, error::ApiError},
 };
 
 /// What completions take beside the shared parameters.
@@ -40,11 +40,8 @@ enum Source {
 struct Completions;
 
 #[derive(Serialize)]
-struct Choice<'a> {
+struct Body<'a> {
     text: &'a str,
-    index: u32,
-    logprobs: Option<View<'a>>,
-    finish_reason: Option<&'static str>,
 }
 
 pub(crate) async fn create<E: Generate>(
@@ -128,24 +125,13 @@ impl Shape for Completions {
     const OBJECT: &'static str = "text_completion";
     const CHUNK: &'static str = "text_completion";
     const OPENS: bool = false;
-    type Choice<'a> = Choice<'a>;
-    type ChunkChoice<'a> = Choice<'a>;
+    type Body<'a> = Body<'a>;
 
-    fn choice<'a>(
-        index: u32,
-        text: &'a str,
-        logprobs: Option<View<'a>>,
-        finish_reason: &'static str,
-    ) -> Choice<'a> {
-        Choice { text, index, logprobs, finish_reason: Some(finish_reason) }
-    }
-
-    fn chunk<'a>(index: u32, piece: Piece<'a>) -> Choice<'a> {
-        let (text, logprobs, finish_reason) = match piece {
-            Piece::Text(text, logprobs) => (text, logprobs, None),
-            Piece::Finish(reason) => ("", None, Some(reason)),
-            Piece::Open | Piece::Silence => ("", None, None),
+    fn body(said: Said<'_>) -> Body<'_> {
+        let text = match said {
+            Said::Whole(text) | Said::More(text) => text,
+            Said::Open | Said::Nothing => "",
         };
-        Choice { text, index, logprobs, finish_reason }
+        Body { text }
     }
 }

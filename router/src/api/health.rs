@@ -6,7 +6,7 @@ use axum::{Json, extract::State, http::header, response::IntoResponse};
 use serde_json::{Value, json};
 
 use super::App;
-use crate::{engine::Generate, error::ApiError};
+use crate::{engine::Generate, http::error::ApiError};
 
 /// The process runs.
 pub(crate) async fn health() -> Json<Value> {
@@ -15,14 +15,12 @@ pub(crate) async fn health() -> Json<Value> {
 
 /// A request would be served now.
 pub(crate) async fn ready<E: Generate>(State(app): State<Arc<App<E>>>) -> Result<Json<Value>, ApiError> {
-    let missing = if app.draining.is_cancelled() {
-        "the server is shutting down"
-    } else if app.engine.models().is_empty() {
-        "no model is served yet"
-    } else {
-        return Ok(Json(json!({"status": "ready"})));
-    };
-    Err(ApiError::Unavailable { message: missing.into(), retry_after: Duration::from_secs(1) })
+    app.check_open()?;
+    if app.engine.models().is_empty() {
+        let message = "no model is served yet".into();
+        return Err(ApiError::Unavailable { message, retry_after: Duration::from_secs(1) });
+    }
+    Ok(Json(json!({"status": "ready"})))
 }
 
 /// The metrics, as Prometheus reads them.

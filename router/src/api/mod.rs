@@ -5,23 +5,17 @@
 //!  answer ◀─ reply (in one piece, or Chunks over sse) ◀─ Deltas ◀─ engine ◀┘ generate
 //! ```
 //!
+//! A file or a folder is one API and knows no other; what several do alike is in [`common`]. Routes: `http/edge.rs`.
+//!
 //! [`Generation`]: crate::generation::Generation
 
 pub mod chat;
+pub mod common;
 pub mod completions;
-pub mod fields;
-mod generate;
 pub(crate) mod health;
-mod later;
-mod logprobs;
-pub mod messages;
 pub mod models;
-pub mod parameters;
-mod parse;
-mod reply;
-mod usage;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Config,
     engine::{Generate, Model, ModelError},
-    error::ApiError,
+    http::error::ApiError,
 };
 
 /// What every handler shares.
@@ -37,7 +31,7 @@ pub(crate) struct App<E> {
     pub config: Config,
     pub engine: Arc<E>,
     pub metrics: PrometheusHandle,
-    /// The server takes no new connections.
+    /// The server takes no new requests.
     pub draining: CancellationToken,
     /// The server waits no longer for streams to end.
     pub closing: CancellationToken,
@@ -49,6 +43,15 @@ const MODEL_ID: usize = 1024;
 // === impl App ===
 
 impl<E: Generate> App<E> {
+    /// Refuses what comes while the server drains.
+    pub(crate) fn check_open(&self) -> Result<(), ApiError> {
+        if self.draining.is_cancelled() {
+            let message = "the server is shutting down".into();
+            return Err(ApiError::Unavailable { message, retry_after: Duration::from_secs(1) });
+        }
+        Ok(())
+    }
+
     /// The model that a request's `model` means.
     pub(crate) async fn model(&self, requested: &str) -> Result<Arc<Model>, ApiError> {
         if requested.len() > MODEL_ID {

@@ -10,7 +10,10 @@ use serde::Serialize;
 use volley_proto::v1::ModelCard;
 
 use super::App;
-use crate::{engine::Generate, error::ApiError, path};
+use crate::{
+    engine::Generate,
+    http::{error::ApiError, path},
+};
 
 /// `GET /models`.
 #[derive(Serialize)]

@@ -11,7 +11,8 @@ use crate::{
     generation::{Delta, Finish, Reason},
 };
 
-const CHAT: &str = r#"{"model":"accounts/volley/models/tiny","messages":[{"role":"user","content":"hi"}]}"#;
+const CHAT: &str =
+    r#"{"model":"accounts/fireworks/models/tiny","messages":[{"role":"user","content":"hi"}]}"#;
 
 fn body(fields: Value) -> String {
     let mut body = json!({"model": "tiny", "prompt": "hi"});
@@ -29,7 +30,7 @@ async fn a_chat_is_answered_to_the_byte() {
     assert_eq!(answer.status, 200);
     assert_eq!(
         answer.stable(),
-        r#"{"id":"chatcmpl-C","object":"chat.completion","created":0,"model":"accounts/volley/models/tiny","system_fingerprint":"fp_F","choices":[{"index":0,"message":{"role":"assistant","content":"Hello\u2028","refusal":null},"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":40,"total_tokens":43,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":0},"completion_tokens_details":{"reasoning_tokens":0}}}"#
+        r#"{"id":"chatcmpl-C","object":"chat.completion","created":0,"model":"accounts/fireworks/models/tiny","system_fingerprint":"fp_F","choices":[{"index":0,"message":{"role":"assistant","content":"Hello\u2028","refusal":null},"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":40,"total_tokens":43,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":0},"completion_tokens_details":{"reasoning_tokens":0}}}"#
     );
     assert_eq!(client.engine.cancelled(), 0);
 }
@@ -49,7 +50,7 @@ async fn completions_number_choices_by_prompt_then_answer() {
     let answer = client.complete(body(json!({"prompt": ["hi", "you"], "n": 2, "max_tokens": 1}))).await;
     assert_eq!(
         answer.stable(),
-        r#"{"id":"cmpl-P","object":"text_completion","created":0,"model":"tiny","system_fingerprint":"fp_F","choices":[{"text":"a","index":0,"logprobs":null,"finish_reason":"length"},{"text":"b","index":1,"logprobs":null,"finish_reason":"length"},{"text":"c","index":2,"logprobs":null,"finish_reason":"length"},{"text":"d","index":3,"logprobs":null,"finish_reason":"length"}],"usage":{"prompt_tokens":5,"total_tokens":9,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":3},"completion_tokens_details":{"reasoning_tokens":0}}}"#
+        r#"{"id":"cmpl-P","object":"text_completion","created":0,"model":"tiny","system_fingerprint":"fp_F","choices":[{"index":0,"text":"a","logprobs":null,"finish_reason":"length"},{"index":1,"text":"b","logprobs":null,"finish_reason":"length"},{"index":2,"text":"c","logprobs":null,"finish_reason":"length"},{"index":3,"text":"d","logprobs":null,"finish_reason":"length"}],"usage":{"prompt_tokens":5,"total_tokens":9,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":3},"completion_tokens_details":{"reasoning_tokens":0}}}"#
     );
     let asked = client.engine.asked();
     assert_eq!(asked.prompts.iter().map(|prompt| prompt.tokens.len()).collect::<Vec<_>>(), [2, 3]);
@@ -193,9 +194,9 @@ async fn a_model_answers_to_all_its_names_and_the_answer_repeats_them() {
     let client = Client::with(Config { aliases: vec![alias], ..Config::default() });
     for name in [
         "tiny",
-        "accounts/volley/models/tiny",
-        "volley/tiny",
-        "accounts/volley/models/tiny#accounts/volley/deployments/abc",
+        "accounts/fireworks/models/tiny",
+        "fireworks/tiny",
+        "accounts/fireworks/models/tiny#accounts/fireworks/deployments/abc",
         "accounts/fireworks/models/llama-v2-7b-chat",
         "accounts/fireworks/models/llama-v2-7b-chat#x",
     ] {
@@ -203,10 +204,10 @@ async fn a_model_answers_to_all_its_names_and_the_answer_repeats_them() {
         assert_eq!(answer.json()["model"], name);
         let encoded = name.replace('/', "%2F").replace('#', "%23");
         let found = client.get(&format!("/v1/models/{encoded}")).await;
-        assert_eq!(found.json()["id"], "accounts/volley/models/tiny", "{name}");
+        assert_eq!(found.json()["id"], "accounts/fireworks/models/tiny", "{name}");
     }
-    let slashes = client.get("/v1/models/accounts/volley/models/tiny/").await;
-    assert_eq!(slashes.json()["id"], "accounts/volley/models/tiny");
+    let slashes = client.get("/v1/models/accounts/fireworks/models/tiny/").await;
+    assert_eq!(slashes.json()["id"], "accounts/fireworks/models/tiny");
     assert_eq!(client.get("/v1/models/nope").await.status, 404);
 }
 

@@ -27,10 +27,10 @@ use volley_proto::v1::ModelCard;
 use crate::{
     api::App,
     config::Config,
-    edge,
     engine::{Deltas, Generate, Model, ModelError, StartError, StreamError},
     fixture,
     generation::{Delta, Finish, Generation, Reason, Token},
+    http::edge,
 };
 
 /// What the engine does next for a generation.

@@ -13,7 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Scripted, Step, end, text};
-use crate::{config::Config, engine::StreamError, generation::Reason, server};
+use crate::{config::Config, engine::StreamError, generation::Reason, http::server};
 
 struct Server {
     address: std::net::SocketAddr,
@@ -166,7 +166,7 @@ async fn a_connection_serves_on_after_an_error() {
 }
 
 #[tokio::test]
-async fn a_drain_lets_streams_end_and_takes_no_new_connection() {
+async fn a_drain_lets_streams_end_and_tells_new_requests_to_come_back() {
     let server = Server::start(Config::default()).await;
     let go_on = Arc::new(Notify::new());
     server.engine.will([
@@ -178,12 +178,14 @@ async fn a_drain_lets_streams_end_and_takes_no_new_connection() {
     stream.write_all(post("HTTP/1.1", "", STREAM).as_bytes()).await.unwrap();
     until(&mut stream, "\"a\"").await;
     server.shutdown.cancel();
-    while TcpStream::connect(server.address).await.is_ok() {
-        tokio::task::yield_now().await;
+    for request in ["GET /ready HTTP/1.1\r\nHost: x\r\n\r\n", &post("HTTP/1.1", "", WHOLE)] {
+        let answer = server.exchange(request).await;
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("retry-after: 1\r\n"), "{answer}");
     }
     go_on.notify_one();
     assert!(rest(&mut stream).await.ends_with("data: [DONE]\n\n\r\n0\r\n\r\n"));
     server.task.await.unwrap().unwrap();
+    assert!(TcpStream::connect(server.address).await.is_err(), "and then it is gone");
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use crate::{
 fn chat(fields: Value) -> String {
     let mut body =
         json!({"model": "m/tiny", "messages": [{"role": "user", "content": "hi"}], "stream": true});
-    body["model"] = "volley/tiny".into();
+    body["model"] = "fireworks/tiny".into();
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     body.to_string()
 }
@@ -30,7 +30,7 @@ const USAGE: &str = r#"{"prompt_tokens":40,"total_tokens":43,"completion_tokens"
 /// A chat chunk's line.
 fn chunk(choices: &str, usage: &str) -> String {
     format!(
-        "data: {{\"id\":\"chatcmpl-C\",\"object\":\"chat.completion.chunk\",\"created\":0,\"model\":\"volley/tiny\",\
+        "data: {{\"id\":\"chatcmpl-C\",\"object\":\"chat.completion.chunk\",\"created\":0,\"model\":\"fireworks/tiny\",\
          \"system_fingerprint\":\"fp_F\",\"choices\":[{choices}],\"usage\":{usage}}}\n\n"
     )
 }
@@ -81,7 +81,7 @@ async fn a_completion_streams_as_the_original_page_shows() {
     let chunk = |text: &str, reason: &str, usage: &str| {
         format!(
             "data: {{\"id\":\"cmpl-P\",\"object\":\"text_completion\",\"created\":0,\"model\":\"tiny\",\
-             \"system_fingerprint\":\"fp_F\",\"choices\":[{{\"text\":\"{text}\",\"index\":0,\"logprobs\":null,\
+             \"system_fingerprint\":\"fp_F\",\"choices\":[{{\"index\":0,\"text\":\"{text}\",\"logprobs\":null,\
              \"finish_reason\":{reason}}}],\"usage\":{usage}}}\n\n"
         )
     };

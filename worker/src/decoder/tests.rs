@@ -1,7 +1,15 @@
-use volley_kernels::{BLOCK_TOKENS, Sequence};
+use volley_kernels::{
+    BLOCK_TOKENS, Sequence,
+    cpu::{Activations, CpuBackend, CpuOptions},
+};
 
 use super::*;
-use crate::{naive::Naive, testing};
+use crate::testing;
+
+/// Nothing is rounded on the way: what is off is wrong.
+fn backend() -> CpuBackend {
+    CpuBackend::new(CpuOptions { threads: 2, activations: Activations::F32, isa: None }).unwrap()
+}
 
 /// The logits of every position, with the prompt cut into steps of these sizes.
 fn logits<B: Backend>(decoder: &mut Decoder<B>, tokens: &[u32], steps: &[usize]) -> Vec<f32> {
@@ -21,7 +29,7 @@ fn logits<B: Backend>(decoder: &mut Decoder<B>, tokens: &[u32], steps: &[usize])
 fn logits_agree_with_transformers_to_1e_4_of_their_range() {
     for name in ["tiny-llama", "tiny-qwen2"] {
         let fixture = testing::fixture(name);
-        let mut decoder = testing::decoder(Naive, &fixture.model, Capacity { rows: 64, blocks: 8 });
+        let mut decoder = testing::decoder(backend(), &fixture.model, Capacity { rows: 64, blocks: 8 });
         for steps in [&[40][..], &[1, 16, 22, 1]] {
             let logits = logits(&mut decoder, &fixture.tokens, steps);
             let range = fixture.logits.iter().fold(0f32, |max, x| max.max(x.abs()));
@@ -39,7 +47,7 @@ fn progress_ends_at_the_total() {
     let capacity = Capacity { rows: 1, blocks: 1 };
     let mut progress = |done, total| seen.push((done, total));
     let model = fixture.model.description.clone();
-    Decoder::load(Naive, model, &fixture.model.weights, capacity, &mut progress).unwrap();
+    Decoder::load(backend(), model, &fixture.model.weights, capacity, &mut progress).unwrap();
     let total = fixture.model.weights.tensors().map(|tensor| tensor.data.len() as u64).sum::<u64>();
     assert!(seen.is_sorted() && seen.iter().all(|(done, of)| done <= of && *of == total));
     assert_eq!((seen[0], *seen.last().unwrap()), ((0, total), (total, total)));
@@ -52,7 +60,7 @@ fn a_missing_or_misshapen_tensor_is_named() {
         let mut model = fixture.model.description.clone();
         change(&mut model);
         let capacity = Capacity { rows: 1, blocks: 1 };
-        let loaded = Decoder::load(Naive, model, &fixture.model.weights, capacity, &mut |_, _| ());
+        let loaded = Decoder::load(backend(), model, &fixture.model.weights, capacity, &mut |_, _| ());
         loaded.err().unwrap().to_string()
     };
     let error = load(|model| model.layers = 3);

@@ -171,8 +171,12 @@ impl<B: Backend> Engine<B> {
         }
         let slots = self.slots.settle(step, drawn);
         let compute = started.elapsed();
-        self.metrics.step(rows, sequences, compute, wait);
         self.metrics.slots(self.slots.taken());
+        // A plan that only releases slots is no step: the worker is as idle after it as before.
+        if rows > 0 {
+            self.metrics.step(rows, sequences, compute, wait);
+            self.idle_since = started + compute;
+        }
         self.send(Message::Result(StepResult {
             step_id,
             epoch: Some(epoch.into()),
@@ -181,7 +185,6 @@ impl<B: Backend> Engine<B> {
             compute_us: compute.as_micros() as u64,
             wait_us: wait.as_micros() as u64,
         }));
-        self.idle_since = Instant::now();
     }
 }
 

@@ -26,7 +26,8 @@ struct Draft {
 
 impl Planner {
     /// The next step, if one can start now: there is something to run, and fewer than `depth` steps are in
-    /// flight.
+    /// flight. A worker that would go idle gets one more, without rows, if it still has slots to release:
+    /// their memory and their spans would wait for the next request otherwise.
     pub fn plan(&mut self) -> Option<v1::StepPlan> {
         if self.in_flight.len() >= self.limits.depth {
             return None;
@@ -51,7 +52,8 @@ impl Planner {
             let Some(rank) = self.admit(&mut draft) else { break };
             self.run(rank, budget - draft.rows, &mut draft);
         }
-        (!draft.runs.is_empty()).then(|| self.send(draft))
+        let releases = self.in_flight.is_empty() && !self.released.is_empty();
+        (releases || !draft.runs.is_empty()).then(|| self.send(draft))
     }
 
     /// Runs up to `rows` tokens of a sequence, as far as there are blocks for them.

@@ -1,0 +1,112 @@
+//! `POST /chat/completions`: the next turn of a conversation, by way of the model's template.
+
+mod messages;
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Request, State},
+    response::Response,
+};
+use serde::{Deserialize, Serialize};
+
+use self::messages::Message;
+use super::{
+    App,
+    common::{
+        generate::{Ask, Caller},
+        parse,
+        reply::{Said, Shape},
+    },
+};
+use crate::{
+    engine::{ChatOptions, Generate, Model},
+    http::{body, error::ApiError},
+};
+
+/// What chats take beside the shared parameters.
+#[derive(Debug, Deserialize)]
+pub struct ChatRequest {
+    /// The conversation so far.
+    pub messages: Option<Vec<Message>>,
+    /// Whether special-token strings inside messages stay text (the default).
+    pub safe_tokenization: Option<bool>,
+}
+
+/// The shapes of the answer.
+struct Chat;
+
+#[derive(Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Body<'a> {
+    /// Of an answer.
+    Message(Reply<'a>),
+    /// Of a chunk.
+    Delta(Delta<'a>),
+}
+
+#[derive(Serialize)]
+struct Reply<'a> {
+    role: &'static str,
+    content: &'a str,
+    /// Typed clients want the key.
+    refusal: (),
+}
+
+/// The keys are absent, not null, where there is nothing: SDKs concatenate whatever they find.
+#[derive(Default, Serialize)]
+struct Delta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+}
+
+pub(crate) async fn create<E: Generate>(
+    State(app): State<Arc<App<E>>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let caller = Caller::of(&request)?;
+    let body = body::read(request, app.config.body_limit).await?;
+    let mut parsed = parse::request::<ChatRequest>(body, app.config.unknown_fields).await?;
+    caller.name_model(&mut parsed.parameters);
+    let settings = parsed.parameters.check(&app.config)?;
+    let messages = parsed.own.messages.ok_or_else(|| ApiError::missing("messages"))?;
+    let messages = messages::check(messages)?;
+    app.check_choices(1, settings.n)?;
+    let model = app.model(&settings.model).await?;
+    let safe = parsed.own.safe_tokenization.unwrap_or(true);
+    let prompts = vec![render(&model, messages, safe).await.map_err(|e| ApiError::text(e, "messages"))?];
+    let default_max_tokens = app.config.chat_max_tokens;
+    let ask = Ask { settings, model, prompts, param: "messages", default_max_tokens };
+    app.generate::<Chat>(caller, ask).await
+}
+
+async fn render(
+    model: &Model,
+    messages: Vec<serde_json::Value>,
+    safe: bool,
+) -> Result<Vec<u32>, crate::engine::TextError> {
+    let rendered = model.render_chat(messages, ChatOptions { safe, ..ChatOptions::default() }).await?;
+    model.encode_chat(rendered).await
+}
+
+// === impl Chat ===
+
+impl Shape for Chat {
+    const ID: &'static str = "chatcmpl-";
+    const OBJECT: &'static str = "chat.completion";
+    const CHUNK: &'static str = "chat.completion.chunk";
+    const OPENS: bool = true;
+    type Body<'a> = Body<'a>;
+
+    fn body(said: Said<'_>) -> Body<'_> {
+        const ROLE: &str = "assistant";
+        Body::Delta(match said {
+            Said::Whole(content) => return Body::Message(Reply { role: ROLE, content, refusal: () }),
+            Said::Open => Delta { role: Some(ROLE), content: None },
+            Said::More(content) => Delta { role: None, content: Some(content) },
+            Said::Nothing => Delta::default(),
+        })
+    }
+}

@@ -1,0 +1,14 @@
+//! What the APIs do alike. Nothing here knows one of them.
+//!
+//! ```text
+//!  body ─ parse (fields, parameters, later) ─▶ Settings ─ generate ─▶ Deltas ─ reply (logprobs, usage) ─▶ answer
+//! ```
+
+pub mod fields;
+pub(crate) mod generate;
+mod later;
+pub(crate) mod logprobs;
+pub mod parameters;
+pub(crate) mod parse;
+pub(crate) mod reply;
+pub(crate) mod usage;

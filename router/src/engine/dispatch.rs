@@ -1,0 +1,465 @@
+//! The engine: places requests on links, and carries their outputs to the clients.
+//!
+//! ```text
+//!  start ─▶ Request ─▶ table ─▶ place: link.submit
+//!  text thread, one per link: outputs ─▶ Request.take ─▶ deltas ─▶ bounded channel ─▶ Deltas
+//!                                   link breaks: move │  channel full: pause, submit again when it drains
+//! ```
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures::Stream;
+use tokio::{runtime::Handle, sync::mpsc, time};
+use tokio_util::sync::CancellationToken;
+use volley_membership::{Membership, Role};
+use volley_proto::{
+    transport::Transport,
+    v1::{ModelCard, StepOutput},
+};
+
+use super::{
+    Deltas, Generate, ModelError, StartError, StreamError,
+    cluster::Cluster,
+    link::Link,
+    request::{Request, Taken},
+    supervise::{Links, Sink, supervise},
+};
+use crate::{
+    generation::{Delta, Generation},
+    text::{model::Model, tokenizer::TextPool},
+};
+
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Before a full link is tried again: nothing tells when it drains.
+const OUTBOX_RETRY: Duration = Duration::from_millis(100);
+
+/// The engine's bounds.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// This router's name, for the schedulers' logs.
+    pub router_id: String,
+    /// Prompts in flight.
+    pub max_requests: usize,
+    /// Batches that a client may leave unread before its sequences pause.
+    pub client_buffer: usize,
+    /// How long they may pause before the client is dropped.
+    pub slow_client: Duration,
+    /// How often a request may move.
+    pub max_moves: u32,
+    /// How long a move may take.
+    pub move_deadline: Duration,
+    /// Texts that are tokenized at a time.
+    pub text_threads: usize,
+}
+
+/// Makes text by way of the schedulers. Clones are the same engine.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: EngineConfig,
+    cluster: Arc<Cluster>,
+    table: Table,
+    next_request: AtomicU64,
+    runtime: Handle,
+}
+
+/// The live requests.
+#[derive(Default)]
+struct Table(Mutex<HashMap<u64, Arc<Request>>>);
+
+/// What a step gave a request.
+struct Batch {
+    request: Arc<Request>,
+    deltas: Vec<Delta>,
+    admitted: bool,
+    /// What ended the request here, if something did.
+    end: Option<Taken>,
+}
+
+/// The stream behind a [`Deltas`].
+struct Running {
+    batches: mpsc::Receiver<Result<Vec<Delta>, StartError>>,
+    /// What [`Generate::start`] took to see whether the generation was admitted.
+    first: Option<Vec<Delta>>,
+    failure: Arc<OnceLock<StreamError>>,
+    /// Choices that have not finished.
+    unfinished: u32,
+    guard: Guard,
+}
+
+/// Cancels what is left of a generation.
+struct Guard {
+    shared: Arc<Shared>,
+    requests: Vec<u64>,
+}
+
+// === impl EngineConfig ===
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            router_id: String::new(),
+            max_requests: 16 << 10,
+            client_buffer: 256,
+            slow_client: Duration::from_secs(60),
+            max_moves: 3,
+            move_deadline: Duration::from_secs(30),
+            text_threads: std::thread::available_parallelism().map_or(1, usize::from).div_ceil(2),
+        }
+    }
+}
+
+// === impl Engine ===
+
+impl Engine {
+    /// Starts to link up with every scheduler that `membership` knows, until `shutdown`. Needs a tokio runtime.
+    pub fn connect(
+        config: EngineConfig,
+        membership: Arc<dyn Membership>,
+        transport: Transport,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            cluster: Arc::new(Cluster::new(TextPool::new(config.text_threads))),
+            config,
+            table: Table::default(),
+            next_request: AtomicU64::new(1),
+            runtime: Handle::current(),
+        });
+        let members = membership.members(Role::Scheduler);
+        let router_id = shared.config.router_id.clone();
+        let links =
+            Links { cluster: shared.cluster.clone(), sink: shared.clone(), transport, router_id, shutdown };
+        tokio::spawn(supervise(Arc::new(links), members));
+        Self { shared }
+    }
+}
+
+impl Generate for Engine {
+    fn models(&self) -> Vec<Arc<ModelCard>> {
+        self.shared.cluster.cards()
+    }
+
+    async fn model(&self, name: &str) -> Result<Arc<Model>, ModelError> {
+        self.shared.cluster.model(name).await
+    }
+
+    async fn start(&self, model: Arc<Model>, generation: Generation) -> Result<Deltas, StartError> {
+        let shared = &self.shared;
+        let (out, batches) = mpsc::channel(shared.config.client_buffer.max(1));
+        let failure = Arc::new(OnceLock::new());
+        let mut running = Running {
+            batches,
+            first: None,
+            failure: failure.clone(),
+            unfinished: generation.prompts.len() as u32 * generation.n,
+            guard: Guard { shared: shared.clone(), requests: Vec::new() },
+        };
+        let mut local = Vec::new();
+        for index in 0..generation.prompts.len() {
+            let id = shared.next_request.fetch_add(1, Ordering::Relaxed);
+            let request =
+                Arc::new(Request::new(id, model.clone(), &generation, index, out.clone(), failure.clone()));
+            if request.needs_scheduler() {
+                running.guard.requests.push(id);
+                shared.admit(request)?;
+            } else {
+                let echoed = tokio::task::spawn_blocking(move || request.finish_locally()).await;
+                local.extend(echoed.map_err(|panic| StartError::Internal(panic.to_string()))?);
+            }
+        }
+        drop(out);
+        if !running.guard.requests.is_empty() {
+            match running.batches.recv().await {
+                Some(Ok(batch)) => local.extend(batch),
+                Some(Err(error)) => return Err(error),
+                None => return Err(StartError::Internal("the request ended without an output".into())),
+            }
+        }
+        running.first = Some(local);
+        Ok(Deltas::new(running))
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// Takes a new request in and submits it: to the best link, else to any that will have it.
+    fn admit(self: &Arc<Self>, request: Arc<Request>) -> Result<(), StartError> {
+        if !self.table.insert(request.clone(), self.config.max_requests) {
+            let message = "too many requests are in flight".to_owned();
+            return Err(StartError::Overloaded { message, retry_after: RETRY_AFTER });
+        }
+        match self.place(&request) {
+            Placed::Yes => Ok(()),
+            Placed::Refused => Err(StartError::Overloaded {
+                message: "the links to the schedulers are full".to_owned(),
+                retry_after: RETRY_AFTER,
+            }),
+            Placed::NoLink => Err(StartError::Unavailable {
+                message: "no scheduler serves the model".to_owned(),
+                retry_after: RETRY_AFTER,
+            }),
+        }
+    }
+
+    fn place(self: &Arc<Self>, request: &Arc<Request>) -> Placed {
+        let mut refused = Vec::new();
+        while let Some(link) = self.cluster.pick(&request.model.card.hash, &refused) {
+            if request.place_on(&link) {
+                // If it broke meanwhile, its text thread may not have seen this request.
+                if link.is_broken() {
+                    self.displace(request, &link);
+                }
+                return Placed::Yes;
+            }
+            refused.push(link);
+        }
+        if refused.is_empty() { Placed::NoLink } else { Placed::Refused }
+    }
+
+    /// Takes a step's outputs: runs on the link's text thread.
+    fn take_step(self: &Arc<Self>, link: &Arc<Link>, output: StepOutput) {
+        let mut current: Option<Batch> = None;
+        for sequence in output.sequences {
+            if current.as_ref().is_none_or(|batch| batch.request.id != sequence.request) {
+                if let Some(batch) = current.take() {
+                    self.deliver(link, batch);
+                }
+                current = self.table.get(sequence.request).map(Batch::new);
+            }
+            let Some(batch) = &mut current else { continue };
+            match batch.request.take(sequence, &mut batch.deltas) {
+                Taken::Running { admitted } => batch.admitted |= admitted,
+                end => batch.end = Some(end),
+            }
+        }
+        if let Some(batch) = current {
+            self.deliver(link, batch);
+        }
+    }
+
+    /// Hands a batch to the client, even an empty one if it tells that the request was admitted. Then sees to
+    /// what ended the request here.
+    fn deliver(self: &Arc<Self>, link: &Arc<Link>, batch: Batch) {
+        let Batch { request, deltas, admitted, end } = batch;
+        let finished = matches!(end, Some(Taken::Finished));
+        if finished {
+            self.table.end(request.id);
+        }
+        if admitted || !deltas.is_empty() {
+            self.send(&request, deltas, finished);
+        }
+        match end {
+            Some(Taken::Displaced) => self.displace(&request, link),
+            Some(Taken::Failed(error)) => self.fail(&request, error),
+            Some(Taken::Finished | Taken::Running { .. }) | None => {}
+        }
+    }
+
+    fn send(self: &Arc<Self>, request: &Arc<Request>, deltas: Vec<Delta>, finished: bool) {
+        match request.out.try_send(Ok(deltas)) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Closed(_)) => self.table.end(request.id),
+            Err(mpsc::error::TrySendError::Full(held)) => {
+                request.pause();
+                metrics::counter!("volley_router_pauses_total").increment(1);
+                self.runtime.spawn(self.clone().resume(request.clone(), held, finished));
+            }
+        }
+    }
+
+    /// Waits for a slow client, then goes on.
+    async fn resume(
+        self: Arc<Self>,
+        request: Arc<Request>,
+        held: Result<Vec<Delta>, StartError>,
+        finished: bool,
+    ) {
+        match time::timeout(self.config.slow_client, request.out.reserve()).await {
+            Ok(Ok(room)) => {
+                room.send(held);
+                if !finished {
+                    self.find_place(request.clone()).await;
+                }
+            }
+            Ok(Err(_closed)) => self.table.end(request.id),
+            Err(_elapsed) => {
+                metrics::counter!("volley_router_slow_clients_total").increment(1);
+                let _ = request.failure.set(StreamError::SlowClient);
+                self.table.end(request.id);
+            }
+        }
+    }
+
+    /// Moves a request that can't go on where it is.
+    fn displace(self: &Arc<Self>, request: &Arc<Request>, link: &Arc<Link>) {
+        let Some(moves) = request.leave(link) else { return };
+        metrics::counter!("volley_router_moves_total").increment(1);
+        if moves > self.config.max_moves {
+            let message = format!("it moved {} times", self.config.max_moves);
+            self.fail(request, StartError::Unavailable { message, retry_after: RETRY_AFTER });
+        } else {
+            self.runtime.spawn(self.clone().find_place(request.clone()));
+        }
+    }
+
+    /// Submits a request as soon as a link will have it.
+    async fn find_place(self: Arc<Self>, request: Arc<Request>) {
+        let mut changed = self.cluster.changed();
+        let deadline = time::Instant::now() + self.config.move_deadline;
+        loop {
+            changed.mark_unchanged();
+            if matches!(self.place(&request), Placed::Yes) {
+                return;
+            }
+            tokio::select! {
+                _ = changed.changed() => {}
+                () = time::sleep(OUTBOX_RETRY) => {}
+                () = request.out.closed() => return self.table.end(request.id),
+                () = time::sleep_until(deadline) => {
+                    let message = "no scheduler took it over in time".to_owned();
+                    return self.fail(&request, StartError::Unavailable { message, retry_after: RETRY_AFTER });
+                }
+            }
+        }
+    }
+
+    fn fail(&self, request: &Arc<Request>, error: StartError) {
+        if request.out.try_send(Err(error.clone())).is_err() {
+            let _ = request.failure.set(error.into());
+        }
+        self.table.end(request.id);
+    }
+}
+
+/// Whether a request found a link.
+enum Placed {
+    Yes,
+    /// Links that serve the model are full.
+    Refused,
+    NoLink,
+}
+
+// === impl Sink for Shared ===
+
+impl Sink for Shared {
+    fn take(self: &Arc<Self>, link: &Arc<Link>, output: StepOutput) {
+        self.take_step(link, output);
+    }
+
+    fn abandon(self: &Arc<Self>, link: &Arc<Link>) {
+        for request in self.table.all() {
+            self.displace(&request, link);
+        }
+    }
+}
+
+// === impl Table ===
+
+impl Table {
+    fn insert(&self, request: Arc<Request>, bound: usize) -> bool {
+        let mut table = self.lock();
+        let fits = table.len() < bound;
+        if fits {
+            table.insert(request.id, request);
+            metrics::gauge!("volley_router_active_requests").set(table.len() as f64);
+        }
+        fits
+    }
+
+    fn get(&self, id: u64) -> Option<Arc<Request>> {
+        self.lock().get(&id).cloned()
+    }
+
+    fn all(&self) -> Vec<Arc<Request>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Forgets a request, and cancels what still runs of it.
+    fn end(&self, id: u64) {
+        let mut table = self.lock();
+        let removed = table.remove(&id);
+        metrics::gauge!("volley_router_active_requests").set(table.len() as f64);
+        drop(table);
+        if let Some(request) = removed {
+            request.end();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Request>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Batch ===
+
+impl Batch {
+    fn new(request: Arc<Request>) -> Self {
+        Self { request, deltas: Vec::new(), admitted: false, end: None }
+    }
+}
+
+// === impl Running ===
+
+impl Stream for Running {
+    type Item = Result<Vec<Delta>, StreamError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        while self.unfinished > 0 {
+            let batch = match self.first.take() {
+                Some(batch) => Ok(batch),
+                None => match ready!(self.batches.poll_recv(cx)) {
+                    Some(batch) => batch.map_err(StreamError::from),
+                    None => Err(self.failure.get().cloned().unwrap_or_else(|| {
+                        StreamError::Internal("the request ended without a finish".to_owned())
+                    })),
+                },
+            };
+            match &batch {
+                Ok(deltas) if deltas.is_empty() => continue,
+                Ok(deltas) => {
+                    let finished = deltas.iter().filter(|delta| delta.finish.is_some()).count();
+                    self.unfinished -= finished as u32;
+                }
+                Err(_) => {
+                    self.unfinished = 0;
+                    self.guard.cancel();
+                }
+            }
+            return Poll::Ready(Some(batch));
+        }
+        Poll::Ready(None)
+    }
+}
+
+// === impl Guard ===
+
+impl Guard {
+    fn cancel(&mut self) {
+        for id in self.requests.drain(..) {
+            self.shared.table.end(id);
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,99 @@
+//! Fields: what they may be, and what is said when they are not.
+
+use serde_json::json;
+
+use super::{
+    super::Client,
+    cases::{
+        At::{Chat, Complete},
+        BODY, MESSAGES, MODEL, NUMBERS, PROMPTS, REST,
+    },
+    envelope, expect,
+};
+use crate::config::{Config, UnknownFields};
+
+#[tokio::test]
+async fn every_bad_body_gets_its_400() {
+    let client = Client::new();
+    for (number, at, body, code, param, message) in
+        [BODY, MODEL, MESSAGES, PROMPTS, NUMBERS, REST].into_iter().flatten()
+    {
+        let answer = match at {
+            Chat => client.chat(*body).await,
+            Complete => client.complete(*body).await,
+        };
+        println!("{number} {body}");
+        expect(&answer, 400, "invalid_request_error", code, message);
+        assert_eq!(envelope(&answer)["param"], json!(param), "{number} {body}");
+    }
+    assert_eq!(client.engine.asked.lock().unwrap().len(), 0, "nothing of this reached the engine");
+}
+
+#[tokio::test]
+async fn odd_but_good_bodies_are_served() {
+    let client = Client::new();
+    for (number, at, body) in [
+        (5, Complete, r#"{"model":"nope","prompt":5,"model":"tiny","prompt":"hi"}"#),
+        (8, Complete, concat!("\u{feff}", r#"{"model":"tiny","prompt":"hi"}"#)),
+        (40, Chat, messages!(r#"[{"role":"user","content":""}]"#)),
+        (42, Chat, messages!(r#"[{"role":"user","content":"a"},{"role":"assistant","content":null}]"#)),
+        (
+            43,
+            Chat,
+            messages!(
+                r#"[{"role":"user","content":[{"type":"text","text":"x"},{"type":"text","text":"y"}]}]"#
+            ),
+        ),
+        (46, Chat, messages!(r#"[{"role":"assistant","content":"a"},{"role":"assistant","content":"b"}]"#)),
+        (47, Chat, messages!(r#"[{"role":"system","content":"only"}]"#)),
+        (
+            48,
+            Chat,
+            messages!(
+                r#"[{"role":"developer","content":"d","name":"n"},{"role":"assistant","content":"a","refusal":null,"annotations":[],"audio":null,"function_call":null,"tool_calls":null,"reasoning_content":null,"reasoning":"r","parsed":null},{"role":"user","content":"x"}]"#
+            ),
+        ),
+        (50, Chat, messages!(r#"[{"role":"user","content":"\u0000\u0001"}]"#)),
+        (58, Complete, with!(r#""max_tokens":10.0"#)),
+        (62, Complete, with!(r#""top_k":-1"#)),
+        (66, Complete, with!(r#""seed":-1"#)),
+        (67, Chat, chat!(r#""logprobs":false,"top_logprobs":0"#)),
+        (69, Complete, with!(r#""best_of":1,"suffix":null"#)),
+        (70, Complete, with!(r#""stop":[]"#)),
+        (76, Chat, chat!(r#""tools":[]"#)),
+        (78, Chat, chat!(r#""tool_choice":"none","parallel_tool_calls":true"#)),
+        (78, Chat, chat!(r#""tool_choice":null"#)),
+        (81, Chat, chat!(r#""stream":null"#)),
+        (
+            93,
+            Chat,
+            chat!(
+                r#""store":false,"modalities":["text"],"frequency_penalty":0,"logit_bias":{},"service_tier":"auto","verbosity":"low","prompt_cache_key":"k","metadata":{"a":"b"},"user":"u","response_format":{"type":"text"},"audio":null"#
+            ),
+        ),
+    ] {
+        let answer = match at {
+            Chat => client.chat(body).await,
+            Complete => client.complete(body).await,
+        };
+        assert_eq!(answer.status, 200, "{number}: {}", answer.body);
+    }
+}
+
+#[tokio::test]
+async fn lone_surrogates_become_replacement_characters() {
+    let client = Client::new();
+    let answer = client.complete(prompt!(r#""a\ud83d""#)).await; // 7
+    assert_eq!(answer.status, 200);
+    assert_eq!(client.engine.asked().prompts[0].tokens, [97, 0xef, 0xbf, 0xbd]);
+}
+
+#[tokio::test]
+async fn unknown_fields_are_as_strict_as_the_server_says() {
+    for unknown_fields in [UnknownFields::Warn, UnknownFields::Ignore] {
+        let client = Client::with(Config { unknown_fields, ..Config::default() });
+        assert_eq!(client.complete(with!(r#""x":1"#)).await.status, 200);
+        let answer = client.complete(with!(r#""suffix":"x""#)).await;
+        assert_eq!(answer.status, 400, "a known field without its effect is refused even so");
+    }
+}
