@@ -1,6 +1,8 @@
 //! What the step thread promises: plans that contradict themselves end their connection, what one sequence
-//! can't have fails that sequence only, and a sequence's tokens depend on nothing but itself.
+//! can't have fails that sequence only, a sequence's tokens depend on nothing but itself, and the newest claim
+//! owns the thread.
 
+mod claims;
 mod driver;
 mod exactness;
 mod plans;

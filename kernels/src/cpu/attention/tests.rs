@@ -252,3 +252,21 @@ fn a_long_decode_has_the_same_bits_on_any_number_of_threads() {
         assert_eq!(decode(threads), whole, "{threads} threads");
     }
 }
+
+#[test]
+fn a_batch_that_does_not_fit_its_memory_is_refused() {
+    let heads = Heads { heads: 2, kv_heads: 1, dim: 8, scale: 1.0 };
+    let cache = Cache::new(Shape::new(1, heads, Precision::Half), 1).unwrap();
+    // Two rows of 32 numbers in, of 16 out.
+    let fits = |heads: Heads, rows: usize, blocks: usize, qkv: usize, out: usize| {
+        let blocks = vec![BlockId(0); blocks];
+        let sequences = vec![Sequence { first_row: 0, rows, position: 15, blocks }];
+        let (batch, qkv) = (Batch { tokens: vec![0; rows], sequences }, vec![0.0; qkv]);
+        let step = Step { batch: &batch, layer: 0, heads, qkv: &qkv, cache: &cache };
+        std::panic::catch_unwind(|| step.check(out)).is_ok()
+    };
+    assert!(fits(heads, 2, 2, 64, 32));
+    assert!(!fits(heads, 2, 1, 64, 32), "the second row is in a second block");
+    assert!(!fits(heads, 2, 2, 63, 32) && !fits(heads, 2, 2, 64, 31));
+    assert!(!fits(Heads { dim: 16, ..heads }, 2, 2, 999, 999));
+}

@@ -1,10 +1,9 @@
-use tokio_util::sync::CancellationToken;
-use tonic::Code;
 use volley_proto::v1::{
-    BlockAppend, Kind, NewSequence, Sampling, ScoreRange, SlotRun, StepPlan, result_message::Message,
+    BlockAppend, BlockCopy, Kind, NewSequence, Sampling, ScoreRange, SlotRun, StepPlan,
+    result_message::Message,
 };
 
-use super::driver::{Driver, Output, Received, Request, next};
+use super::driver::{Driver, Output, Request, next};
 use crate::engine::Epoch;
 
 /// A numbered request: prompt, sampling, length, chunking and arrival all follow from the number.
@@ -140,7 +139,6 @@ fn each_penalty_bias_and_mirostat_changes_a_text() {
 
 #[test]
 fn a_copied_block_continues_as_the_original() {
-    use volley_proto::v1::BlockCopy;
     let driver = Driver::start("tiny-llama", 2, 64);
     let epoch = Epoch { claim: 1, connection: 1 };
     let (mut received, _ended) = driver.claim(epoch);
@@ -183,73 +181,5 @@ fn a_copied_block_continues_as_the_original() {
     };
     let (original, copy) = (slot(), slot());
     assert_eq!((&original.tokens, &original.logprobs), (&copy.tokens, &copy.logprobs));
-    driver.stop();
-}
-
-/// Nothing comes any more, and the connection was told.
-fn assert_ended(mut received: Received, ended: &CancellationToken) {
-    assert!(received.blocking_recv().is_none());
-    futures::executor::block_on(ended.cancelled());
-}
-
-#[test]
-fn a_new_claim_ends_the_older_connection_after_what_is_in_flight_and_empties_the_slots() {
-    let driver = Driver::start("tiny-llama", 2, 64);
-    let (old, new) = (Epoch { claim: 1, connection: 9 }, Epoch { claim: 2, connection: 1 });
-    let plan = |step_id| StepPlan {
-        step_id,
-        admit: vec![NewSequence {
-            kind: Kind::Generate.into(),
-            tokens: vec![1, 2, 3],
-            prompt_tokens: 3,
-            ..Default::default()
-        }],
-        append: vec![BlockAppend { slot: 0, group: 0, blocks: vec![0] }],
-        run: vec![SlotRun { slot: 0, tokens: 3 }],
-        ..Default::default()
-    };
-    let (mut first, first_ended) = driver.claim(old);
-    driver.send(old, plan(1));
-    let (mut second, second_ended) = driver.claim(new);
-    driver.send(old, StepPlan { step_id: 2, release: vec![0], ..Default::default() });
-    driver.send(new, plan(1)); // the very slot that the old one had
-
-    assert!(matches!(next(&mut first), Ok(Message::Hello(_))));
-    assert!(matches!(next(&mut first), Ok(Message::Result(result)) if result.step_id == 1));
-    assert_eq!(next(&mut first).unwrap_err().code(), Code::Aborted);
-    assert_ended(first, &first_ended);
-
-    assert!(matches!(next(&mut second), Ok(Message::Hello(_))));
-    match next(&mut second) {
-        Ok(Message::Result(result)) => assert_eq!(result.epoch, Some(new.into())),
-        other => panic!("{other:?}"),
-    }
-    for stale in [old, new] {
-        let (mut received, ended) = driver.claim(stale);
-        assert_eq!(next(&mut received).unwrap_err().code(), Code::FailedPrecondition);
-        assert_ended(received, &ended);
-    }
-    assert!(!second_ended.is_cancelled());
-    driver.stop();
-}
-
-#[test]
-fn a_broken_plan_ends_its_connection_and_the_next_one_starts_afresh() {
-    let mut driver = Driver::start("tiny-llama", 2, 64);
-    for plans in [
-        vec![StepPlan { step_id: 1, release: vec![0], ..Default::default() }],
-        vec![StepPlan { step_id: 1, ..Default::default() }, StepPlan { step_id: 3, ..Default::default() }],
-    ] {
-        let epoch = Epoch { claim: 0, connection: plans.len() as u64 };
-        let (mut received, ended) = driver.claim(epoch);
-        for plan in plans {
-            driver.send(epoch, plan);
-        }
-        let error = std::iter::from_fn(|| Some(next(&mut received))).find_map(Result::err).unwrap();
-        assert_eq!(error.code(), Code::InvalidArgument);
-        assert_ended(received, &ended);
-        driver.send(epoch, StepPlan { step_id: 4, ..Default::default() }); // dropped
-    }
-    assert_eq!(driver.run(&[request(1)])[0].tokens.len(), request(1).generate);
     driver.stop();
 }

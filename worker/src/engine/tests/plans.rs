@@ -107,6 +107,12 @@ fn a_plan_that_contradicts_itself_is_refused() {
 }
 
 #[test]
+fn a_table_may_name_every_block_there_is() {
+    let mut slots = started();
+    slots.apply(StepPlan { append: vec![append(0, &[2, 3])], ..Default::default() }).unwrap();
+}
+
+#[test]
 fn what_one_sequence_cannot_have_fails_that_sequence_alone() {
     let sampling = |change: fn(&mut Sampling)| {
         let mut sampling = Sampling::default();
