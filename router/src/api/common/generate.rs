@@ -111,6 +111,7 @@ impl<E: Generate> App<E> {
         let generation = ask.generation(id, &lengths, caller.tenant, caller.traceparent)?;
         let options = sampling_options(&generation);
 
+        caller.exchange.asks(&model.card.name, tally.prompt_tokens());
         let deltas = self.engine.start(model, generation).await?;
         let first_token = caller.exchange.first_token();
         let mut response = match stream {
@@ -147,6 +148,7 @@ async fn collect<S: Shape>(
             let choice = delta.choice;
             let Some(answer) = answers.get_mut(choice as usize) else { continue };
             if let Some(finish) = answer.extend(delta, head.logprobs.is_some()) {
+                exchange.generated(finish.completion_tokens.into());
                 tally.finish(choice, finish);
             }
         }
