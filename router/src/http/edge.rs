@@ -54,6 +54,7 @@ pub(crate) fn routes<E: Generate>(app: Arc<App<E>>) -> Router {
         .route("/models", get(api::models::list::<E>))
         .route("/models/{*id}", get(api::models::retrieve::<E>))
         .route_layer(middleware::from_fn_with_state(app.clone(), admit::<E>))
+        .route("/", get(api::health::root))
         .route("/health", get(api::health::health))
         .route("/healthz", get(api::health::health))
         .route("/ready", get(api::health::ready::<E>))
