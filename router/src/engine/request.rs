@@ -53,6 +53,8 @@ struct Live {
     deaths: u32,
     /// Since when it has been nowhere although it should be somewhere.
     placeless: Option<Instant>,
+    /// What its scheduler had said of its models when it was given this: [`Link::lists`].
+    lists: u64,
     /// How long it has been so before, since its last output.
     waited: Duration,
     admitted: bool,
@@ -98,8 +100,9 @@ pub(crate) enum Taken {
     Running { admitted: bool },
     /// Every choice has finished.
     Finished,
-    /// The scheduler has no worker for it: another may.
-    Displaced,
+    /// The scheduler has no worker for it: another may. `unannounced`: it hasn't said meanwhile that its models
+    /// changed.
+    Displaced { unannounced: bool },
     /// It can't go on.
     Failed(StartError),
 }
@@ -144,6 +147,7 @@ impl Request {
             moves: 0,
             deaths: 0,
             placeless: None,
+            lists: 0,
             waited: Duration::ZERO,
             admitted: false,
             cached_tokens: None,
@@ -177,10 +181,10 @@ impl Request {
         if !matches!(live.place, Place::Nowhere) {
             return true;
         }
-        let order = self.order(&live);
+        let (order, lists) = (self.order(&live), link.lists());
         let placed = link.submit(order);
         if placed {
-            live.place = Place::On(link.clone());
+            (live.place, live.lists) = (Place::On(link.clone()), lists);
             let waited = live.placeless.take().map_or(Duration::ZERO, |since| since.elapsed());
             live.waited += waited;
         }
@@ -205,7 +209,7 @@ impl Request {
         if let Some(failure) = output.failure {
             if failure.reason() == failure::Reason::NoWorker {
                 live.deaths = live.deaths.max(failure.deaths);
-                return Taken::Displaced;
+                return Taken::Displaced { unannounced: link.lists() == live.lists };
             }
             live.place = Place::Ended;
             link.cancel(self.id, live.attempt, None);
