@@ -16,11 +16,12 @@ pub mod engine;
 mod fixture;
 pub mod generation;
 mod http;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod text;
 
 pub use self::{
-    http::{auth, error, server},
+    http::{auth, error, limits, server},
     text::{assembler, model, output, stop, template, tokenizer},
 };

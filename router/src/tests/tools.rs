@@ -267,6 +267,7 @@ fn thought() -> Vec<Step> {
         id: 0,
         bytes: c.to_string().into_bytes(),
         text_offset: at as u32,
+        echoed: false,
         logprob: None,
         top: Vec::new(),
     };

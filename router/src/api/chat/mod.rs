@@ -3,6 +3,7 @@
 mod messages;
 mod shape;
 mod tools;
+mod truncate;
 
 use std::sync::Arc;
 
@@ -17,10 +18,12 @@ use self::{
     messages::Message,
     shape::{Chat, Legacy},
     tools::{FunctionField, ToolField, Tools},
+    truncate::{Prompt, Turns},
 };
 use super::{
     App,
     common::{
+        fields::Integer,
         generate::{Ask, Caller},
         parameters::Settings,
         parse,
@@ -39,6 +42,8 @@ pub struct ChatRequest {
     pub messages: Option<Vec<Message>>,
     /// Whether special-token strings inside messages stay text (the default).
     pub safe_tokenization: Option<bool>,
+    /// Evict the oldest turns of a prompt that is longer, tokens. Without effect beside `safe_tokenization: true`.
+    pub prompt_truncate_len: Option<Integer>,
     /// Functions that the model may call.
     pub tools: Option<Vec<ToolField>>,
     /// `none`, `auto`, `required`, `any`, or one that is named.
@@ -60,6 +65,7 @@ pub(crate) async fn create<E: Generate>(
     let mut parsed = parse::request::<ChatRequest>(body, app.config.unknown_fields).await?;
     caller.name_model(&mut parsed.parameters);
     let settings = parsed.parameters.check(&app.config)?;
+    let limit = parsed.own.truncate_len()?;
     let tools = Tools::check(&mut parsed.own)?;
     if let (true, Some((_, param))) = (tools.forced(), &settings.grammar) {
         let message = format!("{param} and a tool_choice that forces a call exclude each other");
@@ -67,7 +73,7 @@ pub(crate) async fn create<E: Generate>(
     }
     let messages = parsed.own.messages.ok_or_else(|| ApiError::missing("messages"))?;
     let mut messages = messages::check(messages)?;
-    app.check_choices(1, settings.n)?;
+    app.check_choices(1, settings.best_of)?;
     let model = app.model(&settings.model).await?;
     settings.reasoning.check_model(model.knows())?;
     settings.reasoning.forget(&mut messages);
@@ -77,32 +83,40 @@ pub(crate) async fn create<E: Generate>(
         variables: settings.reasoning.variables(settings.grammar.is_some()),
         ..ChatOptions::default()
     };
-    let (prompt, thinking) =
-        render(&model, messages, options).await.map_err(|error| ApiError::text(error, "messages"))?;
+    let turns = Turns { model: &model, messages, options };
+    let prompt = match limit {
+        Some(limit) => turns.fitting(limit).await,
+        None => turns.all().await,
+    };
+    let prompt = prompt.map_err(|error| ApiError::text(error, "messages"))?;
     let legacy = tools.legacy;
-    let ask = ask(settings, model, prompt, &tools, thinking, &app.config)?;
+    let ask = ask(settings, model, prompt, &tools, &app.config)?;
     match legacy {
         true => app.generate::<Legacy>(caller, ask).await,
         false => app.generate::<Chat>(caller, ask).await,
     }
 }
 
-async fn render(
-    model: &Model,
-    messages: Vec<Value>,
-    options: ChatOptions,
-) -> Result<(Vec<u32>, Thinking), crate::engine::TextError> {
-    let rendered = model.render_chat(messages, options).await?;
-    let thinking = model.thinking(&rendered);
-    Ok((model.encode_chat(rendered).await?, thinking))
+// === impl ChatRequest ===
+
+impl ChatRequest {
+    fn truncate_len(&self) -> Result<Option<usize>, ApiError> {
+        const NAME: &str = "prompt_truncate_len";
+        match self.prompt_truncate_len {
+            Some(Integer(length)) if length < 1 => {
+                Err(ApiError::value(NAME, format!("{NAME} must be at least 1: {length}")))
+            }
+            _ if self.safe_tokenization == Some(true) => Ok(None),
+            length => Ok(length.map(|Integer(length)| usize::try_from(length).unwrap_or(usize::MAX))),
+        }
+    }
 }
 
 fn ask(
     settings: Settings,
     model: Arc<Model>,
-    prompt: Vec<u32>,
+    Prompt { tokens, thinking }: Prompt,
     tools: &Tools,
-    thinking: Thinking,
     config: &crate::config::Config,
 ) -> Result<Ask, ApiError> {
     let known = model.knows().and_then(|knows| knows.tools);
@@ -118,14 +132,14 @@ fn ask(
     });
     // An echoed prompt is part of the text, and nothing that was said.
     let hearing = match settings.echo {
-        true => Default::default(),
-        false => tools.hearing(format, thinking),
+        0 => tools.hearing(format, thinking),
+        _ => Default::default(),
     };
     let default_max_tokens = config.chat_max_tokens;
     Ok(Ask {
         settings,
         model,
-        prompts: vec![prompt],
+        prompts: vec![tokens],
         param: "messages",
         default_max_tokens,
         grammar,

@@ -6,47 +6,25 @@ use serde_json::{Map, Value, json};
 use crate::http::error::ApiError;
 
 /// Whether a value changes nothing.
-type Harmless = fn(&Value, &Map<String, Value>) -> bool;
+type Harmless = fn(&Value) -> bool;
 
-const NEVER: Harmless = |_, _| false;
-const ZERO: Harmless = |value, _| value.as_f64() == Some(0.0);
-const ONE: Harmless = |value, _| value.as_f64() == Some(1.0);
-const FALSE: Harmless = |value, _| *value == Value::Bool(false);
-const EMPTY: Harmless = |value, _| {
+const NEVER: Harmless = |_| false;
+const EMPTY: Harmless = |value| {
     matches!(value, Value::Array(list) if list.is_empty())
         || matches!(value, Value::Object(map) if map.is_empty())
         || matches!(value, Value::String(text) if text.is_empty())
 };
-const ONLY_TEXT: Harmless = |value, _| *value == json!(["text"]);
-/// `best_of` is harmless when every candidate is returned.
-const SAME_AS_N: Harmless =
-    |value, request| value.as_f64() == request.get("n").and_then(Value::as_f64).or(Some(1.0));
+const ONLY_TEXT: Harmless = |value| *value == json!(["text"]);
 
 /// Every such field, and when it is harmless; `null` always is.
 const FIELDS: &[(&str, Harmless)] = &[
     ("acceptance_probs_override", NEVER),
     ("audio", NEVER),
-    ("best_of", SAME_AS_N),
-    ("echo_last", ZERO),
     ("forced_generation", NEVER),
-    ("frequency_penalty", ZERO),
     ("images", EMPTY),
-    ("logit_bias", EMPTY),
-    ("min_tokens", ZERO),
-    ("mirostat_lr", NEVER),
-    ("mirostat_target", NEVER),
     ("modalities", ONLY_TEXT),
     ("moderation", NEVER),
-    ("perf_metrics_in_response", FALSE),
-    ("prediction", NEVER),
-    ("presence_penalty", ZERO),
-    ("prompt_truncate_len", NEVER),
-    ("raw_output", FALSE),
-    ("repetition_penalty", ONE),
-    ("return_token_ids", FALSE),
-    ("speculation", NEVER),
     ("suffix", EMPTY),
-    ("typical_p", ONE),
     ("web_search_options", NEVER),
 ];
 
@@ -54,7 +32,7 @@ const FIELDS: &[(&str, Harmless)] = &[
 pub(super) fn refuse(request: &mut Map<String, Value>) -> Result<(), ApiError> {
     for (name, harmless) in FIELDS {
         match request.get(*name) {
-            Some(value) if !value.is_null() && !harmless(value, request) => {
+            Some(value) if !value.is_null() && !harmless(value) => {
                 return Err(ApiError::unsupported(*name));
             }
             _ => {}
@@ -77,17 +55,12 @@ mod tests {
     fn defaults_pass_and_effects_are_refused_by_name() {
         assert_eq!(
             read(
-                json!({"model": "m", "frequency_penalty": 0.0, "presence_penalty": 0, "audio": null, "best_of": 1,
-                "logit_bias": {}, "suffix": "", "modalities": ["text"]})
+                json!({"model": "m", "audio": null, "suffix": "", "modalities": ["text"]})
             ),
             Ok(1)
         );
-        assert_eq!(read(json!({"best_of": 3, "n": 3})), Ok(1));
         for (name, value) in [
-            ("frequency_penalty", json!(0.5)),
-            ("best_of", json!(2)),
             ("suffix", json!("x")),
-            ("logit_bias", json!({"1": 5})),
         ] {
             let request = Value::Object(Map::from_iter([(name.to_owned(), value)]));
             assert_eq!(read(request), Err(format!("{name} is not supported")));

@@ -68,7 +68,7 @@ impl Listener {
         if delta.finish.is_some() {
             self.reader.end(&mut parts);
         }
-        self.tokens += delta.tokens.len() as u32;
+        self.tokens += delta.tokens.iter().filter(|token| !token.echoed).count() as u32;
         let reasoning = delta.tokens.iter().filter(|token| self.reader.is_reasoning(token.text_offset));
         self.reasoning_tokens += reasoning.count() as u32;
         let second = parts.iter().position(|part| matches!(part, Part::Call { index: 1, .. }));

@@ -5,6 +5,8 @@ use std::marker::PhantomData;
 use serde::Serialize;
 
 use super::{
+    extras::{Extras, PerfMetrics, PromptIds, RawOutput, generated},
+    hints::ServedTier,
     listen::{Hearing, Listener, Saying},
     logprobs::{self, View},
     parameters::{LogprobsFormat, UsageAt},
@@ -80,10 +82,13 @@ struct Choice<'a, B> {
     body: B,
     logprobs: Option<View<'a>>,
     finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raw_output: Option<RawOutput<'a>>,
 }
 
-/// What every chunk repeats.
-#[derive(Clone, Debug)]
+/// What every chunk repeats, and what some add.
 pub(crate) struct Head {
     pub id: String,
     /// Unix seconds.
@@ -92,6 +97,9 @@ pub(crate) struct Head {
     pub model: String,
     pub fingerprint: String,
     pub logprobs: Option<LogprobsFormat>,
+    /// Of a request that named one.
+    pub service_tier: Option<ServedTier>,
+    pub extras: Extras,
 }
 
 /// An answer or a chunk.
@@ -104,6 +112,12 @@ struct Frame<'a, C> {
     system_fingerprint: &'a str,
     choices: &'a [C],
     usage: Option<Usage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_tier: Option<ServedTier>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<PromptIds<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    perf_metrics: Option<PerfMetrics>,
 }
 
 /// A choice of an answer in the making.
@@ -112,6 +126,8 @@ pub(crate) struct Answer {
     saying: Saying,
     tokens: Vec<Token>,
     reason: Option<Reason>,
+    /// Sum of the log-probabilities of what was generated, and of how many tokens.
+    logprobs: (f64, u32),
 }
 
 /// Turns deltas into the events of a stream.
@@ -121,6 +137,8 @@ pub(crate) struct Chunks<S> {
     tally: Tally,
     /// Of each choice.
     listeners: Vec<Listener>,
+    /// Per choice all its tokens, where something tells of them at its end.
+    kept: Vec<Vec<Token>>,
     shape: PhantomData<S>,
 }
 
@@ -136,25 +154,51 @@ impl Head {
             system_fingerprint: &self.fingerprint,
             choices,
             usage,
+            service_tier: self.service_tier,
+            prompt_token_ids: None,
+            perf_metrics: None,
         }
+    }
+
+    /// Whether tokens are told of as they come.
+    pub(crate) fn tells_tokens(&self) -> bool {
+        self.logprobs.is_some() || self.extras.report().token_ids
     }
 
     /// The whole answer.
     pub(crate) fn answer<S: Shape>(&self, answers: &[Answer], tally: &Tally) -> String {
+        let per_prompt = (answers.len() / tally.prompts()).max(1);
         let choices: Vec<_> = (0..)
             .zip(answers)
-            .map(|(index, answer)| {
-                let logprobs = View::new(self.logprobs, &answer.tokens);
-                let finish_reason = Some(spell::<S>(answer.reason, answer.listener.called()));
-                Choice { logprobs, finish_reason, ..choice::<S>(index, Said::Whole(&answer.saying)) }
+            .map(|(index, answer)| Choice {
+                logprobs: View::new(self.logprobs, &answer.tokens),
+                finish_reason: Some(spell::<S>(answer.reason, answer.listener.called())),
+                token_ids: self.extras.token_ids(&answer.tokens),
+                raw_output: self.extras.raw_output(
+                    index as usize / per_prompt,
+                    &answer.tokens,
+                    self.logprobs,
+                ),
+                ..choice::<S>(index, Said::Whole(&answer.saying))
             })
             .collect();
-        crate::http::json::line(&self.frame(S::OBJECT, &choices, Some(tally.usage())))
+        crate::http::json::line(&Frame {
+            prompt_token_ids: self.extras.prompt_token_ids(),
+            perf_metrics: self.extras.perf_metrics(tally),
+            ..self.frame(S::OBJECT, &choices, Some(tally.usage()))
+        })
     }
 }
 
 fn choice<'a, S: Shape>(index: u32, said: Said<'a>) -> Choice<'a, S::Body<'a>> {
-    Choice { index, body: S::body(said), logprobs: None, finish_reason: None }
+    Choice {
+        index,
+        body: S::body(said),
+        logprobs: None,
+        finish_reason: None,
+        token_ids: None,
+        raw_output: None,
+    }
 }
 
 /// An answer is only sent when every choice has a reason. Calls that were cut have arguments that are no JSON, and
@@ -172,7 +216,7 @@ fn spell<S: Shape>(reason: Option<Reason>, called: bool) -> &'static str {
 impl Answer {
     pub(crate) fn new(hearing: &Hearing) -> Self {
         let listener = Listener::new(hearing);
-        Self { listener, saying: Saying::default(), tokens: Vec::new(), reason: None }
+        Self { listener, saying: Saying::default(), tokens: Vec::new(), reason: None, logprobs: (0.0, 0) }
     }
 
     /// Tokens of reasoning in it.
@@ -184,11 +228,21 @@ impl Answer {
     pub(crate) fn extend(&mut self, mut delta: Delta, keep_tokens: bool) -> Option<Finish> {
         let parts = self.listener.hear(&mut delta);
         self.saying.extend(parts, &self.listener);
+        for logprob in generated(&delta.tokens).iter().filter_map(|token| token.logprob) {
+            self.logprobs.0 += f64::from(logprob);
+            self.logprobs.1 += 1;
+        }
         if keep_tokens {
             self.tokens.extend(delta.tokens);
         }
         self.reason = self.reason.or(delta.finish.map(|finish| finish.reason));
         delta.finish
+    }
+
+    /// How likely it was, by token.
+    pub(crate) fn mean_logprob(&self) -> Option<f64> {
+        let (sum, tokens) = self.logprobs;
+        (tokens > 0).then(|| sum / f64::from(tokens))
     }
 }
 
@@ -197,7 +251,9 @@ impl Answer {
 impl<S: Shape> Chunks<S> {
     pub(crate) fn new(head: Head, usage_at: UsageAt, tally: Tally, hearing: &Hearing) -> Self {
         let listeners = (0..tally.choices()).map(|_| Listener::new(hearing)).collect();
-        Self { head, usage_at, tally, listeners, shape: PhantomData }
+        let keeping = if head.extras.report().keeps_tokens() { tally.choices() } else { 0 };
+        let kept = (0..keeping).map(|_| Vec::new()).collect();
+        Self { head, usage_at, tally, listeners, kept, shape: PhantomData }
     }
 
     fn chunk(&self, choice: Choice<'_, S::Body<'_>>, usage: Option<Usage>, out: &mut Outbox) {
@@ -206,13 +262,15 @@ impl<S: Shape> Chunks<S> {
 
     /// A delta's parts and log-probabilities, in as many chunks as keep each line short.
     fn parts(&self, choice_index: u32, parts: &[Part], tokens: &[Token], out: &mut Outbox) {
-        let mut tokens: &[Token] = if self.head.logprobs.is_some() { tokens } else { &[] };
+        let mut tokens: &[Token] = if self.head.tells_tokens() { tokens } else { &[] };
         let listener = self.listeners.get(choice_index as usize);
-        let mut said = |piece: Piece<'_>, tokens: &mut &[Token]| {
+        let said = |piece: Piece<'_>, tokens: &mut &[Token], out: &mut Outbox| {
             let (some, more) = tokens.split_at(fitting(tokens));
             *tokens = more;
             let logprobs = if some.is_empty() { None } else { View::new(self.head.logprobs, some) };
-            self.chunk(Choice { logprobs, ..choice::<S>(choice_index, Said::More(piece)) }, None, out);
+            let token_ids = self.head.extras.token_ids(some);
+            let said = choice::<S>(choice_index, Said::More(piece));
+            self.chunk(Choice { logprobs, token_ids, ..said }, None, out);
         };
         for part in parts {
             let (mut text, index) = match part {
@@ -220,7 +278,7 @@ impl<S: Shape> Chunks<S> {
                 Part::Arguments { index, text } => (text.as_str(), *index),
                 Part::Call { index, name } => {
                     let id = listener.map(|listener| listener.id(*index)).unwrap_or_default();
-                    said(Piece::Call { index: *index, id: &id, name }, &mut tokens);
+                    said(Piece::Call { index: *index, id: &id, name }, &mut tokens, out);
                     continue;
                 }
             };
@@ -232,11 +290,11 @@ impl<S: Shape> Chunks<S> {
                     Part::Arguments { .. } => Piece::Arguments { index, text: piece },
                     _ => Piece::Content(piece),
                 };
-                said(piece, &mut tokens);
+                said(piece, &mut tokens, out);
             }
         }
         while !tokens.is_empty() {
-            said(Piece::Content(""), &mut tokens);
+            said(Piece::Content(""), &mut tokens, out);
         }
     }
 
@@ -247,9 +305,16 @@ impl<S: Shape> Chunks<S> {
             self.tally.record();
         }
         let usage = (last && self.usage_at == UsageAt::LastFinish).then(|| self.tally.usage());
+        let Head { extras, logprobs, .. } = &self.head;
+        let kept = self.kept.get(index as usize).map_or(&[][..], Vec::as_slice);
         let called = self.listeners.get(index as usize).is_some_and(Listener::called);
-        let finish_reason = Some(spell::<S>(Some(finish.reason), called));
-        self.chunk(Choice { finish_reason, ..choice::<S>(index, Said::Nothing) }, usage, out);
+        let end = Choice {
+            finish_reason: Some(spell::<S>(Some(finish.reason), called)),
+            raw_output: extras.raw_output(self.tally.prompt_of(index), kept, *logprobs),
+            ..choice::<S>(index, Said::Nothing)
+        };
+        let perf_metrics = if last { extras.perf_metrics(&self.tally) } else { None };
+        out.event(&Frame { perf_metrics, ..self.head.frame(S::CHUNK, &[end], usage) });
         if last && self.usage_at == UsageAt::OwnChunk {
             let none: [Choice<'_, S::Body<'_>>; 0] = [];
             out.event(&self.head.frame(S::CHUNK, &none, Some(self.tally.usage())));
@@ -269,8 +334,16 @@ fn fitting(tokens: &[Token]) -> usize {
 
 impl<S: Shape> Events for Chunks<S> {
     fn open(&mut self, out: &mut Outbox) {
-        if S::OPENS {
-            (0..self.tally.choices()).for_each(|index| self.chunk(choice::<S>(index, Said::Open), None, out));
+        let mut prompt_token_ids = self.head.extras.prompt_token_ids();
+        let opening = match (S::OPENS, &prompt_token_ids) {
+            (true, _) => self.tally.choices(),
+            (false, Some(_)) => 1,
+            (false, None) => 0,
+        };
+        for index in 0..opening {
+            let open = [choice::<S>(index, Said::Open)];
+            let prompt_token_ids = prompt_token_ids.take();
+            out.event(&Frame { prompt_token_ids, ..self.head.frame(S::CHUNK, &open, None) });
         }
     }
 
@@ -280,8 +353,12 @@ impl<S: Shape> Events for Chunks<S> {
         let parts = listener.hear(&mut delta);
         self.tally.reason(listener.reasoning_tokens() - before);
         self.parts(delta.choice, &parts, &delta.tokens, out);
-        if let Some(finish) = delta.finish {
-            self.finish(delta.choice, finish, out);
+        let Delta { choice, tokens, finish, .. } = delta;
+        if let Some(kept) = self.kept.get_mut(choice as usize) {
+            kept.extend(tokens);
+        }
+        if let Some(finish) = finish {
+            self.finish(choice, finish, out);
         }
     }
 
