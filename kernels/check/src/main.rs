@@ -1,1 +1,2 @@
+//! The check on a machine with a GPU.
 fn main() {}
