@@ -1,6 +1,7 @@
 //! The operations. Adding one: a file here with `operation()`, and a line in [`operations`].
 
 mod rms_norm;
+mod wrappers;
 
 use crate::{Case, Random, Speed};
 
@@ -18,5 +19,5 @@ pub struct Operation {
 
 /// All of them.
 pub fn operations() -> Vec<Operation> {
-    vec![rms_norm::operation()]
+    vec![rms_norm::operation(), wrappers::operation()]
 }
