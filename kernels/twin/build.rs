@@ -66,7 +66,7 @@ fn compile(kernels: &cc::Build, units: &[Unit], shared: u64) -> Vec<PathBuf> {
         let text = fs::read_to_string(path).expect("just written");
         let sources: Vec<PathBuf> =
             text.split('"').map(PathBuf::from).filter(|path| path.is_absolute()).collect();
-        let wanted = fingerprint(&sources, &[path.clone()]) ^ shared;
+        let wanted = fingerprint(&sources, std::slice::from_ref(path)) ^ shared;
         let made = fs::read_to_string(&stamp).unwrap_or_default();
         match made.split_once(' ') {
             Some((hash, object)) if hash == wanted.to_string() && Path::new(object).exists() => {
