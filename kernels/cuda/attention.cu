@@ -12,7 +12,7 @@
     DYN_SMEM(unsigned char, smem);                                                                  \
     Attention<D, FP8, R>(args, smem).run();                                                         \
   }                                                                                                 \
-  CUSHIM_EXPORT(attention_d##D##_##TYPE##_r##R)
+  TWIN_EXPORT(attention_d##D##_##TYPE##_r##R)
 #define ATTENTION_EACH(D, LARGE)       \
   ATTENTION(D, bf16, false, 16)        \
   ATTENTION(D, bf16, false, LARGE)     \

@@ -1,7 +1,8 @@
 // Folds the partials of a row's key ranges, in order, into the attention's output.
 //
 // grid (merges, kv_heads), 128 threads: four dims of one row each at a time. Partials as attention wrote them:
-// part_o [slot, kv_head, part_rows, D] f32, part_ml [slot, kv_head, part_rows, 2] (m in log2 units, l).
+// part_o [slot, kv_head, part_rows, D] f32, part_ml [slot, kv_head, part_rows, 2] (m in log2 units, l); `scales` as
+// in AttentionArgs.
 // Bytes: slots * rows * (4 D + 8) read, rows * 2 D written. Bound: device memory (mostly the L2 cache: the partials
 // were just written), or latency where there are few rows.
 #include "softmax.cuh"
@@ -15,8 +16,9 @@ struct MergeItem {
   int slots;
 };
 
-KERNEL __launch_bounds__(128) attention_merge(const MergeItem* items, const float* part_o, const float* part_ml,
-                                              const float* v_scale, bf16* out, int out_stride, int group, int part_rows, int dim) {
+KERNEL __launch_bounds__(128)
+    attention_merge(const MergeItem* items, const float* part_o, const float* part_ml, const float* scales, bf16* out,
+                    int out_stride, int group, int part_rows, int dim) {
   MergeItem item = items[blockIdx.x];
   int head = blockIdx.y, heads = gridDim.y;
   for (int c = threadIdx.x; c < item.rows * (dim / 4); c += 128) {
@@ -33,10 +35,10 @@ KERNEL __launch_bounds__(128) attention_merge(const MergeItem* items, const floa
       l = fold(f, l, ml.y);
       o = {fold(f, o.x, x.x), fold(f, o.y, x.y), fold(f, o.z, x.z), fold(f, o.w, x.w)};
     }
-    float scale = l > 0.f ? (v_scale ? v_scale[head] : 1.f) / l : 0.f;
+    float scale = l > 0.f ? (scales ? scales[heads + head] : 1.f) / l : 0.f;
     int r = item.row0 + row, h = head * group + r % group;
     *(uint2*)(out + (uint64_t)(item.token + r / group) * out_stride + h * dim + d) = {
         pack_bf16(o.x * scale, o.y * scale), pack_bf16(o.z * scale, o.w * scale)};
   }
 }
-CUSHIM_EXPORT(attention_merge)
+TWIN_EXPORT(attention_merge)

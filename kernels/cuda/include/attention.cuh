@@ -38,8 +38,7 @@ struct AttentionArgs {
   const int* table;          // page ids, one list per sequence
   const AttentionSeq* seqs;
   const AttentionItem* items;
-  const float* k_scale;      // e4m3: one per KV head; bf16: null
-  const float* v_scale;
+  const float* scales;       // e4m3: [2, kv_heads], of keys and of values; bf16: null
   bf16* out;                 // [tokens, out_stride]
   float* part_o;             // [slot, kv_head, part_rows, D]
   float* part_ml;            // [slot, kv_head, part_rows, 2]: m, l
@@ -59,8 +58,8 @@ constexpr int WARPS = 4;
 // --- e4m3 ---------------------------------------------------------------------------------------------------------
 
 // Two e4m3 of a word (bytes 0 and 2, or 1 and 3) as bf16x2, exactly: the bits moved into place read as x * 2^-120.
-DEV uint32_t e4m3_even(uint32_t x) { return mul_bf16x2(((x << 4) & 0x07f007f0u) | ((x << 8) & 0x80008000u), 0x7b807b80u); }
-DEV uint32_t e4m3_odd(uint32_t x) { return mul_bf16x2(((x >> 4) & 0x07f007f0u) | (x & 0x80008000u), 0x7b807b80u); }
+DEV uint32_t e4m3_even(uint32_t x) { return fma_bf16x2(((x << 4) & 0x07f007f0u) | ((x << 8) & 0x80008000u), 0x7b807b80u, 0x80008000u); }
+DEV uint32_t e4m3_odd(uint32_t x) { return fma_bf16x2(((x >> 4) & 0x07f007f0u) | (x & 0x80008000u), 0x7b807b80u, 0x80008000u); }
 
 // --- shared memory ------------------------------------------------------------------------------------------------
 
@@ -134,7 +133,7 @@ template <int D, bool FP8, int R> struct Attention {
     lo = a.window && first - a.window >= 0 ? first - a.window + 1 : 0;
     lo = lo > item.kv_begin ? lo : item.kv_begin;
     hi = last + 1 < item.kv_end ? last + 1 : item.kv_end;
-    float scale = a.scale * (FP8 ? a.k_scale[head] : 1.f);
+    float scale = a.scale * (FP8 ? a.scales[head] : 1.f);
     to_log2 = a.softcap > 0.f ? LOG2E : scale * LOG2E;
     cap_in = a.softcap > 0.f ? scale / a.softcap : 0.f;
     reset();
@@ -280,7 +279,7 @@ template <int D, bool FP8, int R> struct Attention {
     multiply_keys(s, tile);
     if (a.softcap > 0.f) {
 #pragma unroll
-      for (int i = 0; i < MT * 8; i++) s[i >> 3][i >> 2 & 1][i & 3] = a.softcap * fast_tanh(s[i >> 3][i >> 2 & 1][i & 3] * cap_in);
+      for (int i = 0; i < MT * 8; i++) s[i >> 3][i >> 2 & 1][i & 3] = a.softcap * exact_tanh(s[i >> 3][i >> 2 & 1][i & 3] * cap_in);
     }
     mask(s, tile);
     float* maxima = (float*)(sm + S::MAX);
@@ -410,7 +409,7 @@ template <int D, bool FP8, int R> struct Attention {
 
   MEMBER void write_out(int mt, int i, int row, float sum) {
     if (row >= item.rows) return;
-    float scale = sum > 0.f ? (FP8 ? a.v_scale[head] : 1.f) / sum : 0.f;
+    float scale = sum > 0.f ? (FP8 ? a.scales[gridDim.y + head] : 1.f) / sum : 0.f;
     int at = item.row0 + row, h = head * a.group + at % a.group;
     bf16* out = a.out + (uint64_t)(seq.first + at / a.group) * a.out_stride + h * D;
     each_pair(mt, i, scale, [&](int dim, float x, float y, float z, float w) {
