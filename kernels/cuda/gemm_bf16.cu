@@ -1,68 +1,18 @@
 // C = A Bᵀ (+ bias) (+ residual), bf16 in, f32 sums, with mma.sync (sm_80 and up).
 //
-// A [M, lda] bf16, B [N, K] bf16, C [M, ldc] bf16 or f32, bias [N] bf16 or null, residual like C (it may be C) or null.
-// K and lda are multiples of 8. grid (tiles), tiles in columns of eight rows of tiles, so that what runs together
-// shares A and B in L2.
+// A [M, lda] bf16, B [N, K] bf16, C [M, ldc] bf16 or f32; K and lda are multiples of 8. grid (tiles), 128 threads.
 // A sum runs over K in steps of 16, one accumulator, whatever the tile: every tile gives the same bits, so a row's
 // result depends neither on M nor on the rows beside it.
 // Bytes: 2 (M K + N K) + M N * (2 or 4), more where a tile's operands leave L2. Bound: the tensor cores from M of
 // about 300 (H100: 990 TFLOP/s, 3.35 TB/s); below it reading B.
-//   128x128  a block of 4 warps, 64 x 64 each      large M
+//   128x128  4 warps, 64 x 64 each                 large M; n and ldc multiples of 8
 //    64x64   4 warps, 32 x 32 each                 M of 17 to about 500 where 128 x 128 leaves SMs idle
 //    16x32   4 warps, 16 x 8 each, K in steps of 128  M <= 16: many blocks, each reading 32 rows of B
-#include "gpu.cuh"
-
-struct GemmArgs {
-  const bf16* a;
-  const bf16* b;
-  const bf16* bias;
-  const void* residual;
-  void* c;
-  int m, n, k, lda, ldc;
-  int c_is_f32;
-};
-
-// Row and column of a tile: columns of GROUP tile rows.
-struct TileAt {
-  int m, n;
-};
-DEV TileAt place_tile(int tile, int tiles_m, int tiles_n) {
-  constexpr int GROUP = 8;
-  int first = tile / (GROUP * tiles_n) * GROUP, in = tile % (GROUP * tiles_n);
-  int rows = tiles_m - first < GROUP ? tiles_m - first : GROUP;
-  return {first + in % rows, in / rows};
-}
-
-// Two neighbouring elements of row m, from column n on.
-DEV void store_pair(const GemmArgs& g, int m, int n, float x, float y) {
-  if (m >= g.m || n >= g.n) return;
-  bool both = n + 1 < g.n;
-  uint64_t at = (uint64_t)m * g.ldc + n;
-  if (g.bias) x += bf2f(g.bias[n]), y += both ? bf2f(g.bias[n + 1]) : 0.f;
-  if (g.c_is_f32) {
-    const float* r = (const float*)g.residual;
-    float* c = (float*)g.c;
-    if (r) x += r[at], y += both ? r[at + 1] : 0.f;
-    if (both && at % 2 == 0) *(float2*)(c + at) = {x, y};
-    else {
-      c[at] = x;
-      if (both) c[at + 1] = y;
-    }
-  } else {
-    const bf16* r = (const bf16*)g.residual;
-    bf16* c = (bf16*)g.c;
-    if (r) x += bf2f(r[at]), y += both ? bf2f(r[at + 1]) : 0.f;
-    if (both && at % 2 == 0) *(uint32_t*)(c + at) = pack_bf16(x, y);
-    else {
-      c[at] = f2bf(x);
-      if (both) c[at + 1] = f2bf(y);
-    }
-  }
-}
+#include "gemm.cuh"
 
 // WM x WN warps; a row of a stage is TK elements in 16-byte units, swizzled so that eight rows of a unit lie in
 // different banks.
-template <int TM, int TN, int TK, int WM, int WN, int STAGES> struct GemmTile {
+template <int TM, int TN, int TK, int WM, int WN, int STAGES, bool ANY_N = true> struct GemmTile {
   static constexpr int THREADS = WM * WN * 32, UNITS = TK / 8;
   static constexpr int MI = TM / WM / 16, NI = TN / WN / 8;  // a warp's m16 and n8 tiles
   static constexpr int A_BYTES = TM * TK * 2, STAGE = (TM + TN) * TK * 2;
@@ -116,8 +66,8 @@ template <int TM, int TN, int TK, int WM, int WN, int STAGES> struct GemmTile {
     auto fetch = [&](int step) {
       unsigned char* to = smem + step % STAGES * STAGE;
       if (step < steps) {
-        load<TM>(to, g.a, m0, g.m, g.lda, step * TK, g.k);
-        load<TN>(to + A_BYTES, g.b, n0, g.n, g.k, step * TK, g.k);
+        load<TM>(to, (const bf16*)g.a, m0, g.m, g.lda, step * TK, g.k);
+        load<TN>(to + A_BYTES, (const bf16*)g.b, n0, g.n, g.k, step * TK, g.k);
       }
       cp_async_commit();
     };
@@ -133,18 +83,22 @@ template <int TM, int TN, int TK, int WM, int WN, int STAGES> struct GemmTile {
     }
     cp_async_wait<0>();
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    int m = m0 + warp / WN * (MI * 16) + (lane >> 2), n = n0 + warp % WN * (NI * 8) + (lane & 3) * 2;
+    int m = m0 + warp / WN * (MI * 16) + (lane >> 2), n = n0 + warp % WN * (NI * 8);
 #pragma unroll
-    for (int i = 0; i < MI; i++)
+    for (int i = 0; i < MI * 2; i++) {
+      int row = m + i * 8;
+      if constexpr (NI == 1) {
+        store_one(g, row, n + (lane & 3) * 2, acc[i / 2][0][i % 2 * 2]);
+        store_one(g, row, n + (lane & 3) * 2 + 1, acc[i / 2][0][i % 2 * 2 + 1]);
+      } else {
 #pragma unroll
-      for (int j = 0; j < NI; j++) {
-        store_pair(g, m + i * 16, n + j * 8, acc[i][j][0], acc[i][j][1]);
-        store_pair(g, m + i * 16 + 8, n + j * 8, acc[i][j][2], acc[i][j][3]);
+        for (int q = 0; q < NI; q += 4) store_quad<ANY_N>(g, row, n + q * 8, [&](int j, int e) { return acc[i / 2][q + j][i % 2 * 2 + e]; });
       }
+    }
   }
 };
 
-KERNEL __launch_bounds__(128) gemm_bf16_128x128(const GemmArgs g) { GemmTile<128, 128, 32, 2, 2, 4>::run(g); }
+KERNEL __launch_bounds__(128) gemm_bf16_128x128(const GemmArgs g) { GemmTile<128, 128, 32, 2, 2, 4, false>::run(g); }
 TWIN_EXPORT(gemm_bf16_128x128)
 KERNEL __launch_bounds__(128) gemm_bf16_64x64(const GemmArgs g) { GemmTile<64, 64, 64, 2, 2, 4>::run(g); }
 TWIN_EXPORT(gemm_bf16_64x64)
