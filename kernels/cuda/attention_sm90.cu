@@ -7,6 +7,8 @@
 // 64 rows each: S = Q Kᵀ from shared memory, O += P V with P in registers. The next tile's Q Kᵀ is issued before this
 // tile's P V, so that the softmax runs while the tensor cores do.
 // Bytes: 4 * kv_len * D per item and KV head, mostly from L2. Bound: 4 * rows * kv_len * D operations (half when causal).
+// Targets: sm_90a
+// Expect sm_90a attention_*: HGMMA UTMALDG
 #include "attention.cuh"
 #include "gpu90.cuh"
 
@@ -245,17 +247,20 @@ template <int D> struct HopperAttention {
     }
   }
 };
-#define BODY(D)                      \
-  DYN_SMEM(unsigned char, smem);     \
-  HopperAttention<D>(args, smem).run(k, v, box)
+#define BODY(D)                  \
+  DYN_SMEM(unsigned char, smem); \
+  HopperAttention<D>(args, smem).run(k_map, v_map, box)
 #else
 #define BODY(D)
 #endif
 
-#define HOPPER_ATTENTION(D)                                                                                                    \
-  KERNEL __launch_bounds__(384, 1) attention_sm90_d##D(TMAP_PARAM k, TMAP_PARAM v, const AttentionArgs args, const int box) { \
-    BODY(D);                                                                                                                   \
-  }                                                                                                                            \
+// k and v are null: the maps say where they are.
+#define HOPPER_ATTENTION(D)                                                                               \
+  KERNEL __launch_bounds__(384, 1)                                                                        \
+      attention_sm90_d##D(TMAP_PARAM k_map, TMAP_PARAM v_map, ATTENTION_PARAMETERS, int box) {            \
+    const AttentionArgs args = ATTENTION_ARGUMENTS;                                                       \
+    BODY(D);                                                                                              \
+  }                                                                                                       \
   TWIN_EXPORT(attention_sm90_d##D)
 HOPPER_ATTENTION(64)
 HOPPER_ATTENTION(80)

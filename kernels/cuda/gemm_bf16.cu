@@ -8,6 +8,8 @@
 //   128x128  4 warps, 64 x 64 each                 large M; n and ldc multiples of 8
 //    64x64   4 warps, 32 x 32 each                 M of 17 to about 500 where 128 x 128 leaves SMs idle
 //    16x32   4 warps, 16 x 8 each, K in steps of 128  M <= 16: many blocks, each reading 32 rows of B
+// Expect sm_80 gemm_*: HMMA LDGSTS LDSM
+// Expect sm_90 gemm_*: HMMA LDGSTS LDSM
 #include "gemm.cuh"
 
 // WM x WN warps; a row of a stage is TK elements in 16-byte units, swizzled so that eight rows of a unit lie in
@@ -98,9 +100,12 @@ template <int TM, int TN, int TK, int WM, int WN, int STAGES, bool ANY_N = true>
   }
 };
 
-KERNEL __launch_bounds__(128) gemm_bf16_128x128(const GemmArgs g) { GemmTile<128, 128, 32, 2, 2, 4, false>::run(g); }
-TWIN_EXPORT(gemm_bf16_128x128)
-KERNEL __launch_bounds__(128) gemm_bf16_64x64(const GemmArgs g) { GemmTile<64, 64, 64, 2, 2, 4>::run(g); }
-TWIN_EXPORT(gemm_bf16_64x64)
-KERNEL __launch_bounds__(128) gemm_bf16_16x32(const GemmArgs g) { GemmTile<16, 32, 128, 1, 4, 4>::run(g); }
-TWIN_EXPORT(gemm_bf16_16x32)
+#define GEMM(name, ...)                                     \
+  KERNEL __launch_bounds__(128) name(GEMM_PARAMETERS) {     \
+    const GemmArgs args = GEMM_ARGUMENTS;                   \
+    GemmTile<__VA_ARGS__>::run(args);                       \
+  }                                                         \
+  TWIN_EXPORT(name)
+GEMM(gemm_bf16_128x128, 128, 128, 32, 2, 2, 4, false)
+GEMM(gemm_bf16_64x64, 64, 64, 64, 2, 2, 4)
+GEMM(gemm_bf16_16x32, 16, 32, 128, 1, 4, 4)

@@ -6,6 +6,9 @@
 // A sum runs over K in order in one accumulator, whatever BN, so bits depend neither on M nor on the tile. (For e4m3 the
 // tensor core itself keeps about 14 bits of the sum.)
 // Bytes and bound as in gemm_bf16.cu: the tensor cores (bf16 990, e4m3 1979 TFLOP/s on an H100 SXM).
+// Targets: sm_90a
+// Expect sm_90a gemm_bf16_*: HGMMA UTMALDG
+// Expect sm_90a gemm_e4m3_*: QGMMA UTMALDG
 #include "gemm.cuh"
 #include "gpu90.cuh"
 
@@ -87,13 +90,17 @@ template <bool FP8, int BN, int STAGES> struct HopperGemm {
     }
   }
 };
-#define BODY(...) HopperGemm<__VA_ARGS__>::run(a, b, g)
+#define BODY(...) HopperGemm<__VA_ARGS__>::run(a_map, b_map, args)
 #else
 #define BODY(...)
 #endif
 
-#define HOPPER_GEMM(name, ...)                                                                              \
-  KERNEL __launch_bounds__(384, 1) name(TMAP_PARAM a, TMAP_PARAM b, const GemmArgs g) { BODY(__VA_ARGS__); } \
+// a and b are null: the maps say where they are.
+#define HOPPER_GEMM(name, ...)                                                                           \
+  KERNEL __launch_bounds__(384, 1) name(TMAP_PARAM a_map, TMAP_PARAM b_map, GEMM_PARAMETERS) {           \
+    const GemmArgs args = GEMM_ARGUMENTS;                                                                \
+    BODY(__VA_ARGS__);                                                                                   \
+  }                                                                                                      \
   TWIN_EXPORT(name)
 HOPPER_GEMM(gemm_bf16_sm90_128x128, false, 128, 6)
 HOPPER_GEMM(gemm_bf16_sm90_128x256, false, 256, 4)

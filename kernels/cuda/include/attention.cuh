@@ -31,6 +31,7 @@ struct AttentionSeq {
   int table;     // where its pages start in `table`
 };
 
+// A kernel's arguments, in this order.
 struct AttentionArgs {
   const bf16* q;             // [tokens, q_stride], a head's dims at head * D
   const unsigned char* k;    // [page, kv_head, page_tokens, D], bf16 or e4m3
@@ -51,6 +52,16 @@ struct AttentionArgs {
   float scale;               // of scores, before soft-cap and softmax; positive
   float softcap;             // 0: none
 };
+
+#define ATTENTION_PARAMETERS                                                                                              \
+  const bf16 *q, const unsigned char *k, const unsigned char *v, const int *table, const AttentionSeq *seqs,              \
+      const AttentionItem *items, const float *scales, bf16 *out, float *part_o, float *part_ml, int q_stride,            \
+      int out_stride, int group, int part_rows, int granules, int window, int segment, float scale, float softcap
+#define ATTENTION_ARGUMENTS                                                                                               \
+  {                                                                                                                       \
+    q, k, v, table, seqs, items, scales, out, part_o, part_ml, q_stride, out_stride, group, part_rows, granules, window,  \
+        segment, scale, softcap                                                                                           \
+  }
 
 constexpr int TILE = 64;  // keys a tile
 constexpr int WARPS = 4;

@@ -14,6 +14,10 @@ struct GemmArgs {
   int m, n, k, lda, ldc;
   int c_is_f32;
 };
+#define GEMM_PARAMETERS                                                                                             \
+  const void *a, const void *b, const float *a_scale, const float *b_scale, const bf16 *bias, const void *residual, \
+      void *c, int m, int n, int k, int lda, int ldc, int c_is_f32
+#define GEMM_ARGUMENTS {a, b, a_scale, b_scale, bias, residual, c, m, n, k, lda, ldc, c_is_f32}
 
 // Row and column of a tile: columns of GROUP tile rows, so that what runs together shares A and B in L2.
 struct TileAt {
