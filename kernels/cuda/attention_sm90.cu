@@ -12,7 +12,6 @@
 #include "attention.cuh"
 #include "gpu90.cuh"
 
-#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 template <int D> struct HopperAttention {
   static constexpr int T = D > 128 ? 64 : 128;      // keys a tile
   static constexpr int GROUPS = (D + 63) / 64;      // of 64 dims: rows of 128 bytes; dims past D are zero
@@ -247,19 +246,14 @@ template <int D> struct HopperAttention {
     }
   }
 };
-#define BODY(D)                  \
-  DYN_SMEM(unsigned char, smem); \
-  HopperAttention<D>(args, smem).run(k_map, v_map, box)
-#else
-#define BODY(D)
-#endif
 
 // k and v are null: the maps say where they are.
 #define HOPPER_ATTENTION(D)                                                                               \
   KERNEL __launch_bounds__(384, 1)                                                                        \
       attention_sm90_d##D(TMAP_PARAM k_map, TMAP_PARAM v_map, ATTENTION_PARAMETERS, int box) {            \
     const AttentionArgs args = ATTENTION_ARGUMENTS;                                                       \
-    BODY(D);                                                                                              \
+    DYN_SMEM(unsigned char, smem);                                                                        \
+    HopperAttention<D>(args, smem).run(k_map, v_map, box);                                                \
   }                                                                                                       \
   TWIN_EXPORT(attention_sm90_d##D)
 HOPPER_ATTENTION(64)

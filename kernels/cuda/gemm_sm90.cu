@@ -12,7 +12,6 @@
 #include "gemm.cuh"
 #include "gpu90.cuh"
 
-#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 template <bool FP8, int BN, int STAGES> struct HopperGemm {
   static constexpr int BM = 128, STEP = FP8 ? 128 : 64;  // rows; k a stage
   static constexpr int A_BYTES = BM * 128, STAGE = A_BYTES + BN * 128, BARRIERS = STAGES * STAGE;
@@ -90,16 +89,12 @@ template <bool FP8, int BN, int STAGES> struct HopperGemm {
     }
   }
 };
-#define BODY(...) HopperGemm<__VA_ARGS__>::run(a_map, b_map, args)
-#else
-#define BODY(...)
-#endif
 
 // a and b are null: the maps say where they are.
 #define HOPPER_GEMM(name, ...)                                                                           \
   KERNEL __launch_bounds__(384, 1) name(TMAP_PARAM a_map, TMAP_PARAM b_map, GEMM_PARAMETERS) {           \
     const GemmArgs args = GEMM_ARGUMENTS;                                                                \
-    BODY(__VA_ARGS__);                                                                                   \
+    HopperGemm<__VA_ARGS__>::run(a_map, b_map, args);                                                    \
   }                                                                                                      \
   TWIN_EXPORT(name)
 HOPPER_GEMM(gemm_bf16_sm90_128x128, false, 128, 6)
