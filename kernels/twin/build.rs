@@ -40,7 +40,7 @@ fn main() {
 
     let mut kernels = build(&[&runtime, &cuda.join("include")]);
     // Kernels are not compiled for speed here, and the compiler has opinions on pragmas for another one.
-    kernels.opt_level(2).warnings(false).flag("-Wno-unknown-pragmas").flag("-w");
+    kernels.opt_level(2).warnings(false).flag("-Wno-unknown-pragmas").flag("-w").flag("-Wno-psabi");
     kernels.files(units.iter().map(|(_, path)| path)).file(table).compile("twin_kernels");
     build(&[&runtime]).opt_level(3).files(files(&runtime, "cpp")).compile("twin_runtime");
 }

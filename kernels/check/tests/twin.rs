@@ -24,7 +24,7 @@ macro_rules! each_holds {
     };
 }
 
-each_holds!(rms_norm);
+each_holds!(attention, attention_sm90, gemm, rms_norm);
 
 #[test]
 fn every_kernel_belongs_to_an_operation() {
