@@ -1,6 +1,8 @@
 //! The checked-in fatbins are those of the checked-in sources. (That the sources give these very bytes is for
 //! `kernels/cuda/build --check`, which needs the compiler.)
 
+#![allow(clippy::unwrap_used)] // in what the tests share
+
 use std::{
     collections::BTreeSet,
     fs,
