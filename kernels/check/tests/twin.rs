@@ -26,7 +26,7 @@ macro_rules! each_holds {
     };
 }
 
-each_holds!(rms_norm, wrappers);
+each_holds!(attention, attention_sm90, gemm, rms_norm, wrappers);
 
 #[test]
 fn every_kernel_belongs_to_an_operation() {

@@ -1,5 +1,7 @@
 //! The operations. Adding one: a file here with `operation()`, and a line in [`operations`].
 
+mod attention;
+mod gemm;
 mod rms_norm;
 mod wrappers;
 
@@ -19,5 +21,19 @@ pub struct Operation {
 
 /// All of them.
 pub fn operations() -> Vec<Operation> {
-    vec![rms_norm::operation(), wrappers::operation()]
+    vec![
+        attention::operation(),
+        attention::hopper(),
+        gemm::operation(),
+        rms_norm::operation(),
+        wrappers::operation(),
+    ]
+}
+
+/// An 8-bit float as it is meant (NaN aside).
+fn e4m3(bits: u8) -> f64 {
+    let (exponent, fraction) = (i32::from(bits >> 3 & 15), f64::from(bits & 7) / 8.0);
+    let size =
+        if exponent == 0 { fraction * 2f64.powi(-6) } else { (1.0 + fraction) * 2f64.powi(exponent - 7) };
+    if bits & 0x80 == 0 { size } else { -size }
 }

@@ -8,7 +8,7 @@ use volley_kernels::{
     cuda::{Argument, Device, Element, ElementType, Launch, Memory, TensorMap, Tile},
 };
 
-use super::Operation;
+use super::{Operation, e4m3};
 use crate::{Case, Output, Random, Trial, unwritten};
 
 pub(super) fn operation() -> Operation {
@@ -73,17 +73,6 @@ fn launch(
 
 fn out<T: Element>(memory: &mut Memory<T>) -> Argument {
     (&memory.view_mut()).into()
-}
-
-/// An e4m3's value, from its definition.
-fn e4m3(code: u8) -> f64 {
-    let (exponent, fraction) = (i32::from(code >> 3 & 15), f64::from(code & 7));
-    let size = if exponent == 0 {
-        fraction * 2f64.powi(-9)
-    } else {
-        (1.0 + fraction / 8.0) * 2f64.powi(exponent - 7)
-    };
-    if code & 0x80 == 0 { size } else { -size }
 }
 
 /// The nearest e4m3, ties to even, at most 448.

@@ -3,8 +3,16 @@
 //! A launcher checks every shape first and answers [`Error::Arguments`] where one doesn't fit; what it then launches can
 //! reach no memory outside the views that it was given.
 
+mod attention;
+mod attention_plan;
+mod gemm;
 mod rms_norm;
 
+pub use attention::{Attention, KvPages, PlannedAttention, attention};
+pub use attention_plan::{
+    AttentionCapacity, AttentionKernel, AttentionLimits, AttentionPlan, AttentionSequence, AttentionShape,
+};
+pub use gemm::{Factors, Gemm, GemmOutput, gemm};
 pub use rms_norm::{RmsNorm, rms_norm};
 
 use crate::Error;
