@@ -1,0 +1,13 @@
+// Skinny matrix product with int8 weights, packed as skinny.cuh says: a scale per row, or also one per group.
+// Bytes: rows * cols * (1 + 4 / group), and per token 2 * cols + 2 * rows. Bound: memory. cols % 8 == 0.
+#include "skinny.cuh"
+
+using Rows = ByteWeights<false, int8_to_bf16>;
+using Groups = ByteWeights<true, int8_to_bf16>;
+
+SKINNY_KERNEL(skinny_w8_8, Rows, 1, 1, 2, 4, 4)
+SKINNY_KERNEL(skinny_w8_16, Rows, 1, 2, 2, 4, 4)
+SKINNY_KERNEL(skinny_w8_32, Rows, 2, 4, 1, 4, 3)
+SKINNY_KERNEL(skinny_w8_grouped_8, Groups, 1, 1, 2, 4, 4)
+SKINNY_KERNEL(skinny_w8_grouped_16, Groups, 1, 2, 2, 4, 4)
+SKINNY_KERNEL(skinny_w8_grouped_32, Groups, 2, 4, 1, 4, 3)
