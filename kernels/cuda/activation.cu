@@ -6,7 +6,7 @@
 // x [rows, 2 * columns] or [rows, columns] bf16; out [rows, columns] bf16; columns % 8 == 0. Computed in f32.
 // Grid (rows, columns / 2048 rounded up), 16 bytes a thread.
 // Bytes: rows * columns * 6, or 4 for the plain form. Bound: memory.
-#include "memory.cuh"
+#include "vector.cuh"
 
 constexpr float LOG2E = 1.4426950408889634f;
 
@@ -37,8 +37,8 @@ template <class F, bool GATED> DEV void activate(const bf16* x, bf16* out, uint3
   uint32_t column = (blockIdx.y * blockDim.x + threadIdx.x) * 8;
   if (column >= columns) return;
   const bf16* from = x + row * columns * (GATED ? 2 : 1) + column;
-  uint4 first = load_stream(from), second = {};
-  if (GATED) second = load_stream(from + columns);
+  uint4 first = stream8(from), second = {};
+  if (GATED) second = stream8(from + columns);
   Eight a = unpack8(first), b = unpack8(second);
 #pragma unroll
   for (int j = 0; j < 8; j++) a.x[j] = GATED ? F::of(a.x[j]) * b.x[j] : F::of(a.x[j]);
@@ -49,7 +49,7 @@ template <class F, bool GATED> DEV void activate(const bf16* x, bf16* out, uint3
   KERNEL __launch_bounds__(256) name(const bf16* x, bf16* out, uint32_t columns) {                 \
     activate<f, gated>(x, out, columns);                                                           \
   }                                                                                                \
-  CUSHIM_EXPORT(name)
+  TWIN_EXPORT(name)
 
 ACTIVATION(silu_gated, Silu, true)
 ACTIVATION(silu_plain, Silu, false)

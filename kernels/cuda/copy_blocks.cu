@@ -3,7 +3,7 @@
 // cache: `layers` layers, `layer_bytes` apart, each an array of pages of `page_bytes` (a multiple of 16);
 // pairs [n][2] u32: from, to. No page may be the target of one pair and part of another.
 // Grid (n, layers). Bytes: 2 * n * layers * page_bytes. Bound: memory.
-#include "memory.cuh"
+#include "vector.cuh"
 
 KERNEL __launch_bounds__(256) copy_blocks(uint8_t* cache, const uint32_t* pairs, uint64_t layer_bytes, uint32_t page_bytes) {
   uint8_t* layer = cache + (uint64_t)blockIdx.y * layer_bytes;
@@ -14,10 +14,10 @@ KERNEL __launch_bounds__(256) copy_blocks(uint8_t* cache, const uint32_t* pairs,
   for (; i + 3 * blockDim.x < n; i += 4 * blockDim.x) {  // four loads in flight
     uint4 v[4];
 #pragma unroll
-    for (int j = 0; j < 4; j++) v[j] = load_stream(from + i + j * blockDim.x);
+    for (int j = 0; j < 4; j++) v[j] = ld_stream(from + i + j * blockDim.x);
 #pragma unroll
     for (int j = 0; j < 4; j++) to[i + j * blockDim.x] = v[j];
   }
-  for (; i < n; i += blockDim.x) to[i] = load_stream(from + i);
+  for (; i < n; i += blockDim.x) to[i] = ld_stream(from + i);
 }
-CUSHIM_EXPORT(copy_blocks)
+TWIN_EXPORT(copy_blocks)

@@ -3,7 +3,7 @@
 // tokens [rows] u32; table [vocabulary, columns] bf16; out [rows, columns] bf16; columns % 8 == 0.
 // A token outside the vocabulary gives zeros: a padded row of a captured graph may hold anything.
 // Bytes: rows * (4 + 4 * columns). Bound: memory. One block a row, 16 bytes a thread and turn.
-#include "memory.cuh"
+#include "vector.cuh"
 
 KERNEL __launch_bounds__(256) embed(const uint32_t* tokens, const bf16* table, bf16* out, uint32_t vocabulary, uint32_t columns, float scale) {
   uint32_t token = tokens[blockIdx.x];
@@ -17,4 +17,4 @@ KERNEL __launch_bounds__(256) embed(const uint32_t* tokens, const bf16* table, b
     store8(to + i, e);
   }
 }
-CUSHIM_EXPORT(embed)
+TWIN_EXPORT(embed)

@@ -12,7 +12,7 @@
 // The angle is position * frequency rounded to f32, as checkpoints were trained with and the CPU backend does.
 // Bytes: rows * dim * (4 * heads + 4 * kv_heads + 2 * kv_heads * size of a cached number). Bound: memory.
 // One block a row: its sines once in shared memory; a group of lanes, 16 bytes each, takes a head at a time.
-#include "memory.cuh"
+#include "vector.cuh"
 
 constexpr int MAX_DIM = 256, QKV_THREADS = 256;
 
@@ -45,7 +45,7 @@ template <> struct Store8<uint8_t> {
   DEV void put(void* base, uint64_t at, const Eight& e, float inverse) {
     uint32_t words[2] = {0, 0};
 #pragma unroll
-    for (int j = 0; j < 8; j++) words[j / 4] |= to_e4m3(e.x[j] * inverse) << (j % 4 * 8);
+    for (int j = 0; j < 8; j++) if (j % 2 == 0) words[j / 4] |= (uint32_t)pack_e4m3(e.x[j] * inverse, e.x[j + 1] * inverse) << (j % 4 * 8);
     uint2 v;
     v.x = words[0];
     v.y = words[1];
@@ -96,8 +96,9 @@ DEV Eight turn(const Qkv& a, const Eight& e, uint32_t at, const float* head, con
 }
 
 template <class T> DEV void qkv_store(const Qkv& a) {
-  __shared__ __align__(16) float sines[MAX_DIM / 2], cosines[MAX_DIM / 2];
-  __shared__ __align__(16) float staged[QKV_THREADS * 8];
+  STATIC_SMEM(float4, tables, MAX_DIM / 4);
+  STATIC_SMEM(float4, staged, QKV_THREADS * 2);
+  float *sines = (float*)tables, *cosines = sines + MAX_DIM / 2;
   uint64_t row = blockIdx.x;
   for (uint32_t i = threadIdx.x; i < a.pairs; i += QKV_THREADS)
     sin_cos((float)a.positions[row] * a.frequencies[i], sines[i], cosines[i]);
@@ -106,7 +107,7 @@ template <class T> DEV void qkv_store(const Qkv& a) {
   int lanes = head_lanes(a.dim), lane = threadIdx.x & (lanes - 1), group = threadIdx.x / lanes, groups = QKV_THREADS / lanes;
   uint32_t all = a.heads + 2 * a.kv_heads, at = lane * 8;
   bool active = at < a.dim;
-  float* mine = staged + group * lanes * 8;
+  float* mine = (float*)staged + group * lanes * 8;
   int64_t slot = a.slots[row];
   uint64_t page = slot < 0 ? 0 : (uint64_t)slot / a.page_tokens, place = slot < 0 ? 0 : (uint64_t)slot % a.page_tokens;
   // Every lane of a warp goes round equally often: the shuffles and warp barriers below are for whole warps.
@@ -116,7 +117,7 @@ template <class T> DEV void qkv_store(const Qkv& a) {
     Eight e = {};
     if (present) {
       uint32_t column = head * a.dim + at;
-      e = unpack8(load_stream(a.qkv + row * all * a.dim + column));
+      e = unpack8(stream8(a.qkv + row * all * a.dim + column));
       if (a.bias) {
         Eight b = load8(a.bias + column);
 #pragma unroll
@@ -154,6 +155,6 @@ template <class T> DEV void qkv_store(const Qkv& a) {
 }
 
 KERNEL __launch_bounds__(QKV_THREADS) qkv_store_bf16(const Qkv a) { qkv_store<bf16>(a); }
-CUSHIM_EXPORT(qkv_store_bf16)
+TWIN_EXPORT(qkv_store_bf16)
 KERNEL __launch_bounds__(QKV_THREADS) qkv_store_e4m3(const Qkv a) { qkv_store<uint8_t>(a); }
-CUSHIM_EXPORT(qkv_store_e4m3)
+TWIN_EXPORT(qkv_store_e4m3)

@@ -17,7 +17,7 @@
 // padded with zero codes to whole tiles. Group scales, [row / 16][group / 2][g][group & 1][row / 8 & 1], are pairs
 // of f16, scale and offset: weight = row_scale * (scale * code + offset). A group is 32, 64, 128 ... inputs.
 #pragma once
-#include "memory.cuh"
+#include "vector.cuh"
 
 constexpr int SKINNY_THREADS = 128, SKINNY_WARPS = 4;
 
@@ -175,10 +175,10 @@ DEV void skinny_step(Sums<R, NT>& sums, const unsigned char* weights, int tile_b
         }
       } else {
         uint2 pairs = *(const uint2*)(scales + r * scale_bytes + g * 16 + odd * 8);
-        float scale[2] = {f16_to_f(pairs.x & 0xffff), f16_to_f(pairs.y & 0xffff)}, offset[2] = {};
+        float scale[2] = {lo_f16(pairs.x), lo_f16(pairs.y)}, offset[2] = {};
         if constexpr (W::OFFSET) {
-          offset[0] = f16_to_f(pairs.x >> 16) - 128.0f * scale[0];
-          offset[1] = f16_to_f(pairs.y >> 16) - 128.0f * scale[1];
+          offset[0] = hi_f16(pairs.x) - 128.0f * scale[0];
+          offset[1] = hi_f16(pairs.y) - 128.0f * scale[1];
         }
 #pragma unroll
         for (int n = 0; n < NT; n++) {
@@ -222,7 +222,7 @@ template <class W, int R, int NT, int STEPS, int DEPTH> DEV void skinny(const Sk
   // Weights don't depend on the kernel before this one: their copies start before it has ended.
 #pragma unroll
   for (int i = 0; i < DEPTH - 1; i++) Stage::load_weights(ring + i * Stage::STAGE, a, row0, begin + i * STEPS, end);
-  grid_wait();
+  dependency_wait();
 #pragma unroll
   for (int i = 0; i < DEPTH - 1; i++) {
     Stage::load_x(ring + i * Stage::STAGE, a, token0, begin + i * STEPS, end);
@@ -287,7 +287,7 @@ template <class W, int R, int NT, int STEPS, int DEPTH> DEV void skinny(const Sk
   __threadfence();
   skinny_write<ROWS>(a, row0, token0, tokens, [&](int token, int row) {
     float sum = 0.0f;
-    for (uint32_t split = 0; split < a.splits; split++) sum += load_l2(a.partial + place(split, token, row));
+    for (uint32_t split = 0; split < a.splits; split++) sum += ld_l2(a.partial + place(split, token, row));
     return sum;
   });
   if (threadIdx.x == 0) *arrived = 0;
@@ -296,4 +296,4 @@ template <class W, int R, int NT, int STEPS, int DEPTH> DEV void skinny(const Sk
 // The three instances of a kind: up to 8, 16 and 32 tokens a tile.
 #define SKINNY_KERNEL(name, W, R, NT, STEPS, DEPTH, BLOCKS)                                                     \
   KERNEL __launch_bounds__(SKINNY_THREADS, BLOCKS) name(const Skinny a) { skinny<W, R, NT, STEPS, DEPTH>(a); }  \
-  CUSHIM_EXPORT(name)
+  TWIN_EXPORT(name)
