@@ -1,7 +1,7 @@
 // Penalties, bias and bans, in place on the logits they concern, and the way back.
 //
 // logits [rows, tokens] f32, rows `stride` apart. edits [n]: row, token, what the row's sequence holds of it, bias;
-// no token twice in a row. penalties [rows]: frequency, presence, repetition, unused. raw [n] f32 receives what the
+// no token twice in a row; one that isn't there is passed over. penalties [rows]: frequency, presence, repetition, unused. raw [n] f32 receives what the
 // logits were, so that `logits_restore` can put it back before log-probabilities are taken of the raw logits.
 //
 // In this order, as on the CPU: repetition (positive logits divided, others multiplied) for tokens of the history;
@@ -17,11 +17,13 @@ struct alignas(16) Edit {
   float bias;
 };
 
-KERNEL __launch_bounds__(128) logits_edit(float* logits, const Edit* edits, const float4* penalties, float* raw, uint32_t stride, uint32_t n) {
+KERNEL __launch_bounds__(128) logits_edit(float* logits, const Edit* edits, const float4* penalties, float* raw, uint32_t rows, uint32_t tokens, uint32_t stride, uint32_t n) {
+  dependency_wait();
   constexpr float LARGEST = 3.4028235e38f;
   uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= n) return;
   Edit e = edits[i];
+  if (e.row >= rows || e.token >= tokens) return;
   float4 p = penalties[e.row];
   float* at = logits + (uint64_t)e.row * stride + e.token;
   float logit = *at;
@@ -38,8 +40,11 @@ KERNEL __launch_bounds__(128) logits_edit(float* logits, const Edit* edits, cons
 }
 TWIN_EXPORT(logits_edit)
 
-KERNEL __launch_bounds__(128) logits_restore(float* logits, const Edit* edits, const float* raw, uint32_t stride, uint32_t n) {
+KERNEL __launch_bounds__(128) logits_restore(float* logits, const Edit* edits, const float* raw, uint32_t rows, uint32_t tokens, uint32_t stride, uint32_t n) {
+  dependency_wait();
   uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < n) logits[(uint64_t)edits[i].row * stride + edits[i].token] = raw[i];
+  if (i >= n) return;
+  Edit e = edits[i];
+  if (e.row < rows && e.token < tokens) logits[(uint64_t)e.row * stride + e.token] = raw[i];
 }
 TWIN_EXPORT(logits_restore)

@@ -26,11 +26,14 @@ DEV void list_kept(const Row& row, Selection& m, const Cut& cut, bool listed) {
 }
 
 // Grid (n). Dynamic shared memory: Selection, and 8 bytes per chunk of 512 tokens.
-KERNEL __launch_bounds__(SELECT_THREADS, 2) logprobs(const float* logits, const Asked* asked, const uint32_t* drawn, float* out, uint32_t* top_tokens, float* top, uint32_t tokens, uint32_t stride, uint32_t width) {
+KERNEL __launch_bounds__(SELECT_THREADS, 2) logprobs(const float* logits, const Asked* asked, const uint32_t* drawn, float* out, uint32_t* top_tokens, float* top, uint32_t rows, uint32_t tokens, uint32_t stride, uint32_t width) {
   DYN_SMEM(Selection, memory);
   Selection& m = *memory;
   uint32_t *sum_low = (uint32_t*)(memory + 1), *sum_high = sum_low + (tokens + CHUNK - 1) / CHUNK;
+  dependency_wait();
   Asked a = asked[blockIdx.x];
+  if (a.row >= rows) return;
+  if (a.alternatives > width) a.alternatives = width;
   Row row = {logits + (uint64_t)a.row * stride, nullptr, tokens, 0.0f, 1.0f};
   uint32_t best = (uint32_t)(best_of(row, m.sums) >> 32);
   row.max = logit_of(best);

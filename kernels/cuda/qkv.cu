@@ -4,7 +4,7 @@
 // qkv [rows, (heads + 2 * kv_heads) * dim] bf16, a row being queries, keys, values; bias: such a row, or null.
 // Queries go to q [rows, heads * dim] bf16 with a row stride of `q_stride` elements; q may be qkv itself.
 // Keys and values go to caches [page, kv_head, page_tokens, dim], bf16 or e4m3 (then divided by k_scale, v_scale).
-// slots [rows] i64: page * page_tokens + place in the page; negative: the row (padding) stores nothing.
+// slots [rows] i64: page * page_tokens + place in the page; outside the cache: the row (padding) stores nothing.
 // positions [rows] u32; frequencies [pairs] f32: radians per position. The first 2 * pairs dimensions turn,
 // paired (2i, 2i + 1) or (i, i + pairs). q_gain, k_gain [dim] bf16: gains of the head norms, or null.
 // dim % 8 == 0 and dim <= 256.
@@ -24,7 +24,7 @@ struct Qkv {
   const uint32_t* positions;
   const float* frequencies;
   uint32_t heads, kv_heads, dim, pairs, page_tokens, q_stride;
-  uint32_t adjacent;
+  uint32_t adjacent, pages;
   float epsilon, k_scale, v_scale;
 };
 
@@ -41,7 +41,7 @@ template <class T> struct Store8;
 template <> struct Store8<bf16> {
   DEV void put(void* base, uint64_t at, const Eight& e, float) { store8((bf16*)base + at, e); }
 };
-template <> struct Store8<uint8_t> {
+template <> struct Store8<e4m3> {
   DEV void put(void* base, uint64_t at, const Eight& e, float inverse) {
     uint32_t words[2] = {0, 0};
 #pragma unroll
@@ -49,7 +49,7 @@ template <> struct Store8<uint8_t> {
     uint2 v;
     v.x = words[0];
     v.y = words[1];
-    *(uint2*)((uint8_t*)base + at) = v;
+    *(uint2*)((e4m3*)base + at) = v;
   }
 };
 
@@ -100,6 +100,7 @@ template <class T> DEV void qkv_store(const Qkv& a) {
   STATIC_SMEM(float4, staged, QKV_THREADS * 2);
   float *sines = (float*)tables, *cosines = sines + MAX_DIM / 2;
   uint64_t row = blockIdx.x;
+  dependency_wait();
   for (uint32_t i = threadIdx.x; i < a.pairs; i += QKV_THREADS)
     sin_cos((float)a.positions[row] * a.frequencies[i], sines[i], cosines[i]);
   __syncthreads();
@@ -109,6 +110,7 @@ template <class T> DEV void qkv_store(const Qkv& a) {
   bool active = at < a.dim;
   float* mine = (float*)staged + group * lanes * 8;
   int64_t slot = a.slots[row];
+  if (slot >= (int64_t)a.pages * a.page_tokens) slot = -1;
   uint64_t page = slot < 0 ? 0 : (uint64_t)slot / a.page_tokens, place = slot < 0 ? 0 : (uint64_t)slot % a.page_tokens;
   // Every lane of a warp goes round equally often: the shuffles and warp barriers below are for whole warps.
   for (uint32_t first = 0; first < all; first += groups) {
@@ -154,7 +156,16 @@ template <class T> DEV void qkv_store(const Qkv& a) {
   }
 }
 
-KERNEL __launch_bounds__(QKV_THREADS) qkv_store_bf16(const Qkv a) { qkv_store<bf16>(a); }
-TWIN_EXPORT(qkv_store_bf16)
-KERNEL __launch_bounds__(QKV_THREADS) qkv_store_e4m3(const Qkv a) { qkv_store<uint8_t>(a); }
-TWIN_EXPORT(qkv_store_e4m3)
+#define QKV_STORE(name, T)                                                                                              \
+  KERNEL __launch_bounds__(QKV_THREADS)                                                                                 \
+      name(const bf16* qkv, const bf16* bias, const bf16* q_gain, const bf16* k_gain, bf16* q, T* k_cache, T* v_cache,  \
+           const int64_t* slots, const uint32_t* positions, const float* frequencies, uint32_t heads, uint32_t kv_heads, \
+           uint32_t dim, uint32_t pairs, uint32_t page_tokens, uint32_t q_stride, uint32_t adjacent, uint32_t pages,    \
+           float epsilon, float k_scale, float v_scale) {                                                               \
+    qkv_store<T>({qkv, bias, q_gain, k_gain, q, k_cache, v_cache, slots, positions, frequencies, heads, kv_heads, dim,  \
+                  pairs, page_tokens, q_stride, adjacent, pages, epsilon, k_scale, v_scale});                           \
+  }                                                                                                                     \
+  TWIN_EXPORT(name)
+
+QKV_STORE(qkv_store_bf16, bf16)
+QKV_STORE(qkv_store_e4m3, e4m3)

@@ -15,7 +15,7 @@ struct Draw {
   uint64_t seed;
   uint32_t choice, position;
   int32_t given;  // a token to take without drawing, or negative
-  int32_t mask;   // row of `allowed`, or negative
+  int32_t mask;   // row of `allowed`; negative, or not there: all are allowed
 };
 
 // 53 random bits of Philox4x32-10.
@@ -108,16 +108,17 @@ DEV uint32_t pass(const Row& row, Selection& m, const Cut& cut, const uint32_t* 
 }
 
 // Grid (rows). Dynamic shared memory: Selection, and 8 bytes per chunk of 512 tokens.
-KERNEL __launch_bounds__(SELECT_THREADS, 2) sample(const float* logits, const uint32_t* allowed, const Draw* draws, uint32_t* out, uint32_t tokens, uint32_t stride) {
+KERNEL __launch_bounds__(SELECT_THREADS, 2) sample(const float* logits, const uint32_t* allowed, const Draw* draws, uint32_t* out, uint32_t tokens, uint32_t stride, uint32_t masks) {
   DYN_SMEM(Selection, memory);
   Selection& m = *memory;
   uint32_t *sum_low = (uint32_t*)(memory + 1), *sum_high = sum_low + (tokens + CHUNK - 1) / CHUNK;
+  dependency_wait();
   const Draw& d = draws[blockIdx.x];
   if (d.given >= 0) {
     if (threadIdx.x == 0) out[blockIdx.x] = d.given;
     return;
   }
-  Row row = {logits + (uint64_t)blockIdx.x * stride, d.mask < 0 ? nullptr : allowed + (uint64_t)d.mask * ((tokens + 31) / 32), tokens, 0.0f, 0.0f};
+  Row row = {logits + (uint64_t)blockIdx.x * stride, d.mask < 0 || (uint32_t)d.mask >= masks ? nullptr : allowed + (uint64_t)d.mask * ((tokens + 31) / 32), tokens, 0.0f, 0.0f};
   uint64_t most = best_of(row, m.sums);
   uint32_t best = (uint32_t)(most >> 32) ? ~(uint32_t)most : 0, token = best;
   row.max = logit_of((uint32_t)(most >> 32));

@@ -293,7 +293,13 @@ template <class W, int R, int NT, int STEPS, int DEPTH> DEV void skinny(const Sk
   if (threadIdx.x == 0) *arrived = 0;
 }
 
-// The three instances of a kind: up to 8, 16 and 32 tokens a tile.
-#define SKINNY_KERNEL(name, W, R, NT, STEPS, DEPTH, BLOCKS)                                                     \
-  KERNEL __launch_bounds__(SKINNY_THREADS, BLOCKS) name(const Skinny a) { skinny<W, R, NT, STEPS, DEPTH>(a); }  \
+// An instance: a block takes 64 * R rows and 8 * NT tokens; a stage is STEPS steps, and there are DEPTH of them.
+#define SKINNY_KERNEL(name, W, R, NT, STEPS, DEPTH, BLOCKS)                                                            \
+  KERNEL __launch_bounds__(SKINNY_THREADS, BLOCKS)                                                                     \
+      name(const void* weights, const uint4* group_scales, const float* row_scales, const bf16* x, const bf16* bias,   \
+           void* out, float* partial, uint32_t* arrived, uint32_t rows, uint32_t cols, uint32_t tokens,                \
+           uint32_t x_stride, uint32_t out_stride, uint32_t splits, uint32_t group_log2, uint32_t out_f32) {           \
+    skinny<W, R, NT, STEPS, DEPTH>({weights, group_scales, row_scales, x, bias, out, partial, arrived, rows, cols,     \
+                                    tokens, x_stride, out_stride, splits, group_log2, out_f32});                       \
+  }                                                                                                                    \
   TWIN_EXPORT(name)
