@@ -4,14 +4,16 @@
 //! tensor.rs    weights as they lie in a model file
 //! backend.rs   the coarse, fused operations that the decoder is written against
 //! cpu/         the CPU backend: quantized weights computed on directly, SIMD chosen at run time
+//! cuda/        launching the kernels of kernels/cuda on a GPU
 //! ```
 //!
 //! Knows nothing of requests: a batch is rows, positions and block tables.
 
-#![allow(unsafe_code)] // SIMD, and kernel threads that borrow from their caller
+#![allow(unsafe_code)] // SIMD, kernel threads that borrow from their caller, device memory
 
 mod backend;
 pub mod cpu;
+pub mod cuda;
 mod error;
 mod tensor;
 

@@ -4,7 +4,7 @@
 
 #ifdef GPU
 /// A tile's shape, filled by the launcher (cuTensorMapEncodeTiled).
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
   uint64_t opaque[16];
 };
 #define TMAP_PARAM const __grid_constant__ TensorMap
@@ -72,7 +72,7 @@ DEV void fewer_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }
 #else
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
   twin::TileMap map;
   unsigned char unused[128 - sizeof(twin::TileMap)];
 };

@@ -27,26 +27,22 @@ DEV int warp_sum(int v) {
   return v;
 }
 
-/// Sum over a block of THREADS (a multiple of 32, x only); every thread gets it. `scratch`: THREADS / 32 floats of
-/// shared memory, free for other uses after the next barrier.
-template <int THREADS>
+/// Sum over a block (x only, a multiple of 32 threads); every thread gets it. `scratch`: a float of shared memory for
+/// each warp, free for other uses after the next barrier.
 DEV float block_sum(float v, float* scratch) {
   v = warp_sum(v);
   if (lane_id() == 0) scratch[warp_id()] = v;
   __syncthreads();
   float sum = 0.0f;
-#pragma unroll
-  for (int i = 0; i < THREADS / 32; i++) sum += scratch[i];
+  for (int i = 0; i < (int)blockDim.x / 32; i++) sum += scratch[i];
   return sum;
 }
-template <int THREADS>
 DEV float block_max(float v, float* scratch) {
   v = warp_max(v);
   if (lane_id() == 0) scratch[warp_id()] = v;
   __syncthreads();
   float most = scratch[0];
-#pragma unroll
-  for (int i = 1; i < THREADS / 32; i++) most = fmaxf(most, scratch[i]);
+  for (int i = 1; i < (int)blockDim.x / 32; i++) most = fmaxf(most, scratch[i]);
   return most;
 }
 

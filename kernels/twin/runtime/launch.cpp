@@ -9,10 +9,10 @@ namespace twin {
 
 void run_block();
 extern __thread char failure[512];
-static Entry* first_entry;
+Entry* first_entry;
 
 Entry::Entry(const char* name, const char* signature, void (*call)(void**))
-    : name(name), signature(signature), call(call), next(first_entry) {
+    : name(name), signature(signature), call(call), next(first_entry), itself(this) {
   first_entry = this;
 }
 
@@ -120,8 +120,6 @@ static void launch(Arena& arena, uint3 grid, uint3 extent, size_t bytes) {
 }  // namespace twin
 
 using namespace twin;
-
-extern "C" const Entry* twin_entries() { return first_entry; }
 
 /// 0, or 1 with a message in `error`.
 extern "C" int twin_launch(const Entry* kernel, const uint32_t* grid, const uint32_t* extent, size_t shared_bytes,

@@ -153,6 +153,7 @@ struct Entry {
   const char* signature;
   void (*call)(void** arguments);
   Entry* next;
+  Entry* itself;
   Entry(const char* name, const char* signature, void (*call)(void**));
 };
 

@@ -1,0 +1,1 @@
+//! The check on a machine with a GPU.
