@@ -3,6 +3,6 @@
 // Bytes: rows * cols * (1/2 + 4 / group), and per token 2 * cols + 2 * rows. Bound: memory. cols % 8 == 0.
 #include "skinny.cuh"
 
-SKINNY_KERNEL(skinny_w4_8, Int4Weights, 2, 1, 2, 4, 4)
-SKINNY_KERNEL(skinny_w4_16, Int4Weights, 2, 2, 2, 4, 4)
-SKINNY_KERNEL(skinny_w4_32, Int4Weights, 2, 4, 1, 6, 3)
+SKINNY_KERNEL(skinny_w4_8, Int4Weights, 2, 1, 2, 4, 4, 49152)
+SKINNY_KERNEL(skinny_w4_16, Int4Weights, 2, 2, 2, 4, 4, 57344)
+SKINNY_KERNEL(skinny_w4_32, Int4Weights, 2, 4, 1, 6, 3, 55296)

@@ -5,9 +5,9 @@
 using Rows = ByteWeights<false, int8_to_bf16>;
 using Groups = ByteWeights<true, int8_to_bf16>;
 
-SKINNY_KERNEL(skinny_w8_8, Rows, 1, 1, 2, 4, 4)
-SKINNY_KERNEL(skinny_w8_16, Rows, 1, 2, 2, 4, 4)
-SKINNY_KERNEL(skinny_w8_32, Rows, 2, 4, 1, 4, 3)
-SKINNY_KERNEL(skinny_w8_grouped_8, Groups, 1, 1, 2, 4, 4)
-SKINNY_KERNEL(skinny_w8_grouped_16, Groups, 1, 2, 2, 4, 4)
-SKINNY_KERNEL(skinny_w8_grouped_32, Groups, 2, 4, 1, 4, 3)
+SKINNY_KERNEL(skinny_w8_8, Rows, 1, 1, 2, 4, 4, 40960)
+SKINNY_KERNEL(skinny_w8_16, Rows, 1, 2, 2, 4, 4, 49152)
+SKINNY_KERNEL(skinny_w8_32, Rows, 2, 4, 1, 4, 3, 49152)
+SKINNY_KERNEL(skinny_w8_grouped_8, Groups, 1, 1, 2, 4, 4, 45056)
+SKINNY_KERNEL(skinny_w8_grouped_16, Groups, 1, 2, 2, 4, 4, 53248)
+SKINNY_KERNEL(skinny_w8_grouped_32, Groups, 2, 4, 1, 4, 3, 53248)

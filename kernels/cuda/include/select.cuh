@@ -26,6 +26,8 @@ struct Selection {
   uint32_t listed, ranked, found, bin, above, inside, cut_key, cut_token, token;
 };
 
+static_assert(sizeof(Selection) == 30008, "as the launchers have it");
+
 // A row of logits, and how its weights come about.
 struct Row {
   const float* logits;

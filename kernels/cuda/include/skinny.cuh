@@ -293,8 +293,10 @@ template <class W, int R, int NT, int STEPS, int DEPTH> DEV void skinny(const Sk
   if (threadIdx.x == 0) *arrived = 0;
 }
 
-// An instance: a block takes 64 * R rows and 8 * NT tokens; a stage is STEPS steps, and there are DEPTH of them.
-#define SKINNY_KERNEL(name, W, R, NT, STEPS, DEPTH, BLOCKS)                                                            \
+// An instance: a block takes 64 * R rows and 8 * NT tokens; a stage is STEPS steps, and there are DEPTH of them, in
+// SHARED bytes; BLOCKS of them should share a multiprocessor.
+#define SKINNY_KERNEL(name, W, R, NT, STEPS, DEPTH, BLOCKS, SHARED)                                                    \
+  static_assert(DEPTH * Ring<W, R, NT, STEPS, DEPTH>::STAGE == SHARED, "as the launcher has it");                      \
   KERNEL __launch_bounds__(SKINNY_THREADS, BLOCKS)                                                                     \
       name(const void* weights, const uint4* group_scales, const float* row_scales, const bf16* x, const bf16* bias,   \
            void* out, float* partial, uint32_t* arrived, uint32_t rows, uint32_t cols, uint32_t tokens,                \

@@ -5,6 +5,7 @@
 //! memory.rs    typed memory on a device, and views of it
 //! driver.rs    the trait over the CUDA driver, found at run time
 //! fatbins.rs   the compiled kernels, built into the binary
+//! packed/      quantized weights in the order in which kernels read them
 //! ops/         one typed launcher per operation: shapes are checked before anything is launched
 //! ```
 //!
@@ -17,8 +18,10 @@ mod driver;
 mod fatbins;
 mod memory;
 pub mod ops;
+mod packed;
 
 pub use device::{Address, Argument, Device, ElementType, Graph, Launch, Properties, TensorMap, Tile};
 pub use driver::Cuda;
 pub use fatbins::{FATBINS, Fatbin};
 pub use memory::{Element, Memory, View, ViewMut};
+pub use packed::{AwqTensors, GptqTensors, PackedFormat, PackedWeights};
