@@ -24,7 +24,18 @@ macro_rules! each_holds {
     };
 }
 
-each_holds!(rms_norm);
+each_holds!(
+    embed,
+    rms_norm,
+    layer_norm,
+    qkv_store,
+    activate,
+    copy_blocks,
+    skinny,
+    logits_edit,
+    sample,
+    logprobs,
+);
 
 #[test]
 fn every_kernel_belongs_to_an_operation() {

@@ -1,6 +1,15 @@
 //! The operations. Adding one: a file here with `operation()`, and a line in [`operations`].
 
+mod activation;
+mod copy_blocks;
+mod embed;
+mod layer_norm;
+mod logits;
+mod logprobs;
+mod qkv;
 mod rms_norm;
+mod sample;
+mod skinny;
 
 use crate::{Case, Random, Speed};
 
@@ -18,5 +27,16 @@ pub struct Operation {
 
 /// All of them.
 pub fn operations() -> Vec<Operation> {
-    vec![rms_norm::operation()]
+    vec![
+        embed::operation(),
+        rms_norm::operation(),
+        layer_norm::operation(),
+        qkv::operation(),
+        activation::operation(),
+        copy_blocks::operation(),
+        skinny::operation(),
+        logits::operation(),
+        sample::operation(),
+        logprobs::operation(),
+    ]
 }

@@ -18,8 +18,8 @@ pub use copy_blocks::{CopyBlocks, copy_blocks};
 pub use embed::{Embed, embed};
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use logits::{
-    Asked, Edit, EditLogits, Logprobs, MAX_ALTERNATIVES, PenaltyRow, RestoreLogits, logits_edit, logits_restore,
-    logprobs,
+    Asked, Edit, EditLogits, Logprobs, MAX_ALTERNATIVES, PenaltyRow, RestoreLogits, logits_edit,
+    logits_restore, logprobs,
 };
 pub use qkv::{HeadNorms, KvCache, KvNumbers, QkvStore, qkv_store};
 pub use rms_norm::{RmsNorm, rms_norm};

@@ -92,7 +92,9 @@ pub fn qkv_store(device: &dyn Device, op: &QkvStore<'_>) -> Result<(), Error> {
     let number = |what, size| int(OPERATION, what, size).map(|size| Argument::from(size as u32));
     let (kernel, k, v, k_scale, v_scale) = match &op.cache.numbers {
         KvNumbers::Bf16 { k, v } => ("qkv_store_bf16", k.into(), v.into(), 1.0, 1.0),
-        KvNumbers::E4m3 { k, v, k_scale, v_scale } => ("qkv_store_e4m3", k.into(), v.into(), *k_scale, *v_scale),
+        KvNumbers::E4m3 { k, v, k_scale, v_scale } => {
+            ("qkv_store_e4m3", k.into(), v.into(), *k_scale, *v_scale)
+        }
     };
     let launch = Launch {
         kernel,

@@ -109,7 +109,9 @@ fn check_int4(
     scales: &[f16],
 ) -> Result<(), Error> {
     if group == 0 || !cols.is_multiple_of(group) || !rows.is_multiple_of(8) {
-        return Err(invalid(format!("{rows} × {cols} in groups of {group}: 8 outputs and whole groups are needed")));
+        return Err(invalid(format!(
+            "{rows} × {cols} in groups of {group}: 8 outputs and whole groups are needed"
+        )));
     }
     let groups = cols / group;
     same("qweight", qweight.len(), cols * rows / 8)?;

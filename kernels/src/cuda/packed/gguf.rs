@@ -26,7 +26,8 @@ impl PackedWeights {
             }
         };
         let groups = tensor.cols / BLOCK;
-        let blocks: Vec<Block> = (0..tensor.rows * groups).map(|i| block(tensor, i / groups, i % groups)).collect();
+        let blocks: Vec<Block> =
+            (0..tensor.rows * groups).map(|i| block(tensor, i / groups, i % groups)).collect();
         let code = |row: usize, col: usize| {
             let code = blocks[row * groups + col / BLOCK].codes[col % BLOCK];
             // Codes of 8 bits are unsigned here, 128 standing for zero.

@@ -93,7 +93,7 @@ impl PackedWeights {
         codes: &[u8],
         scales: Vec<f32>,
     ) -> Result<Self, Error> {
-        let mut packed = Self::empty(format, scales.len(), cols, 0)?;
+        let mut packed = Self::zeros(format, scales.len(), cols, 0)?;
         packed.row_scales = scales;
         packed.fill(|row, col| codes[row * cols + col]);
         Ok(packed)
@@ -107,7 +107,7 @@ impl PackedWeights {
         code: impl Fn(usize, usize) -> u8,
         scale: impl Fn(usize, usize) -> (f32, f32),
     ) -> Result<Self, Error> {
-        let mut packed = Self::empty(format, rows, cols, group)?;
+        let mut packed = Self::zeros(format, rows, cols, group)?;
         let groups = cols.div_ceil(group);
         for row in 0..rows {
             let pairs: Vec<(f32, f32)> = (0..groups).map(|group| scale(row, group)).collect();
@@ -128,11 +128,12 @@ impl PackedWeights {
         Ok(packed)
     }
 
-    fn empty(format: PackedFormat, rows: usize, cols: usize, group: usize) -> Result<Self, Error> {
+    /// All codes and group scales zero; groups of `group` inputs, 0 where a format has none.
+    pub fn zeros(format: PackedFormat, rows: usize, cols: usize, group: usize) -> Result<Self, Error> {
         if rows == 0 || cols == 0 || !cols.is_multiple_of(8) {
             return Err(invalid(format!("{rows} × {cols} weights: inputs must be a multiple of 8")));
         }
-        if group != 0 && (group < 32 || !group.is_power_of_two()) {
+        if format.grouped() != (group != 0) || (group != 0 && (group < 32 || !group.is_power_of_two())) {
             return Err(invalid(format!("groups of {group} inputs: only 32, 64, 128 … can be packed")));
         }
         let (tiles, steps) = (rows.div_ceil(TILE_ROWS), cols.div_ceil(STEP));
