@@ -45,6 +45,7 @@ fn cases(random: &mut Random) -> Vec<Case> {
     for (tokens, spread) in [
         (1, Spread::Equal),
         (5, Spread::Odd),
+        (100, Spread::Equal), // a share that ends exactly between two tokens
         (513, Spread::Normal(3.0)),
         (1000, Spread::Odd),
         (3001, Spread::Equal), // more equal ones than the list holds
