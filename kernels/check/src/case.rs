@@ -138,6 +138,17 @@ impl Trial {
     }
 }
 
+// === impl Outcome ===
+
+impl Outcome {
+    /// Whether another run gave the same bits.
+    pub fn same_bits(&self, other: &Self) -> bool {
+        let same =
+            |(a, b): (&Output, &Output)| a.name == b.name && compare::same(&a.values, &b.values).is_ok();
+        self.outputs.len() == other.outputs.len() && self.outputs.iter().zip(&other.outputs).all(same)
+    }
+}
+
 // === impl Output ===
 
 impl Output {

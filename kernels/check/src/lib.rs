@@ -10,8 +10,6 @@
 //! tests/       the same cases on the CPU twin, under every schedule; the state of the compiled kernels
 //! ```
 
-#![forbid(unsafe_code)]
-
 mod case;
 mod compare;
 pub mod gpu;
@@ -22,4 +20,4 @@ mod speed;
 pub use case::{Case, Outcome, Output, Size, Trial, unwritten};
 pub use ops::{Operation, operations};
 pub use random::Random;
-pub use speed::{Peer, Speed, Step, Work};
+pub use speed::{Peer, SetUp, Speed, Step, Work};

@@ -17,8 +17,11 @@ pub struct Speed {
     /// Another implementation, timed in the same run.
     pub peer: Option<Peer>,
     /// Allocates, and gives what launches one step.
-    pub set_up: Box<dyn Fn(&Arc<dyn Device>) -> Result<Box<Step>, Error> + Send + Sync>,
+    pub set_up: Box<SetUp>,
 }
+
+/// Allocates on a device, and gives what launches one step.
+pub type SetUp = dyn Fn(&Arc<dyn Device>) -> Result<Box<Step>, Error> + Send + Sync;
 
 /// Launches step `i`: steps rotate over several sets of inputs where one fits in the cache.
 pub type Step = dyn FnMut(usize) -> Result<(), Error>;

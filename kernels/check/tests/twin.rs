@@ -1,6 +1,8 @@
 //! Every operation against its reference on the CPU twin: each case under every order of threads and both ways of
 //! completing asynchronous copies, which must all give the same bits.
 
+#![allow(clippy::unwrap_used)] // in what the tests share
+
 use std::{collections::BTreeSet, sync::Arc};
 
 use volley_kernel_check::{Case, Random, Size, operations};
@@ -50,10 +52,11 @@ fn holds(name: &str) {
     let mut launched = BTreeSet::new();
     let mut failures = Vec::new();
     for (i, case) in (operation.cases)(&mut Random::new(SEED)).iter().enumerate() {
-        if case.size == Size::Small {
-            if let Err(failure) = case_holds(case, SEED + i as u64, &mut launched) {
-                failures.push(format!("{name}, {}: {failure}", case.label));
-            }
+        if case.size == Size::Large {
+            continue;
+        }
+        if let Err(failure) = case_holds(case, SEED + i as u64, &mut launched) {
+            failures.push(format!("{name}, {}: {failure}", case.label));
         }
     }
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
@@ -71,12 +74,7 @@ fn case_holds(case: &Case, seed: u64, launched: &mut BTreeSet<&'static str>) -> 
             let outcome =
                 trial.run(&device).map_err(|problem| format!("sm_{arch}, {schedule:?}: {problem}"))?;
             launched.extend(twin.launched());
-            let first = first.get_or_insert_with(|| outcome.outputs.clone());
-            let same = first.iter().zip(&outcome.outputs).all(|(a, b)| {
-                a.values.len() == b.values.len()
-                    && a.values.iter().zip(&b.values).all(|(a, b)| a.to_bits() == b.to_bits())
-            });
-            if !same {
+            if !first.get_or_insert_with(|| outcome.clone()).same_bits(&outcome) {
                 return Err(format!("sm_{arch}, {schedule:?}: not the bits that another schedule gave"));
             }
         }

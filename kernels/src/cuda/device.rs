@@ -172,6 +172,12 @@ impl Argument {
     }
 }
 
+impl From<Address> for Argument {
+    fn from(value: Address) -> Self {
+        Self::Address(value)
+    }
+}
+
 impl From<i32> for Argument {
     fn from(value: i32) -> Self {
         Self::I32(value)
@@ -234,7 +240,7 @@ impl Tile {
             "it is empty"
         } else if self.box_rows > 256 || self.box_columns > 256 {
             "a box has at most 256 rows and 256 columns"
-        } else if row % 16 != 0 || (self.swizzle > 0 && row > self.swizzle) {
+        } else if !row.is_multiple_of(16) || (self.swizzle > 0 && row > self.swizzle) {
             "a box's row must be a multiple of 16 bytes, and no wider than the swizzle"
         } else if ![0, 32, 64, 128].contains(&self.swizzle) {
             "the swizzle must be 0, 32, 64 or 128 bytes"

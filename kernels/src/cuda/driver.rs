@@ -108,13 +108,13 @@ impl Cuda {
     }
 
     /// The stream's handle, with its context bound to this thread.
-    fn bind(&self) -> Result<sys::CUstream, Error> {
+    pub(super) fn bind(&self) -> Result<sys::CUstream, Error> {
         self.stream.context().bind_to_thread().map_err(failed("binding the GPU to a thread"))?;
         Ok(self.stream.cu_stream())
     }
 
-    /// The stream's handle, for libraries that take one.
-    pub fn stream(&self) -> &Arc<CudaStream> {
+    /// The stream, for libraries that take one.
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
     }
 }
@@ -318,5 +318,26 @@ impl Drop for CudaGraph {
         if let Err(error) = unsafe { result::graph::exec_destroy(self.executable) } {
             tracing::error!(%error, "a graph could not be destroyed");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_a_gpu_gives_an_ordinary_error() {
+        if let Err(error) = Cuda::count() {
+            assert!(
+                matches!(&error, Error::Device(said) if said.contains("driver") || said.contains("GPU")),
+                "{error}"
+            );
+            assert!(Cuda::open(0).is_err());
+        }
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_there_is_an_error() {
+        assert!(Cuda::open(99).is_err());
     }
 }

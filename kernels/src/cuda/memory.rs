@@ -97,6 +97,16 @@ impl<T: Element> Memory<T> {
         Ok(values)
     }
 
+    /// Overwrites it with as many elements of the same device, after the work so far.
+    pub fn copy_from(&mut self, from: View<'_, T>) -> Result<(), Error> {
+        if from.len != self.len {
+            let problem = format!("{} elements over {}", from.len, self.len);
+            return Err(Error::Arguments { operation: "copy", problem });
+        }
+        // SAFETY: both are as long, and this one is borrowed alone.
+        unsafe { self.device.copy(self.address, from.address, self.len * size_of::<T>()) }
+    }
+
     /// Elements.
     pub fn len(&self) -> usize {
         self.len

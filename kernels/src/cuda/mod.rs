@@ -3,6 +3,7 @@
 //! ```text
 //! device.rs    the launch trait: memory, kernels by name, graphs, timing
 //! memory.rs    typed memory on a device, and views of it
+//! cublas.rs    matrix products by cublasLt, to compare with
 //! driver.rs    the trait over the CUDA driver, found at run time
 //! fatbins.rs   the compiled kernels, built into the binary
 //! packed/      quantized weights in the order in which kernels read them
@@ -13,6 +14,7 @@
 //! `volley-twin`, which runs the same sources on the CPU in tests. A machine without a driver, a GPU or a library gives
 //! an ordinary error when a device is opened.
 
+mod cublas;
 mod device;
 mod driver;
 mod fatbins;
@@ -20,6 +22,7 @@ mod memory;
 pub mod ops;
 mod packed;
 
+pub use cublas::{CublasLt, MatMul};
 pub use device::{Address, Argument, Device, ElementType, Graph, Launch, Properties, TensorMap, Tile};
 pub use driver::Cuda;
 pub use fatbins::{FATBINS, Fatbin};

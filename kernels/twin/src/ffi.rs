@@ -33,7 +33,6 @@ unsafe extern "C" {
     pub(crate) fn twin_entries() -> *const Entry;
     pub(crate) fn twin_alloc(bytes: usize) -> *mut c_void;
     pub(crate) fn twin_free(address: *mut c_void) -> c_int;
-    #[expect(clippy::too_many_arguments, reason = "a kernel's launch is that")]
     pub(crate) fn twin_launch(
         kernel: *const c_void,
         grid: *const u32,

@@ -295,15 +295,16 @@ impl Device for Twin {
 impl Graph for TwinGraph {
     unsafe fn launch(&self) -> Result<(), Error> {
         for recorded in &self.recorded {
-            // SAFETY: the caller's promise, in both arms.
             match recorded {
                 Recorded::Launch { kernel, grid, block, shared, arguments } => {
                     let launch = Launch { kernel, grid: *grid, block: *block, shared: *shared, arguments };
+                    // SAFETY: the caller's promise.
                     unsafe { run(self.schedule, &launch)? };
                 }
-                Recorded::Copy { to, from, bytes } => unsafe {
-                    std::ptr::copy_nonoverlapping(from.0 as *const u8, to.0 as *mut u8, *bytes);
-                },
+                Recorded::Copy { to, from, bytes } => {
+                    // SAFETY: the caller's promise.
+                    unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, to.0 as *mut u8, *bytes) };
+                }
             }
         }
         Ok(())
