@@ -6,6 +6,8 @@
 // x [rows, 2 * columns] or [rows, columns] bf16; out [rows, columns] bf16; columns % 8 == 0. Computed in f32.
 // Grid (rows, columns / 2048 rounded up), 16 bytes a thread.
 // Bytes: rows * columns * 6, or 4 for the plain form. Bound: memory.
+// Expect sm_80 *: LDG.128
+// Expect sm_90 *: LDG.128
 #include "vector.cuh"
 
 constexpr float LOG2E = 1.4426950408889634f;
@@ -34,6 +36,7 @@ struct GeluErf {
 
 template <class F, bool GATED> DEV void activate(const bf16* x, bf16* out, uint32_t columns) {
   dependency_wait();
+  launch_dependents();
   uint64_t row = blockIdx.x;
   uint32_t column = (blockIdx.y * blockDim.x + threadIdx.x) * 8;
   if (column >= columns) return;

@@ -5,6 +5,8 @@
 // it; bias may be null. columns % 8 == 0. The variance is taken of the differences from the mean, so a large mean
 // costs no precision. One block a row, which stays in registers; the sums are the same trees whatever the batch.
 // Bytes: 4 * rows * columns, with a residual twice that. Bound: memory.
+// Expect sm_80 *: LDG.128
+// Expect sm_90 *: LDG.128
 #include "vector.cuh"
 
 // CHUNKS: 16-byte vectors of a thread.
@@ -14,6 +16,7 @@ template <int CHUNKS> DEV void layer_norm(const bf16* x, bf16* residual, const b
   Eight h[CHUNKS];
   float sum = 0.0f;
   dependency_wait();
+  launch_dependents();
 #pragma unroll
   for (int c = 0; c < CHUNKS; c++) {
     int i = (c * blockDim.x + threadIdx.x) * 8;

@@ -5,6 +5,8 @@
 // alternatives, best first, equal ones by token; where there are fewer, the token is 0xffffffff. NaN counts as
 // impossible; where all tokens are, the normalizer is 0 and there is no alternative.
 // Bytes: 4 * tokens, twice; three times with alternatives. Bound: memory. One block an entry.
+// Expect sm_80 *: LDG.128
+// Expect sm_90 *: LDG.128
 #include "select.cuh"
 
 struct Asked { uint32_t row, alternatives; };
@@ -31,6 +33,7 @@ KERNEL __launch_bounds__(SELECT_THREADS, 2) logprobs(const float* logits, const 
   Selection& m = *memory;
   uint32_t *sum_low = (uint32_t*)(memory + 1), *sum_high = sum_low + (tokens + CHUNK - 1) / CHUNK;
   dependency_wait();
+  launch_dependents();
   Asked a = asked[blockIdx.x];
   if (a.row >= rows) return;
   if (a.alternatives > width) a.alternatives = width;
@@ -41,13 +44,12 @@ KERNEL __launch_bounds__(SELECT_THREADS, 2) logprobs(const float* logits, const 
   float normalizer = 0.0f;
   uint32_t ranked = 0;
   if (any) {
-    fill_bins(row, m);
-    // Of the whole: at least UNIT, the mass of the best. ln = log2 * ln 2.
-    normalizer = fast_log2((float)bins_mass(m) / UNIT) * 0.69314718055994531f;
+    Cut cut = {0, 0xffffffff};
+    // The mass of all: at least UNIT, that of the best. ln = log2 * ln 2.
+    normalizer = fast_log2((float)fill_bins(row, m, TOKENS, cut) / UNIT) * 0.69314718055994531f;
     if (a.alternatives) {
-      Cut cut = {0, 0xffffffff};
       Left left = {false, false, 0, 0};
-      if (find_cut(row, m, sum_low, sum_high, TOKENS, a.alternatives, left)) cut = {m.cut_key, m.cut_token};
+      if (find_cut(row, m, cut, sum_low, sum_high, TOKENS, a.alternatives, left)) cut = {m.cut_key, m.cut_token};
       __syncthreads();
       list_kept(row, m, cut, left.list && cut.key >= left.low);
       ranked = m.ranked < RANKED ? m.ranked : RANKED;

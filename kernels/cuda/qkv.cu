@@ -12,6 +12,8 @@
 // The angle is position * frequency rounded to f32, as checkpoints were trained with and the CPU backend does.
 // Bytes: rows * dim * (4 * heads + 4 * kv_heads + 2 * kv_heads * size of a cached number). Bound: memory.
 // One block a row: its sines once in shared memory; a group of lanes, 16 bytes each, takes a head at a time.
+// Expect sm_80 *: LDG.128
+// Expect sm_90 *: LDG.128
 #include "vector.cuh"
 
 constexpr int MAX_DIM = 256, QKV_THREADS = 256;
@@ -101,6 +103,7 @@ template <class T> DEV void qkv_store(const Qkv& a) {
   float *sines = (float*)tables, *cosines = sines + MAX_DIM / 2;
   uint64_t row = blockIdx.x;
   dependency_wait();
+  launch_dependents();
   for (uint32_t i = threadIdx.x; i < a.pairs; i += QKV_THREADS)
     sin_cos((float)a.positions[row] * a.frequencies[i], sines[i], cosines[i]);
   __syncthreads();

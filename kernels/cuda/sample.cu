@@ -7,6 +7,8 @@
 // keyed by (seed, choice, position): the definition of the CPU backend. Greedy: the largest, the lowest among equals.
 // Bytes: 4 * rows * tokens, once if greedy, twice without filters, three times with top-k or top-p (largest logit;
 // histogram; the cut's bin and the sums beside it); more only when thousands of tokens weigh the same. Bound: memory.
+// Expect sm_80 *: LDG.128
+// Expect sm_90 *: LDG.128
 #include "select.cuh"
 
 struct Draw {
@@ -47,11 +49,9 @@ DEV Cut filter(const Row& row, Selection& m, const Draw& d, uint32_t* sum_low, u
   for (int i = 0; i < 2; i++) {
     Measure measure = i == 0 ? TOKENS : MASS;
     if (measure == TOKENS ? d.top_k == 0 || d.top_k >= row.tokens : d.top_p >= 1.0f) continue;
-    if (!left.list) fill_bins(row, m);
-    uint64_t target = d.top_k;
-    if (measure == MASS) target = share(d.top_p, cut.key ? m.kept_mass : bins_mass(m));
-    __syncthreads();
-    if (find_cut(row, m, sum_low, sum_high, measure, target, left)) cut = stricter(cut, {m.cut_key, m.cut_token});
+    uint64_t total = left.list ? list_mass(row, m, cut) : fill_bins(row, m, measure, cut);
+    uint64_t target = measure == TOKENS ? d.top_k : share(d.top_p, total);
+    if (find_cut(row, m, cut, sum_low, sum_high, measure, target, left)) cut = stricter(cut, {m.cut_key, m.cut_token});
   }
   if (d.min_p > 0.0f) {
     uint32_t key = first_key(key_of(row.max), [&](float logit) { return weight_of(row, logit) >= d.min_p; });
@@ -113,6 +113,7 @@ KERNEL __launch_bounds__(SELECT_THREADS, 2) sample(const float* logits, const ui
   Selection& m = *memory;
   uint32_t *sum_low = (uint32_t*)(memory + 1), *sum_high = sum_low + (tokens + CHUNK - 1) / CHUNK;
   dependency_wait();
+  launch_dependents();
   const Draw& d = draws[blockIdx.x];
   if (d.given >= 0) {
     if (threadIdx.x == 0) out[blockIdx.x] = d.given;

@@ -22,11 +22,11 @@ struct Selection {
   uint32_t keys[LISTED], tokens[LISTED];
   uint32_t ranked_keys[RANKED], ranked_tokens[RANKED];
   uint64_t sums[2 * (SELECT_THREADS / 32)];
-  uint64_t above_mass, kept_mass;
+  uint64_t above_mass;
   uint32_t listed, ranked, found, bin, above, inside, cut_key, cut_token, token;
 };
 
-static_assert(sizeof(Selection) == 30008, "as the launchers have it");
+static_assert(sizeof(Selection) == 30000, "as the launchers have it");
 
 // A row of logits, and how its weights come about.
 struct Row {
@@ -42,7 +42,7 @@ struct Cut { uint32_t key, token; };
 // What is counted until there is enough.
 enum Measure { TOKENS, MASS };
 
-// Keys low..=high, and what there is above them.
+// Keys low..=high, and what there is above and inside: of what is measured by mass, the counts are upper bounds.
 struct Interval { uint32_t low, high, above, inside; uint64_t above_mass; };
 
 DEV float clean(float logit) { return logit == logit ? fminf(logit + 0.0f, LARGEST) : logit; }
@@ -161,19 +161,30 @@ DEV void clear_bins(Selection& m) {
   __syncthreads();
 }
 
-// Fills the bins with the whole row, by weight. The last bin is many threads' target: it is summed apart.
-DEV void fill_bins(const Row& row, Selection& m) {
+// The bin's tokens at most, of its mass and the least weight in it. Bins before the last hold no weight below 2^-32.
+DEV uint32_t most_tokens(uint32_t bin, uint64_t mass) {
+  uint64_t least = (uint64_t)(fast_exp2(-(float)(bin + 1) / BINS_PER_OCTAVE) * (UNIT * 0.9999f)) - 1;
+  return mass ? (uint32_t)(mass / least) + 1 : 0;
+}
+
+// Fills the bins with the row's tokens up to `cut`, and gives their mass. Bins hold what is measured only, as shared
+// memory takes fewer additions than loads arrive; by mass, counts are upper bounds. The last bin is many threads'
+// target and is summed apart.
+DEV uint64_t fill_bins(const Row& row, Selection& m, Measure measure, const Cut& cut) {
   clear_bins(m);
   uint32_t rest = 0, rest_mass = 0;
-  for_row(row, [&](float logit, uint32_t) {
-    if (!counts(logit)) return;
+  uint64_t sum = 0;
+  for_row(row, [&](float logit, uint32_t token) {
+    if (!counts(logit) || !kept(cut, key_of(logit), token)) return;
     uint32_t bin = bin_of(row, logit);
     uint64_t mass = mass_of(row, logit);
+    sum += mass;
     if (bin == BINS - 1) {
       rest++;
       rest_mass += (uint32_t)mass;
-    } else {
+    } else if (measure == TOKENS) {
       atomicAdd(&m.count[bin], 1u);
+    } else {
       add_mass(&m.low[bin], &m.high[bin], mass);
     }
   }, [](uint32_t) {});
@@ -182,17 +193,16 @@ DEV void fill_bins(const Row& row, Selection& m) {
     atomicAdd(&m.count[BINS - 1], (uint32_t)(both >> 40));
     add_mass(&m.low[BINS - 1], &m.high[BINS - 1], both & 0xffffffffffull);
   }
-  __syncthreads();
-}
-
-DEV uint64_t bins_mass(Selection& m) {
   uint64_t total;
-  block_prefix(mass_at(m.low, m.high, 2 * threadIdx.x) + mass_at(m.low, m.high, 2 * threadIdx.x + 1), m.sums, total);
+  block_prefix(sum, m.sums, total);
+  if (measure == MASS)
+    for (uint32_t i = threadIdx.x; i < BINS - 1; i += SELECT_THREADS) m.count[i] = most_tokens(i, mass_at(m.low, m.high, i));
+  __syncthreads();
   return total;
 }
 
-// The first bin at which the measure, with what is above `in`, reaches `target`. False if none does; else `in.above`
-// and `in.inside` become the bin's.
+// The first bin at which the measure, with what is above `in`, reaches `target`. False if none does; else what is
+// above and inside of `in` becomes the bin's.
 DEV bool choose_bin(Selection& m, Measure measure, uint64_t target, Interval& in, uint32_t& bin) {
   uint32_t first = 2 * threadIdx.x, count[2];
   uint64_t mass[2], total;
@@ -228,15 +238,15 @@ template <class F> DEV uint32_t first_key(uint32_t last, F holds) {
   return low;
 }
 
-// Lists the row's tokens with keys from..=to. With `sums`, also leaves each chunk's mass above `to` there.
-DEV void gather(const Row& row, Selection& m, uint32_t from, uint32_t to, uint32_t* sum_low, uint32_t* sum_high) {
+// Lists the row's tokens with keys from..=to, up to `cut`. With `sums`, also leaves each chunk's mass above `to` there.
+DEV void gather(const Row& row, Selection& m, const Cut& cut, uint32_t from, uint32_t to, uint32_t* sum_low, uint32_t* sum_high) {
   if (threadIdx.x == 0) m.listed = 0;
   __syncthreads();
   uint64_t sum = 0;
   for_row(row, [&](float logit, uint32_t token) {
     uint32_t key = key_of(logit);
     if (key > to && sum_low) sum += mass_of(row, logit);
-    if (key < from || key > to) return;
+    if (key < from || key > to || !kept(cut, key, token)) return;
     uint32_t place = atomicAdd(&m.listed, 1u);
     if (place < LISTED) m.keys[place] = key, m.tokens[place] = token;
   }, [&](uint32_t chunk) {
@@ -248,8 +258,8 @@ DEV void gather(const Row& row, Selection& m, uint32_t from, uint32_t to, uint32
   __syncthreads();
 }
 
-// Splits an interval of keys into bins, over the list or the row, and chooses the one with the cut.
-DEV bool narrow(const Row& row, Selection& m, bool listed, Measure measure, uint64_t target, Interval& in) {
+// Splits an interval of keys into bins, over the list or the row up to `cut`, and chooses the one with the cut.
+DEV bool narrow(const Row& row, Selection& m, const Cut& cut, bool listed, Measure measure, uint64_t target, Interval& in) {
   clear_bins(m);
   uint32_t shift = 0;
   while ((in.high - in.low) >> shift >= BINS) shift++;
@@ -262,7 +272,9 @@ DEV bool narrow(const Row& row, Selection& m, bool listed, Measure measure, uint
   if (listed)
     for (uint32_t i = threadIdx.x; i < m.listed; i += SELECT_THREADS) add(m.keys[i]);
   else
-    for_row<1>(row, [&](float logit, uint32_t) { add(key_of(logit)); }, [](uint32_t) {});
+    for_row<1>(row, [&](float logit, uint32_t token) {
+      if (kept(cut, key_of(logit), token)) add(key_of(logit));
+    }, [](uint32_t) {});
   __syncthreads();
   uint32_t bin;
   if (!choose_bin(m, measure, target, in, bin)) return false;
@@ -293,7 +305,7 @@ DEV void rank_listed(const Row& row, Selection& m, Measure measure, uint64_t tar
       if (better) mass += mass_of(row, logit_of(other));
     }
     bool last = measure == TOKENS ? count + 1 == target : mass < target && mass + own >= target;
-    if (last) m.cut_key = key, m.cut_token = token, m.kept_mass = mass + own;
+    if (last) m.cut_key = key, m.cut_token = token;
   }
   __syncthreads();
 }
@@ -320,7 +332,7 @@ DEV void cut_ties(const Row& row, Selection& m, Measure measure, uint64_t target
   uint32_t token = m.bin * CHUNK + threadIdx.x;
   bool tied = key_of(logit_at(row, token)) == in.low;
   before = m.above + block_prefix(tied, m.sums, total);
-  if (tied && before + 1 == wanted) m.cut_key = in.low, m.cut_token = token, m.kept_mass = in.above_mass + wanted * own;
+  if (tied && before + 1 == wanted) m.cut_key = in.low, m.cut_token = token;
   __syncthreads();
 }
 
@@ -328,9 +340,9 @@ DEV void cut_ties(const Row& row, Selection& m, Measure measure, uint64_t target
 // chunks above `high`, with the tokens low..=high listed; or nothing.
 struct Left { bool list, sums; uint32_t low, high; };
 
-// Finds the cut at which the measure reaches `target`, in what an earlier selection listed, else in the row, whose
-// histogram is in the bins. False: the cut would be behind the last token.
-DEV bool find_cut(const Row& row, Selection& m, uint32_t* sum_low, uint32_t* sum_high, Measure measure, uint64_t target, Left& left) {
+// Finds where the measure reaches `target`, before an earlier `cut`: in what was listed for that, else in the row, whose
+// histogram is in the bins. False: it would be behind the last token.
+DEV bool find_cut(const Row& row, Selection& m, const Cut& cut, uint32_t* sum_low, uint32_t* sum_high, Measure measure, uint64_t target, Left& left) {
   uint32_t bin, top = key_of(row.max);
   Interval in = {left.low, left.high, 0, m.listed, 0};
   bool listed = left.list;
@@ -348,7 +360,7 @@ DEV bool find_cut(const Row& row, Selection& m, uint32_t* sum_low, uint32_t* sum
       left.list = in.above + in.inside <= LISTED;
       left.sums = !left.list;
       left.low = in.low, left.high = left.list ? top : in.high;
-      gather(row, m, in.low, left.high, left.sums ? sum_low : nullptr, sum_high);
+      gather(row, m, cut, in.low, left.high, left.sums ? sum_low : nullptr, sum_high);
     }
     if (listed && in.inside <= RANKED) {
       rank_listed(row, m, measure, target, in);
@@ -359,6 +371,15 @@ DEV bool find_cut(const Row& row, Selection& m, uint32_t* sum_low, uint32_t* sum
       left.sums = false;
       return true;
     }
-    if (!narrow(row, m, listed, measure, target, in)) return false;
+    if (!narrow(row, m, cut, listed, measure, target, in)) return false;
   }
+}
+
+// The mass of the listed tokens up to a cut.
+DEV uint64_t list_mass(const Row& row, Selection& m, const Cut& cut) {
+  uint64_t sum = 0, total;
+  for (uint32_t i = threadIdx.x; i < m.listed; i += SELECT_THREADS)
+    if (kept(cut, m.keys[i], m.tokens[i])) sum += mass_of(row, logit_of(m.keys[i]));
+  block_prefix(sum, m.sums, total);
+  return total;
 }

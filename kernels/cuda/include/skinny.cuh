@@ -228,6 +228,7 @@ template <class W, int R, int NT, int STEPS, int DEPTH> DEV void skinny(const Sk
     Stage::load_x(ring + i * Stage::STAGE, a, token0, begin + i * STEPS, end);
     cp_async_commit();
   }
+  launch_dependents();  // the next product's first weights may be on their way before this one's end
 
   Sums<R, NT> sums = {};
   uint32_t slot = 0;

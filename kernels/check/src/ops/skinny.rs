@@ -72,6 +72,7 @@ fn cases(random: &mut Random) -> Vec<Case> {
         cases.push(case(kind, random.between(2, 8), random.between(60, 200), 520, false));
         cases.push(case(kind, random.between(9, 16), 72, 8 * random.between(8, 90), true));
         cases.push(case(kind, random.between(17, 32), 136, 704, false));
+        cases.push(case(kind, 2, 64, 2176, true)); // in eight splits
         cases.push(same_bits(kind));
     }
     cases

@@ -10,7 +10,7 @@ const OPERATION: &str = "sample";
 /// As in `select.cuh`.
 const THREADS: u32 = 512;
 const CHUNK: usize = 512;
-const SELECTION_BYTES: usize = 4 * (3 * 1024 + 2 * 2048 + 2 * 128) + 8 * (32 + 2) + 4 * 9 + 4;
+const SELECTION_BYTES: usize = 4 * (3 * 1024 + 2 * 2048 + 2 * 128) + 8 * (32 + 1) + 4 * 9 + 4;
 
 /// How one row is drawn from: what the CPU's `Draw` says, but for what `logits_edit` and the masks do.
 #[derive(Clone, Copy, Debug, PartialEq)]
