@@ -27,16 +27,21 @@ macro_rules! each_holds {
 }
 
 each_holds!(
-    embed,
-    rms_norm,
-    layer_norm,
-    qkv_store,
     activate,
+    attention,
+    attention_sm90,
     copy_blocks,
-    skinny,
+    dequantize,
+    embed,
+    gemm,
+    layer_norm,
     logits_edit,
-    sample,
     logprobs,
+    qkv_store,
+    rms_norm,
+    sample,
+    skinny,
+    wrappers,
 );
 
 #[test]

@@ -167,6 +167,15 @@ impl<'a, T: Element> View<'a, T> {
     pub fn address(&self) -> Address {
         self.address
     }
+
+    /// The same bytes as elements of another kind; what is left over at the end is not seen.
+    ///
+    /// # Panics
+    /// Where those would be misaligned.
+    pub fn cast<U: Element>(self) -> View<'a, U> {
+        assert!(self.address.0.is_multiple_of(align_of::<U>() as u64), "{:?} is misaligned", self.address);
+        View { address: self.address, len: self.len * size_of::<T>() / size_of::<U>(), memory: PhantomData }
+    }
 }
 
 // === impl ViewMut ===

@@ -1,8 +1,10 @@
 //! The operations. Adding one: a file here with `operation()`, and a line in [`operations`].
 
 mod activation;
+mod attention;
 mod copy_blocks;
 mod embed;
+mod gemm;
 mod layer_norm;
 mod logits;
 mod logprobs;
@@ -10,6 +12,7 @@ mod qkv;
 mod rms_norm;
 mod sample;
 mod skinny;
+mod wrappers;
 
 use crate::{Case, Random, Speed};
 
@@ -32,11 +35,24 @@ pub fn operations() -> Vec<Operation> {
         rms_norm::operation(),
         layer_norm::operation(),
         qkv::operation(),
+        attention::operation(),
+        attention::hopper(),
+        gemm::operation(),
+        skinny::operation(),
+        skinny::dequantizing(),
         activation::operation(),
         copy_blocks::operation(),
-        skinny::operation(),
         logits::operation(),
         sample::operation(),
         logprobs::operation(),
+        wrappers::operation(),
     ]
+}
+
+/// An 8-bit float as it is meant (NaN aside).
+fn e4m3(bits: u8) -> f64 {
+    let (exponent, fraction) = (i32::from(bits >> 3 & 15), f64::from(bits & 7) / 8.0);
+    let size =
+        if exponent == 0 { fraction * 2f64.powi(-6) } else { (1.0 + fraction) * 2f64.powi(exponent - 7) };
+    if bits & 0x80 == 0 { size } else { -size }
 }

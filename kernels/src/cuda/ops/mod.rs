@@ -4,8 +4,12 @@
 //! reach no memory outside the views that it was given.
 
 mod activation;
+mod attention;
+mod attention_plan;
 mod copy_blocks;
+mod dequantize;
 mod embed;
+mod gemm;
 mod layer_norm;
 mod logits;
 mod qkv;
@@ -14,8 +18,14 @@ mod sample;
 mod skinny;
 
 pub use activation::{Activate, Function, activate};
+pub use attention::{Attention, KvPages, PlannedAttention, attention};
+pub use attention_plan::{
+    AttentionCapacity, AttentionKernel, AttentionLimits, AttentionPlan, AttentionSequence, AttentionShape,
+};
 pub use copy_blocks::{CopyBlocks, copy_blocks};
+pub use dequantize::dequantize;
 pub use embed::{Embed, embed};
+pub use gemm::{Factors, Gemm, GemmOutput, gemm};
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use logits::{
     Asked, Edit, EditLogits, Logprobs, MAX_ALTERNATIVES, PenaltyRow, RestoreLogits, logits_edit,
