@@ -26,7 +26,23 @@ macro_rules! each_holds {
     };
 }
 
-each_holds!(attention, attention_sm90, gemm, rms_norm, wrappers);
+each_holds!(
+    activate,
+    attention,
+    attention_sm90,
+    copy_blocks,
+    dequantize,
+    embed,
+    gemm,
+    layer_norm,
+    logits_edit,
+    logprobs,
+    qkv_store,
+    rms_norm,
+    sample,
+    skinny,
+    wrappers,
+);
 
 #[test]
 fn every_kernel_belongs_to_an_operation() {

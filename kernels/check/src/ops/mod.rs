@@ -1,8 +1,17 @@
 //! The operations. Adding one: a file here with `operation()`, and a line in [`operations`].
 
+mod activation;
 mod attention;
+mod copy_blocks;
+mod embed;
 mod gemm;
+mod layer_norm;
+mod logits;
+mod logprobs;
+mod qkv;
 mod rms_norm;
+mod sample;
+mod skinny;
 mod wrappers;
 
 use crate::{Case, Random, Speed};
@@ -22,10 +31,20 @@ pub struct Operation {
 /// All of them.
 pub fn operations() -> Vec<Operation> {
     vec![
+        embed::operation(),
+        rms_norm::operation(),
+        layer_norm::operation(),
+        qkv::operation(),
         attention::operation(),
         attention::hopper(),
         gemm::operation(),
-        rms_norm::operation(),
+        skinny::operation(),
+        skinny::dequantizing(),
+        activation::operation(),
+        copy_blocks::operation(),
+        logits::operation(),
+        sample::operation(),
+        logprobs::operation(),
         wrappers::operation(),
     ]
 }
