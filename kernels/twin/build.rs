@@ -42,6 +42,8 @@ fn main() {
     let mut kernels = build(&[&runtime, &cuda.join("include")]);
     // Kernels are not compiled for speed here, and the compiler has opinions on pragmas for another one.
     kernels.opt_level(2).warnings(false).flag("-w").flag("-Wno-psabi");
+    // A frame larger than the page that guards a thread's stack must not step over it.
+    kernels.flag("-fstack-clash-protection").flag("--param=stack-clash-protection-guard-size=12");
     kernels.files(units.iter().map(|(_, path)| path)).file(table).compile("twin_kernels");
     build(&[&runtime]).opt_level(3).files(files(&runtime, "cpp")).compile("twin_runtime");
 }

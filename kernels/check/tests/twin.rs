@@ -26,7 +26,22 @@ macro_rules! each_holds {
     };
 }
 
-each_holds!(attention, attention_sm90, gemm, rms_norm);
+each_holds!(
+    embed,
+    rms_norm,
+    layer_norm,
+    qkv_store,
+    activate,
+    copy_blocks,
+    skinny,
+    logits_edit,
+    sample,
+    logprobs,
+    attention,
+    attention_sm90,
+    gemm,
+    gemm_packed,
+);
 
 #[test]
 fn every_kernel_belongs_to_an_operation() {

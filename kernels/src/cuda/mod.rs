@@ -6,6 +6,7 @@
 //! cublas.rs    matrix products by cublasLt, to compare with
 //! driver.rs    the trait over the CUDA driver, found at run time
 //! fatbins.rs   the compiled kernels, built into the binary
+//! packed/      quantized weights in the order in which kernels read them
 //! ops/         one typed launcher per operation: shapes are checked before anything is launched
 //! ```
 //!
@@ -19,9 +20,11 @@ mod driver;
 mod fatbins;
 mod memory;
 pub mod ops;
+mod packed;
 
 pub use cublas::{CublasLt, MatMul};
 pub use device::{Address, Argument, Device, ElementType, Graph, Launch, Properties, TensorMap, Tile};
 pub use driver::Cuda;
 pub use fatbins::{FATBINS, Fatbin};
 pub use memory::{Element, Memory, View, ViewMut};
+pub use packed::{AwqTensors, GptqTensors, PackedFormat, PackedWeights};

@@ -18,13 +18,26 @@ void fail(const char* message) {
   snprintf(failure, sizeof failure, "%s: %s", where, message);
   if (!self) throw Failure{};
   block->failed = true;
-  suspend();
+  twin_switch(&self->stack_pointer, block->scheduler);
   __builtin_unreachable();
 }
 
+/// The next lane that can run in the warp's turn, or null at the end of it.
+static Thread* next_in_turn(Warp& warp) {
+  while (warp.taken < warp.size) {
+    int at = warp.taken++;
+    int lane = (warp.backward ? warp.size - 1 - at : at) + warp.first;
+    Thread* thread = warp.lanes[lane < warp.size ? lane : lane - warp.size];
+    if (thread->state == State::Ready) return thread;
+  }
+  return nullptr;
+}
+
 void suspend() {
-  Thread* me = self;
-  twin_switch(&me->stack_pointer, block->scheduler);
+  Thread *me = self, *next = next_in_turn(*me->warp);
+  if (next == me) return;
+  if (next) self = next;  // straight on: the way through the scheduler would be a second switch
+  twin_switch(&me->stack_pointer, next ? next->stack_pointer : block->scheduler);
 }
 
 static void release(Barrier& barrier) {
@@ -137,12 +150,12 @@ static void resume(Thread* thread) {
 
 /// Gives every ready lane of a warp one turn.
 static bool turn(Warp& warp, int first, bool backward) {
+  warp.first = first % warp.size;
+  warp.backward = backward;
+  warp.taken = 0;
   bool any = false;
-  for (int i = 0; i < warp.size; i++) {
-    int lane = backward ? warp.size - 1 - i : i;
-    lane = (lane + first) % warp.size;
-    if (warp.lanes[lane]->state != State::Ready) continue;
-    resume(warp.lanes[lane]);
+  while (Thread* thread = next_in_turn(warp)) {
+    resume(thread);
     any = true;
   }
   return any;
@@ -166,7 +179,7 @@ static bool run_shuffled() {
     Warp& warp = block->warps[(first + i) % warps];
     uint32_t random = block->draw();
     if (random % 4 == 0 && i + 1 < warps) continue;  // sometimes one falls behind
-    if (turn(warp, random >> 8, random >> 7 & 1)) any = true;
+    if (turn(warp, random >> 8 & 31, random >> 7 & 1)) any = true;
   }
   return any;
 }

@@ -29,6 +29,9 @@ struct Warp {
   Thread* lanes[32];
   int size;
   Rendezvous open[8];
+  // The turn that it has: lanes from `first` on (or back), of which `taken` have had theirs.
+  int first, taken;
+  bool backward;
 };
 
 struct Barrier {
@@ -101,7 +104,7 @@ struct Block {
 
 extern __thread Block* block;  // the one that runs on this CPU thread
 
-void suspend();                // the current thread gives way to the scheduler
+void suspend();                // the current thread gives way: to the next lane of its warp's turn, or the scheduler
 void wake_mbarrier(uint64_t* barrier);
 bool land_oldest();            // lets one pending copy land; false if there is none
 void finish_async();           // fails if something asynchronous was never waited for

@@ -64,55 +64,65 @@ void store_matrices(const uint32_t* rows, void* address, int count, bool transpo
 
 // --- mma.sync m16n8k(32 bytes)
 
-/// The elements of one 32-bit register as floats; how many.
-static int unpack(Type type, uint32_t bits, float* out) {
-  switch (type) {
-    case Type::Bf16:
-      out[0] = __uint_as_float(bits << 16);
-      out[1] = __uint_as_float(bits & 0xffff0000u);
-      return 2;
-    case Type::F16:
-      out[0] = half_to_float((uint16_t)bits);
-      out[1] = half_to_float((uint16_t)(bits >> 16));
-      return 2;
-    case Type::S8:
-      for (int i = 0; i < 4; i++) out[i] = (float)(int8_t)(bits >> (8 * i));
-      return 4;
-    case Type::E4m3:
-      for (int i = 0; i < 4; i++) out[i] = e4m3_to_float((uint8_t)(bits >> (8 * i)));
-      return 4;
+constexpr bool is_16_bit(Type type) { return type == Type::Bf16 || type == Type::F16; }
+
+/// The elements of one 32-bit register: two or four.
+template <Type TYPE>
+static inline void unpack(uint32_t bits, float* out) {
+  if (TYPE == Type::Bf16) {
+    out[0] = __uint_as_float(bits << 16);
+    out[1] = __uint_as_float(bits & 0xffff0000u);
+  } else if (TYPE == Type::F16) {
+    out[0] = half_to_float((uint16_t)bits);
+    out[1] = half_to_float((uint16_t)(bits >> 16));
+  } else {
+    for (int i = 0; i < 4; i++)
+      out[i] = TYPE == Type::S8 ? (float)(int8_t)(bits >> (8 * i)) : e4m3_to_float((uint8_t)(bits >> (8 * i)));
   }
-  return 0;
 }
 
 struct MmaCall {
-  Type type;
   uint32_t a[4], b[2];
 };
 
-/// T is float or int: the accumulator.
+/// Eight neighbours of a row, which the compiler keeps in vector registers.
 template <class T>
-static void multiply(Thread** lanes, Type type) {
-  T a[16][32], b[32][8], c[16][8];
-  int k = type == Type::Bf16 || type == Type::F16 ? 16 : 32, per = k / 8;
+using Eight __attribute__((vector_size(32))) = T;
+
+/// row += a · b, in the order of k.
+template <int K, class T>
+static inline void add_products(T* row, const T* a, const T* b, int b_pitch) {
+  Eight<T> sum, next;
+  memcpy(&sum, row, sizeof sum);
+  for (int i = 0; i < K; i++) {
+    memcpy(&next, b + i * b_pitch, sizeof next);
+    sum += a[i] * next;
+  }
+  memcpy(row, &sum, sizeof sum);
+}
+
+/// T is float or int: the accumulator.
+template <Type TYPE, class T>
+static void multiply(Thread** lanes, uint32_t mask) {
+  whole_warp(mask);
+  constexpr int K = is_16_bit(TYPE) ? 16 : 32, PER = K / 8;
+  T a[16][K], b[K][8], c[16][8];
   for (int l = 0; l < 32; l++) {
     const MmaCall& call = *static_cast<const MmaCall*>(lanes[l]->argument);
     const T* mine = static_cast<const T*>(lanes[l]->result);
     int g = l >> 2, t = l & 3;
     float out[4];
     for (int i = 0; i < 4; i++) {
-      unpack(type, call.a[i], out);
-      for (int e = 0; e < per; e++) a[g + (i & 1) * 8][t * per + (i >> 1) * (k / 2) + e] = (T)out[e];
+      unpack<TYPE>(call.a[i], out);
+      for (int e = 0; e < PER; e++) a[g + (i & 1) * 8][t * PER + (i >> 1) * (K / 2) + e] = (T)out[e];
     }
     for (int i = 0; i < 2; i++) {
-      unpack(type, call.b[i], out);
-      for (int e = 0; e < per; e++) b[t * per + i * (k / 2) + e][g] = (T)out[e];
+      unpack<TYPE>(call.b[i], out);
+      for (int e = 0; e < PER; e++) b[t * PER + i * (K / 2) + e][g] = (T)out[e];
     }
     for (int i = 0; i < 4; i++) c[g + (i >> 1) * 8][2 * t + (i & 1)] = mine[i];
   }
-  for (int r = 0; r < 16; r++)
-    for (int i = 0; i < k; i++)
-      for (int n = 0; n < 8; n++) c[r][n] += a[r][i] * b[i][n];
+  for (int r = 0; r < 16; r++) add_products<K>(c[r], a[r], b[0], 8);
   for (int l = 0; l < 32; l++) {
     T* mine = static_cast<T*>(lanes[l]->result);
     for (int i = 0; i < 4; i++) mine[i] = c[(l >> 2) + (i >> 1) * 8][2 * (l & 3) + (i & 1)];
@@ -120,16 +130,10 @@ static void multiply(Thread** lanes, Type type) {
 }
 
 void mma(Type type, void* c, const uint32_t* a, const uint32_t* b) {
-  MmaCall call{type, {a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-  collective(~0u, MmaKind + 10 * (int)type, &call, c, [](Thread** lanes, uint32_t mask) {
-    whole_warp(mask);
-    Type type = static_cast<const MmaCall*>(lanes[0]->argument)->type;
-    if (type == Type::S8) {
-      multiply<int>(lanes, type);
-    } else {
-      multiply<float>(lanes, type);
-    }
-  });
+  static const Together product[] = {multiply<Type::Bf16, float>, multiply<Type::F16, float>, multiply<Type::S8, int>,
+                                     multiply<Type::E4m3, float>};
+  MmaCall call{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  collective(~0u, MmaKind + 10 * (int)type, &call, c, product[(int)type]);
 }
 
 // --- wgmma m64nNk(32 bytes)
@@ -164,11 +168,12 @@ struct Descriptor {
   }
 };
 
-static float element(Type type, size_t offset) {
-  if (type == Type::E4m3) return e4m3_to_float(shared[offset]);
+template <Type TYPE>
+static inline float element(size_t offset) {
+  if (TYPE == Type::E4m3) return e4m3_to_float(shared[offset]);
   uint16_t bits;
   memcpy(&bits, shared + offset, 2);
-  return type == Type::Bf16 ? __uint_as_float((uint32_t)bits << 16) : half_to_float(bits);
+  return TYPE == Type::Bf16 ? __uint_as_float((uint32_t)bits << 16) : half_to_float(bits);
 }
 
 static float& accumulator(float (*c)[256], int thread, int i) {
@@ -176,34 +181,43 @@ static float& accumulator(float (*c)[256], int thread, int i) {
   return c[warp * 16 + (lane >> 2) + (i >> 1 & 1) * 8][(i >> 2) * 8 + (lane & 3) * 2 + (i & 1)];
 }
 
-static void multiply(const Product& p) {
+template <Type TYPE>
+static void multiply_tile(const Product& p) {
   static thread_local float a[64][32], b[32][256], c[64][256];
-  int bytes = p.type == Type::E4m3 ? 1 : 2, k = 32 / bytes, per = 4 / bytes;
+  constexpr int BYTES = is_16_bit(TYPE) ? 2 : 1, K = 32 / BYTES, PER = 4 / BYTES;
   Descriptor where_b(p.b);
   if (p.from_registers) {
     for (int t = 0; t < 128; t++) {
       int row = (t >> 5) * 16 + (t >> 2 & 7);
       for (int i = 0; i < 4; i++) {
         float out[4];
-        unpack(p.type, p.a_registers[t][i], out);
-        for (int e = 0; e < per; e++) a[row + (i & 1) * 8][(t & 3) * per + (i >> 1) * (k / 2) + e] = out[e];
+        unpack<TYPE>(p.a_registers[t][i], out);
+        for (int e = 0; e < PER; e++) a[row + (i & 1) * 8][(t & 3) * PER + (i >> 1) * (K / 2) + e] = out[e];
       }
     }
   } else {
     Descriptor where_a(p.a);
     for (int r = 0; r < 64; r++)
-      for (int i = 0; i < k; i++) a[r][i] = element(p.type, where_a.k_major(r, i * bytes));
+      for (int i = 0; i < K; i++) a[r][i] = element<TYPE>(where_a.k_major(r, i * BYTES));
   }
   for (int n = 0; n < p.n; n++)
-    for (int i = 0; i < k; i++)
-      b[i][n] = element(p.type, p.transpose_b ? where_b.n_major(i, n) : where_b.k_major(n, i * bytes));
+    for (int i = 0; i < K; i++)
+      b[i][n] = element<TYPE>(p.transpose_b ? where_b.n_major(i, n) : where_b.k_major(n, i * BYTES));
   for (int t = 0; t < 128; t++)
     for (int i = 0; i < p.n / 2; i++) accumulator(c, t, i) = p.accumulate ? p.d[t][i] : 0.0f;
   for (int r = 0; r < 64; r++)
-    for (int i = 0; i < k; i++)
-      for (int n = 0; n < p.n; n++) c[r][n] += a[r][i] * b[i][n];
+    for (int n = 0; n < p.n; n += 8) add_products<K>(&c[r][n], a[r], &b[0][n], 256);
   for (int t = 0; t < 128; t++)
     for (int i = 0; i < p.n / 2; i++) p.d[t][i] = accumulator(c, t, i);
+}
+
+static void multiply(const Product& p) {
+  switch (p.type) {
+    case Type::Bf16: return multiply_tile<Type::Bf16>(p);
+    case Type::F16: return multiply_tile<Type::F16>(p);
+    case Type::E4m3: return multiply_tile<Type::E4m3>(p);
+    case Type::S8: fail("wgmma of int8 is not modelled");
+  }
 }
 
 struct WgmmaCall {

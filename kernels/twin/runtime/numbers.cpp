@@ -22,12 +22,22 @@ uint16_t float_to_half(float value) {
   return sign | (uint16_t)((u - 0x38000000) >> 13);
 }
 
-float e4m3_to_float(uint8_t bits) {
+static float decode_e4m3(uint8_t bits) {
   float sign = bits & 0x80 ? -1.0f : 1.0f;
   int exponent = bits >> 3 & 15, fraction = bits & 7;
   if ((bits & 0x7f) == 0x7f) return NAN;
   if (exponent == 0) return sign * ldexpf((float)fraction, -9);
   return sign * ldexpf((float)(fraction | 8), exponent - 10);
+}
+
+float e4m3_to_float(uint8_t bits) {
+  static const struct Table {
+    float value[256];
+    Table() {
+      for (int i = 0; i < 256; i++) value[i] = decode_e4m3((uint8_t)i);
+    }
+  } table;
+  return table.value[bits];
 }
 
 uint8_t float_to_e4m3(float value) {

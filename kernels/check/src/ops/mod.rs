@@ -1,8 +1,18 @@
 //! The operations. Adding one: a file here with `operation()`, and a line in [`operations`].
 
+mod activation;
 mod attention;
+mod copy_blocks;
+mod embed;
 mod gemm;
+mod gemm_packed;
+mod layer_norm;
+mod logits;
+mod logprobs;
+mod qkv;
 mod rms_norm;
+mod sample;
+mod skinny;
 
 use crate::{Case, Random, Speed};
 
@@ -20,7 +30,22 @@ pub struct Operation {
 
 /// All of them.
 pub fn operations() -> Vec<Operation> {
-    vec![rms_norm::operation(), attention::operation(), attention::hopper(), gemm::operation()]
+    vec![
+        embed::operation(),
+        rms_norm::operation(),
+        layer_norm::operation(),
+        qkv::operation(),
+        activation::operation(),
+        copy_blocks::operation(),
+        skinny::operation(),
+        logits::operation(),
+        sample::operation(),
+        logprobs::operation(),
+        attention::operation(),
+        attention::hopper(),
+        gemm::operation(),
+        gemm_packed::operation(),
+    ]
 }
 
 /// An 8-bit float as it is meant (NaN aside).

@@ -3,17 +3,38 @@
 //! A launcher checks every shape first and answers [`Error::Arguments`] where one doesn't fit; what it then launches can
 //! reach no memory outside the views that it was given.
 
+mod activation;
 mod attention;
 mod attention_plan;
+mod copy_blocks;
+mod embed;
 mod gemm;
+mod gemm_packed;
+mod layer_norm;
+mod logits;
+mod qkv;
 mod rms_norm;
+mod sample;
+mod skinny;
 
+pub use activation::{Activate, Function, activate};
 pub use attention::{Attention, KvPages, PlannedAttention, attention};
 pub use attention_plan::{
     AttentionCapacity, AttentionKernel, AttentionLimits, AttentionPlan, AttentionSequence, AttentionShape,
 };
+pub use copy_blocks::{CopyBlocks, copy_blocks};
+pub use embed::{Embed, embed};
 pub use gemm::{Factors, Gemm, GemmOutput, gemm};
+pub use gemm_packed::{PackedGemm, gemm_packed};
+pub use layer_norm::{LayerNorm, layer_norm};
+pub use logits::{
+    Asked, Edit, EditLogits, Logprobs, MAX_ALTERNATIVES, PenaltyRow, RestoreLogits, logits_edit,
+    logits_restore, logprobs,
+};
+pub use qkv::{HeadNorms, KvCache, KvNumbers, QkvStore, qkv_store};
 pub use rms_norm::{RmsNorm, rms_norm};
+pub use sample::{DrawRow, Sample, sample};
+pub use skinny::{DeviceWeights, Skinny, SkinnyOut, SkinnyScratch, SkinnyWeights, skinny};
 
 use crate::Error;
 
