@@ -7,6 +7,7 @@ use std::{
     env,
     fmt::Write,
     fs,
+    hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
 };
 
@@ -38,14 +39,62 @@ fn main() {
         }
     }
     let table = table(&out, &units);
+    units.push(("table".to_owned(), table));
 
     let mut kernels = build(&[&runtime, &cuda.join("include")]);
-    // Kernels are not compiled for speed here, and the compiler has opinions on pragmas for another one.
+    // The compiler has opinions on pragmas that are meant for another one.
     kernels.opt_level(2).warnings(false).flag("-w").flag("-Wno-psabi");
     // A frame larger than the page that guards a thread's stack must not step over it.
     kernels.flag("-fstack-clash-protection").flag("--param=stack-clash-protection-guard-size=12");
-    kernels.files(units.iter().map(|(_, path)| path)).file(table).compile("twin_kernels");
+    let headers: Vec<PathBuf> =
+        [(&runtime, "h"), (&cuda.join("include"), "cuh"), (&here.join("tests/bugs"), "cuh")]
+            .into_iter()
+            .flat_map(|(folder, extension)| files(folder, extension))
+            .collect();
+    let objects = compile(&kernels, &units, fingerprint(&headers, &[here.join("build.rs")]));
+    build(&[&runtime]).objects(objects).compile("twin_kernels");
     build(&[&runtime]).opt_level(3).files(files(&runtime, "cpp")).compile("twin_runtime");
+}
+
+/// Compiles the units that changed: all of them take a minute or two.
+fn compile(kernels: &cc::Build, units: &[Unit], shared: u64) -> Vec<PathBuf> {
+    let mut objects = Vec::new();
+    let mut changed = kernels.clone();
+    let mut stamps = Vec::new();
+    for (_, path) in units {
+        let stamp = path.with_extension("stamp");
+        let text = fs::read_to_string(path).expect("just written");
+        let sources: Vec<PathBuf> =
+            text.split('"').map(PathBuf::from).filter(|path| path.is_absolute()).collect();
+        let wanted = fingerprint(&sources, std::slice::from_ref(path)) ^ shared;
+        let made = fs::read_to_string(&stamp).unwrap_or_default();
+        match made.split_once(' ') {
+            Some((hash, object)) if hash == wanted.to_string() && Path::new(object).exists() => {
+                objects.push(PathBuf::from(object));
+            }
+            _ => {
+                changed.file(path);
+                stamps.push((stamp, wanted));
+            }
+        }
+    }
+    if !stamps.is_empty() {
+        for (object, (stamp, hash)) in changed.compile_intermediates().into_iter().zip(stamps) {
+            fs::write(stamp, format!("{hash} {}", object.display()))
+                .expect("the output folder can be written");
+            objects.push(object);
+        }
+    }
+    objects
+}
+
+/// Of the files' contents.
+fn fingerprint(some: &[PathBuf], more: &[PathBuf]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for path in some.iter().chain(more) {
+        fs::read(path).unwrap_or_default().hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 fn build(includes: &[&Path]) -> cc::Build {

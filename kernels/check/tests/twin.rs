@@ -27,20 +27,22 @@ macro_rules! each_holds {
 }
 
 each_holds!(
-    embed,
-    rms_norm,
-    layer_norm,
-    qkv_store,
     activate,
-    copy_blocks,
-    skinny,
-    logits_edit,
-    sample,
-    logprobs,
     attention,
     attention_sm90,
+    copy_blocks,
+    dequantize,
+    embed,
     gemm,
     gemm_packed,
+    layer_norm,
+    logits_edit,
+    logprobs,
+    qkv_store,
+    rms_norm,
+    sample,
+    skinny,
+    wrappers,
 );
 
 #[test]

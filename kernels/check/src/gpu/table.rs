@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use super::{correct::Summary, limits::Limits};
-use crate::{Speed, Work};
+use crate::{Operation, Speed, Work};
 
 /// A timing beside its limit.
 pub(super) struct Row {
@@ -89,6 +89,37 @@ pub(super) fn report(device: &str, summaries: &[Summary], rows: &[Row]) -> Strin
     for summary in summaries {
         for failure in &summary.failures {
             let _ = writeln!(text, "\nWRONG {}: {failure}", summary.operation);
+        }
+    }
+    text
+}
+
+/// What an H100 (SXM, 80 GB) was seen to do: a device copy's bytes per second, read and written, and the operations per
+/// second of a bf16 product at 8192³ on random numbers.
+const H100: Limits = Limits { bandwidth: 3.0e12, operations: Some(798e12) };
+
+/// The least time of each timing on an H100, as Markdown: what it moves or computes, over what the device can do.
+pub(super) fn floors(operations: &[Operation]) -> String {
+    let mut text =
+        String::from("| what | moves or computes | at least, µs | goal, µs |\n|---|---|---|---|\n");
+    for operation in operations {
+        for speed in (operation.speeds)() {
+            let (amount, seconds) = match speed.work {
+                Work::Bytes(bytes) => (format!("{:.1} MB", bytes / 1e6), bytes / H100.bandwidth),
+                Work::Operations(count) => {
+                    (format!("{:.1} GFLOP", count / 1e9), H100.operations.map_or(0.0, |rate| count / rate))
+                }
+            };
+            let goal =
+                if speed.goal > 0.0 { format!("{:.1}", seconds / speed.goal * 1e6) } else { "-".into() };
+            // Writing to a string does not fail.
+            let _ = writeln!(
+                text,
+                "| {}, {} | {amount} | {:.1} | {goal} |",
+                operation.name,
+                speed.label,
+                seconds * 1e6
+            );
         }
     }
     text

@@ -13,6 +13,7 @@ mod qkv;
 mod rms_norm;
 mod sample;
 mod skinny;
+mod wrappers;
 
 use crate::{Case, Random, Speed};
 
@@ -35,16 +36,18 @@ pub fn operations() -> Vec<Operation> {
         rms_norm::operation(),
         layer_norm::operation(),
         qkv::operation(),
-        activation::operation(),
-        copy_blocks::operation(),
-        skinny::operation(),
-        logits::operation(),
-        sample::operation(),
-        logprobs::operation(),
         attention::operation(),
         attention::hopper(),
         gemm::operation(),
         gemm_packed::operation(),
+        skinny::operation(),
+        skinny::dequantizing(),
+        activation::operation(),
+        copy_blocks::operation(),
+        logits::operation(),
+        sample::operation(),
+        logprobs::operation(),
+        wrappers::operation(),
     ]
 }
 

@@ -9,7 +9,7 @@ use volley_kernels::{
     },
 };
 
-use super::Operation;
+use super::{Operation, e4m3};
 use crate::{Case, Output, Random, Speed, Trial, Work, unwritten};
 
 /// An output is rounded to bf16 once.
@@ -158,7 +158,7 @@ fn trial(random: &mut Random, shape: Shape) -> Trial {
             let (mut k, mut v) = (Memory::from_slice(device, &codes)?, Memory::from_slice(device, &codes)?);
             run(KvNumbers::E4m3 { k: k.view_mut(), v: v.view_mut(), k_scale: K_SCALE, v_scale: V_SCALE })?;
             let values = |codes: Vec<u8>, scale: f32| {
-                codes.iter().map(|&code| (e4m3_value(code) * f64::from(scale)) as f32).collect::<Vec<_>>()
+                codes.iter().map(|&code| (e4m3(code) * f64::from(scale)) as f32).collect::<Vec<_>>()
             };
             (values(k.read()?, K_SCALE), values(v.read()?, V_SCALE))
         } else {
@@ -223,16 +223,9 @@ fn turn(x: &mut [f64], position: u32, frequencies: &[f32], adjacent: bool) {
     }
 }
 
-fn e4m3_value(code: u8) -> f64 {
-    let (exponent, fraction) = (i32::from(code >> 3 & 15), f64::from(code & 7) / 8.0);
-    let magnitude =
-        if exponent == 0 { fraction * 2f64.powi(-6) } else { (1.0 + fraction) * 2f64.powi(exponent - 7) };
-    if code & 0x80 == 0 { magnitude } else { -magnitude }
-}
-
 /// The code of a number that e4m3 holds exactly.
 fn e4m3_code(x: f64) -> u8 {
-    (0..=u8::MAX).find(|&code| e4m3_value(code) == x).unwrap_or(0x7f)
+    (0..=u8::MAX).find(|&code| e4m3(code) == x).unwrap_or(0x7f)
 }
 
 fn speeds() -> Vec<Speed> {

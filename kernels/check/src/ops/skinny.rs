@@ -7,7 +7,7 @@ use volley_kernels::{
     Error,
     cuda::{
         Device, GptqTensors, Memory, PackedFormat, PackedWeights,
-        ops::{DeviceWeights, Skinny, SkinnyOut, SkinnyScratch, SkinnyWeights, skinny},
+        ops::{DeviceWeights, Skinny, SkinnyOut, SkinnyScratch, SkinnyWeights, dequantize, skinny},
     },
 };
 
@@ -41,6 +41,18 @@ pub(super) fn operation() -> Operation {
         ],
         cases,
         speeds,
+    }
+}
+
+pub(super) fn dequantizing() -> Operation {
+    Operation {
+        name: "dequantize",
+        kernels: &["dequantize_w8", "dequantize_w8_grouped", "dequantize_w4", "dequantize_fp8"],
+        cases: |random| {
+            let packed = KINDS.into_iter().filter(|&kind| kind != Kind::Bf16);
+            packed.map(|kind| dequantized(kind, random.between(1, 80), 8 * random.between(1, 80))).collect()
+        },
+        speeds: || [Kind::Int8, Kind::Int4(32)].map(dequantizing_speed).into(),
     }
 }
 
@@ -202,6 +214,36 @@ fn case(kind: Kind, tokens: usize, rows: usize, cols: usize, logits: bool) -> Ca
             Ok(vec![Output::new("out", &out)])
         })
         .expect("out", out, if logits { F32_TOLERANCE } else { TOLERANCE })
+    })
+}
+
+/// Packed weights as bf16.
+fn dequantized(kind: Kind, rows: usize, cols: usize) -> Case {
+    let (rows, cols) = sizes(kind, rows, cols);
+    Case::small(format!("{kind:?}, {rows} × {cols}"), move |random| {
+        let weights = Weights::new(random, kind, rows, cols).unwrap_or_else(|error| panic!("{error}"));
+        let out = (0..rows * cols).map(|i| weights.at(i / cols, i % cols, cols)).collect();
+        Trial::new(move |device| {
+            let mut out = unwritten::<bf16>(device, rows * cols)?;
+            if let Uploaded::Packed(packed) = weights.upload(device)? {
+                dequantize(&**device, &packed, out.view_mut())?;
+            }
+            Ok(vec![Output::new("out", &out.read()?)])
+        })
+        .expect("out", out, TOLERANCE)
+    })
+}
+
+fn dequantizing_speed(kind: Kind) -> Speed {
+    let (rows, cols) = MATRICES[2];
+    let work = Work::Bytes(bytes(kind, rows, cols, 0) + (2 * rows * cols) as f64);
+    Speed::new(format!("{kind:?}, {rows} × {cols}"), work, 0.8, move |device| {
+        let (device, weights) = (device.clone(), blank(device, kind, rows, cols)?);
+        let mut out = Memory::<bf16>::new(&device, rows * cols)?;
+        Ok(Box::new(move |_| match &weights {
+            Uploaded::Packed(packed) => dequantize(&*device, packed, out.view_mut()),
+            Uploaded::Bf16(_) => Ok(()),
+        }))
     })
 }
 

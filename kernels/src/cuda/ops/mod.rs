@@ -7,6 +7,7 @@ mod activation;
 mod attention;
 mod attention_plan;
 mod copy_blocks;
+mod dequantize;
 mod embed;
 mod gemm;
 mod gemm_packed;
@@ -23,6 +24,7 @@ pub use attention_plan::{
     AttentionCapacity, AttentionKernel, AttentionLimits, AttentionPlan, AttentionSequence, AttentionShape,
 };
 pub use copy_blocks::{CopyBlocks, copy_blocks};
+pub use dequantize::dequantize;
 pub use embed::{Embed, embed};
 pub use gemm::{Factors, Gemm, GemmOutput, gemm};
 pub use gemm_packed::{PackedGemm, gemm_packed};

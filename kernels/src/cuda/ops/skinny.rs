@@ -1,8 +1,9 @@
 //! Matrix products for few tokens: a decode step's linear layers.
 //!
 //! A number's bits depend on its row, its token, the matrix's shape and the device only. So a backend that computes
-//! every linear layer here, whatever the number of tokens, is batch-invariant; one that need not be takes the
-//! tensor-core products from some 64 tokens on, which read the weights less often.
+//! every linear layer here, whatever the number of tokens, is batch-invariant: that is the whole of its flag. One that
+//! need not be takes the tensor-core products from some 64 tokens on, which read the weights less often; packed ones go
+//! through [`dequantize`](super::dequantize) first.
 
 use std::sync::Arc;
 
@@ -255,7 +256,7 @@ pub fn skinny(device: &dyn Device, op: &mut Skinny<'_>) -> Result<(), Error> {
 }
 
 fn check(op: &Skinny<'_>, rows: usize, cols: usize) -> Result<(), Error> {
-    require(OPERATION, rows > 0 && rows <= 65535 * 64 && cols > 0 && cols.is_multiple_of(8), || {
+    require(OPERATION, rows > 0 && rows <= 65535 * 16 && cols > 0 && cols.is_multiple_of(8), || {
         format!("{rows} × {cols} weights: inputs must be a multiple of 8")
     })?;
     if let SkinnyWeights::Bf16 { numbers, .. } = op.weights {

@@ -137,7 +137,7 @@ impl PackedWeights {
             return Err(invalid(format!("groups of {group} inputs: only 32, 64, 128 … can be packed")));
         }
         let (tiles, steps) = (rows.div_ceil(TILE_ROWS), cols.div_ceil(STEP));
-        let units = if group == 0 { 0 } else { (steps * STEP).div_ceil(group).div_ceil(2) };
+        let units = if format.grouped() { (steps * STEP).div_ceil(group).div_ceil(2) } else { 0 };
         Ok(Self {
             format,
             rows,
@@ -187,7 +187,7 @@ impl PackedWeights {
         let place = self.place(row, col);
         let byte = self.codes[place.byte];
         let (mut scale, mut offset) = (1.0, 0.0);
-        if self.group != 0 {
+        if self.format.grouped() {
             let pair = self.group_scales[self.scale_place(row, col / self.group)];
             scale = f16::from_bits(pair as u16).to_f64();
             offset = f16::from_bits((pair >> 16) as u16).to_f64();
