@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::{int, require, require_len};
+use super::{int, require, require_aligned, require_len};
 use crate::{
     Error,
     cuda::{Argument, Device, Launch, Memory, PackedFormat, PackedWeights, View, ViewMut},
@@ -261,11 +261,13 @@ fn check(op: &Skinny<'_>, rows: usize, cols: usize) -> Result<(), Error> {
     })?;
     if let SkinnyWeights::Bf16 { numbers, .. } = op.weights {
         require_len(OPERATION, "weights", numbers.len(), rows * cols)?;
+        require_aligned(OPERATION, &[("weights", numbers.address())])?;
     }
     require(OPERATION, op.x_stride >= cols && op.x_stride.is_multiple_of(8), || {
         format!("x_stride must be a multiple of 8 from {cols} on, not {}", op.x_stride)
     })?;
     require(OPERATION, op.out_stride >= rows, || format!("out_stride must be {rows} at least"))?;
+    require_aligned(OPERATION, &[("x", op.x.address())])?;
     require_len(OPERATION, "x", op.x.len(), op.tokens * op.x_stride)?;
     let out = match &op.out {
         SkinnyOut::Bf16(out) => out.len(),
