@@ -34,6 +34,7 @@ each_holds!(
     dequantize,
     embed,
     gemm,
+    gemm_packed,
     layer_norm,
     logits_edit,
     logprobs,

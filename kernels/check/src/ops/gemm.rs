@@ -70,6 +70,9 @@ fn cases(random: &mut Random) -> Vec<Case> {
         case(plain(200, 264, 136)),
         case(plain(300, 520, 80)),
         case(Shape { invariant: true, ..plain(130, 264, 48) }),
+        // More steps than stages.
+        case(Shape { extras: false, ..plain(129, 264, 648) }),
+        case(Shape { extras: false, ..plain(70, 40, 1032) }),
     ];
     for shape in [plain(3, 72, 144), plain(150, 136, 272), plain(260, 520, 128)] {
         cases.push(hopper_case(Shape { e4m3: true, ..shape }));

@@ -5,6 +5,7 @@ mod attention;
 mod copy_blocks;
 mod embed;
 mod gemm;
+mod gemm_packed;
 mod layer_norm;
 mod logits;
 mod logprobs;
@@ -31,20 +32,21 @@ pub struct Operation {
 /// All of them.
 pub fn operations() -> Vec<Operation> {
     vec![
-        embed::operation(),
-        rms_norm::operation(),
-        layer_norm::operation(),
-        qkv::operation(),
-        attention::operation(),
-        attention::hopper(),
-        gemm::operation(),
-        skinny::operation(),
-        skinny::dequantizing(),
         activation::operation(),
+        attention::hopper(),
+        attention::operation(),
         copy_blocks::operation(),
+        embed::operation(),
+        gemm::operation(),
+        gemm_packed::operation(),
+        layer_norm::operation(),
         logits::operation(),
-        sample::operation(),
         logprobs::operation(),
+        qkv::operation(),
+        rms_norm::operation(),
+        sample::operation(),
+        skinny::dequantizing(),
+        skinny::operation(),
         wrappers::operation(),
     ]
 }

@@ -58,7 +58,7 @@ pub(super) fn dequantizing() -> Operation {
 
 /// What weights are stored as; the number is a group's inputs.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
+pub(super) enum Kind {
     Bf16,
     Int8,
     Int8Grouped(usize),
@@ -92,13 +92,13 @@ fn cases(random: &mut Random) -> Vec<Case> {
 
 /// Weights on the host: as a product reads them, and as numbers.
 #[derive(Clone)]
-enum Weights {
+pub(super) enum Weights {
     Bf16(Vec<bf16>),
     Packed(PackedWeights),
 }
 
 impl Weights {
-    fn new(random: &mut Random, kind: Kind, rows: usize, cols: usize) -> Result<Self, Error> {
+    pub(super) fn new(random: &mut Random, kind: Kind, rows: usize, cols: usize) -> Result<Self, Error> {
         let codes: Vec<i8> = random.bytes(rows * cols).into_iter().map(|byte| byte as i8).collect();
         let mut scales = |n: usize| random.f32(n, 0.02);
         let packed = match kind {

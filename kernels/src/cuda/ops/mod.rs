@@ -10,6 +10,7 @@ mod copy_blocks;
 mod dequantize;
 mod embed;
 mod gemm;
+mod gemm_packed;
 mod layer_norm;
 mod logits;
 mod qkv;
@@ -26,6 +27,7 @@ pub use copy_blocks::{CopyBlocks, copy_blocks};
 pub use dequantize::dequantize;
 pub use embed::{Embed, embed};
 pub use gemm::{Factors, Gemm, GemmOutput, gemm};
+pub use gemm_packed::{PackedGemm, gemm_packed};
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use logits::{
     Asked, Edit, EditLogits, Logprobs, MAX_ALTERNATIVES, PenaltyRow, RestoreLogits, logits_edit,

@@ -135,6 +135,10 @@ fn hopper_cases(random: &mut Random) -> Vec<Case> {
         let s = shape(random.pick(&[3, 4]), 1, dim, random.pick(&[16, 64]), false);
         cases.push(case("chunks", s, vec![(0, 2), (random.between(0, 60), random.between(22, 45))], FREE));
     }
+    // More tiles than stages, by one block.
+    let whole = Limits { parts: false, ..FREE };
+    cases.push(case("round the ring", shape(4, 1, 64, 16, false), vec![(600, 20)], whole));
+    cases.push(case("round the ring", shape(4, 1, 256, 16, false), vec![(250, 17)], whole));
     let s = shape(4, 1, 64, 16, false);
     cases.push(case("parts", s, vec![(530, 17)], FREE));
     cases.push(case("window", AttentionShape { window: Some(50), ..s }, vec![(170, 40)], FREE));
