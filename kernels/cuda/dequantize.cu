@@ -1,4 +1,4 @@
-// Packed weights (skinny.cuh) as bf16 [rows, cols], row-major: what the tensor-core products for many tokens read. Pays
+// Packed weights (skinny.cuh) as bf16 [rows, cols], row-major, for many tokens where no product reads packed ones. Pays
 // off from some hundreds of tokens on, when reading weights no longer bounds a product.
 //
 // Bytes: rows * cols * (bits / 8 + 2) and the scales. Bound: memory. A warp takes a 16-row tile's step; each lane stores

@@ -2,8 +2,9 @@
 //!
 //! A number's bits depend on its row, its token, the matrix's shape and the device only. So a backend that computes
 //! every linear layer here, whatever the number of tokens, is batch-invariant: that is the whole of its flag. One that
-//! need not be takes the tensor-core products from some 64 tokens on, which read the weights less often; packed ones go
-//! through [`dequantize`](super::dequantize) first.
+//! need not be takes the tensor-core products from some 64 tokens on, which read the weights less often:
+//! [`gemm`](super::gemm()), or for packed weights [`gemm_packed`](super::gemm_packed()) on Hopper and
+//! [`dequantize`](super::dequantize()) before `gemm` elsewhere.
 
 use std::sync::Arc;
 
