@@ -34,7 +34,8 @@ struct GeluErf {
   }
 };
 
-template <class F, bool GATED> DEV void activate(const bf16* x, bf16* out, uint32_t columns) {
+template <class F, bool GATED>
+DEV void activate(const bf16* x, bf16* out, uint32_t columns) {
   dependency_wait();
   launch_dependents();
   uint64_t row = blockIdx.x;
@@ -49,10 +50,10 @@ template <class F, bool GATED> DEV void activate(const bf16* x, bf16* out, uint3
   store8(out + row * columns + column, a);
 }
 
-#define ACTIVATION(name, f, gated)                                                                 \
-  KERNEL __launch_bounds__(256) name(const bf16* x, bf16* out, uint32_t columns) {                 \
-    activate<f, gated>(x, out, columns);                                                           \
-  }                                                                                                \
+#define ACTIVATION(name, f, gated)                                                 \
+  KERNEL __launch_bounds__(256) name(const bf16* x, bf16* out, uint32_t columns) { \
+    activate<f, gated>(x, out, columns);                                           \
+  }                                                                                \
   TWIN_EXPORT(name)
 
 ACTIVATION(silu_gated, Silu, true)

@@ -7,7 +7,8 @@
 // Expect sm_90 *: LDG.128
 #include "vector.cuh"
 
-KERNEL __launch_bounds__(256) copy_blocks(uint8_t* cache, const uint32_t* pairs, uint64_t layer_bytes, uint32_t page_bytes, uint32_t pages) {
+KERNEL __launch_bounds__(256)
+    copy_blocks(uint8_t* cache, const uint32_t* pairs, uint64_t layer_bytes, uint32_t page_bytes, uint32_t pages) {
   dependency_wait();
   launch_dependents();
   if (pairs[2 * blockIdx.x] >= pages || pairs[2 * blockIdx.x + 1] >= pages) return;

@@ -1,4 +1,4 @@
-// Packed weights (skinny.cuh) as bf16 [rows, cols], row-major: what the tensor-core products for many tokens read. Pays
+// Packed weights (skinny.cuh) as bf16 [rows, cols], row-major, for many tokens where no product reads packed ones. Pays
 // off from some hundreds of tokens on, when reading weights no longer bounds a product.
 //
 // Bytes: rows * cols * (bits / 8 + 2) and the scales. Bound: memory. A warp takes a 16-row tile's step; each lane stores
@@ -16,7 +16,8 @@ struct Dequantize {
 };
 
 // Grid (steps / 4 rounded up, row tiles).
-template <class W> DEV void dequantize(const Dequantize& a) {
+template <class W>
+DEV void dequantize(const Dequantize& a) {
   uint32_t steps = (a.cols + 63) / 64, step = blockIdx.x * 4 + (threadIdx.x >> 5), tile = blockIdx.y;
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   dependency_wait();
@@ -51,12 +52,12 @@ template <class W> DEV void dequantize(const Dequantize& a) {
   }
 }
 
-#define DEQUANTIZE(name, ...)                                                                                         \
-  KERNEL __launch_bounds__(128) name(const unsigned char* weights, const uint32_t* group_scales,                      \
-                                     const float* row_scales, bf16* out, uint32_t rows, uint32_t cols,                \
-                                     uint32_t group_log2) {                                                           \
-    dequantize<__VA_ARGS__>({weights, group_scales, row_scales, out, rows, cols, group_log2});                        \
-  }                                                                                                                   \
+#define DEQUANTIZE(name, ...)                                                                              \
+  KERNEL __launch_bounds__(128)                                                                            \
+      name(const unsigned char* weights, const uint32_t* group_scales, const float* row_scales, bf16* out, \
+           uint32_t rows, uint32_t cols, uint32_t group_log2) {                                            \
+    dequantize<__VA_ARGS__>({weights, group_scales, row_scales, out, rows, cols, group_log2});             \
+  }                                                                                                        \
   TWIN_EXPORT(name)
 
 DEQUANTIZE(dequantize_w8, ByteWeights<false, int8_to_bf16>)

@@ -7,7 +7,8 @@
 // Expect sm_90 *: LDG.128
 #include "vector.cuh"
 
-KERNEL __launch_bounds__(256) embed(const uint32_t* tokens, const bf16* table, bf16* out, uint32_t vocabulary, uint32_t columns, float scale) {
+KERNEL __launch_bounds__(256)
+    embed(const uint32_t* tokens, const bf16* table, bf16* out, uint32_t vocabulary, uint32_t columns, float scale) {
   dependency_wait();
   launch_dependents();
   uint32_t token = tokens[blockIdx.x];

@@ -10,7 +10,9 @@
 #include "vector.cuh"
 
 // CHUNKS: 16-byte vectors of a thread.
-template <int CHUNKS> DEV void layer_norm(const bf16* x, bf16* residual, const bf16* gain, const bf16* bias, bf16* out, int columns, float epsilon) {
+template <int CHUNKS>
+DEV void layer_norm(const bf16* x, bf16* residual, const bf16* gain, const bf16* bias, bf16* out, int columns,
+                    float epsilon) {
   STATIC_SMEM(float, scratch, 64);
   uint64_t row = (uint64_t)blockIdx.x * columns;
   Eight h[CHUNKS];
@@ -58,11 +60,11 @@ template <int CHUNKS> DEV void layer_norm(const bf16* x, bf16* residual, const b
   }
 }
 
-#define LAYER_NORM(chunks)                                                                                    \
-  KERNEL __launch_bounds__(256) layer_norm_##chunks(const bf16* x, bf16* residual, const bf16* gain,          \
-                                                    const bf16* bias, bf16* out, int columns, float epsilon) { \
-    layer_norm<chunks>(x, residual, gain, bias, out, columns, epsilon);                                       \
-  }                                                                                                           \
+#define LAYER_NORM(chunks)                                                                                             \
+  KERNEL __launch_bounds__(256) layer_norm_##chunks(const bf16* x, bf16* residual, const bf16* gain, const bf16* bias, \
+                                                    bf16* out, int columns, float epsilon) {                           \
+    layer_norm<chunks>(x, residual, gain, bias, out, columns, epsilon);                                                \
+  }                                                                                                                    \
   TWIN_EXPORT(layer_norm_##chunks)
 
 LAYER_NORM(1)

@@ -9,7 +9,9 @@
 // Expect sm_90 *: LDG.128
 #include "select.cuh"
 
-struct Asked { uint32_t row, alternatives; };
+struct Asked {
+  uint32_t row, alternatives;
+};
 
 // Lists the tokens up to the cut: at most RANKED.
 DEV void list_kept(const Row& row, Selection& m, const Cut& cut, bool listed) {
@@ -23,12 +25,19 @@ DEV void list_kept(const Row& row, Selection& m, const Cut& cut, bool listed) {
   if (listed)
     for (uint32_t i = threadIdx.x; i < m.listed; i += SELECT_THREADS) add(m.keys[i], m.tokens[i]);
   else
-    for_row<1>(row, [&](float logit, uint32_t token) { if (counts(logit)) add(key_of(logit), token); }, [](uint32_t) {});
+    for_row<1>(
+        row,
+        [&](float logit, uint32_t token) {
+          if (counts(logit)) add(key_of(logit), token);
+        },
+        [](uint32_t) {});
   __syncthreads();
 }
 
 // Grid (n). Dynamic shared memory: Selection, and 8 bytes per chunk of 512 tokens.
-KERNEL __launch_bounds__(SELECT_THREADS, 2) logprobs(const float* logits, const Asked* asked, const uint32_t* drawn, float* out, uint32_t* top_tokens, float* top, uint32_t rows, uint32_t tokens, uint32_t stride, uint32_t width) {
+KERNEL __launch_bounds__(SELECT_THREADS, 2)
+    logprobs(const float* logits, const Asked* asked, const uint32_t* drawn, float* out, uint32_t* top_tokens,
+             float* top, uint32_t rows, uint32_t tokens, uint32_t stride, uint32_t width) {
   DYN_SMEM(Selection, memory);
   Selection& m = *memory;
   uint32_t *sum_low = (uint32_t*)(memory + 1), *sum_high = sum_low + (tokens + CHUNK - 1) / CHUNK;

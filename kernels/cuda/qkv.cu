@@ -39,15 +39,19 @@ DEV void sin_cos(float angle, float& sine, float& cosine) {
   cosine = fast_cos(rest);
 }
 
-template <class T> struct Store8;
-template <> struct Store8<bf16> {
+template <class T>
+struct Store8;
+template <>
+struct Store8<bf16> {
   DEV void put(void* base, uint64_t at, const Eight& e, float) { store8((bf16*)base + at, e); }
 };
-template <> struct Store8<e4m3> {
+template <>
+struct Store8<e4m3> {
   DEV void put(void* base, uint64_t at, const Eight& e, float inverse) {
     uint32_t words[2] = {0, 0};
 #pragma unroll
-    for (int j = 0; j < 8; j++) if (j % 2 == 0) words[j / 4] |= (uint32_t)pack_e4m3(e.x[j] * inverse, e.x[j + 1] * inverse) << (j % 4 * 8);
+    for (int j = 0; j < 8; j++)
+      if (j % 2 == 0) words[j / 4] |= (uint32_t)pack_e4m3(e.x[j] * inverse, e.x[j + 1] * inverse) << (j % 4 * 8);
     uint2 v;
     v.x = words[0];
     v.y = words[1];
@@ -97,7 +101,8 @@ DEV Eight turn(const Qkv& a, const Eight& e, uint32_t at, const float* head, con
   return turned;
 }
 
-template <class T> DEV void qkv_store(const Qkv& a) {
+template <class T>
+DEV void qkv_store(const Qkv& a) {
   STATIC_SMEM(float4, tables, MAX_DIM / 4);
   STATIC_SMEM(float4, staged, QKV_THREADS * 2);
   float *sines = (float*)tables, *cosines = sines + MAX_DIM / 2;
@@ -108,7 +113,8 @@ template <class T> DEV void qkv_store(const Qkv& a) {
     sin_cos((float)a.positions[row] * a.frequencies[i], sines[i], cosines[i]);
   __syncthreads();
 
-  int lanes = head_lanes(a.dim), lane = threadIdx.x & (lanes - 1), group = threadIdx.x / lanes, groups = QKV_THREADS / lanes;
+  int lanes = head_lanes(a.dim), lane = threadIdx.x & (lanes - 1), group = threadIdx.x / lanes,
+      groups = QKV_THREADS / lanes;
   uint32_t all = a.heads + 2 * a.kv_heads, at = lane * 8;
   bool active = at < a.dim;
   float* mine = (float*)staged + group * lanes * 8;
@@ -159,15 +165,16 @@ template <class T> DEV void qkv_store(const Qkv& a) {
   }
 }
 
-#define QKV_STORE(name, T)                                                                                              \
-  KERNEL __launch_bounds__(QKV_THREADS)                                                                                 \
-      name(const bf16* qkv, const bf16* bias, const bf16* q_gain, const bf16* k_gain, bf16* q, T* k_cache, T* v_cache,  \
-           const int64_t* slots, const uint32_t* positions, const float* frequencies, uint32_t heads, uint32_t kv_heads, \
-           uint32_t dim, uint32_t pairs, uint32_t page_tokens, uint32_t q_stride, uint32_t adjacent, uint32_t pages,    \
-           float epsilon, float k_scale, float v_scale) {                                                               \
-    qkv_store<T>({qkv, bias, q_gain, k_gain, q, k_cache, v_cache, slots, positions, frequencies, heads, kv_heads, dim,  \
-                  pairs, page_tokens, q_stride, adjacent, pages, epsilon, k_scale, v_scale});                           \
-  }                                                                                                                     \
+#define QKV_STORE(name, T)                                                                                             \
+  KERNEL __launch_bounds__(QKV_THREADS)                                                                                \
+      name(const bf16* qkv, const bf16* bias, const bf16* q_gain, const bf16* k_gain, bf16* q, T* k_cache, T* v_cache, \
+           const int64_t* slots, const uint32_t* positions, const float* frequencies, uint32_t heads,                  \
+           uint32_t kv_heads, uint32_t dim, uint32_t pairs, uint32_t page_tokens, uint32_t q_stride,                   \
+           uint32_t adjacent, uint32_t pages, float epsilon, float k_scale, float v_scale) {                           \
+    qkv_store<T>({qkv,         bias,      q_gain,      k_gain, q,        k_cache, v_cache,                             \
+                  slots,       positions, frequencies, heads,  kv_heads, dim,     pairs,                               \
+                  page_tokens, q_stride,  adjacent,    pages,  epsilon,  k_scale, v_scale});                           \
+  }                                                                                                                    \
   TWIN_EXPORT(name)
 
 QKV_STORE(qkv_store_bf16, bf16)

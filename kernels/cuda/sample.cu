@@ -64,29 +64,36 @@ DEV Cut filter(const Row& row, Selection& m, const Draw& d, uint32_t* sum_low, u
 }
 
 // The kept mass of each chunk.
-DEV void sum_chunks(const Row& row, Selection& m, const Cut& cut, const Left& left, uint32_t* sum_low, uint32_t* sum_high) {
+DEV void sum_chunks(const Row& row, Selection& m, const Cut& cut, const Left& left, uint32_t* sum_low,
+                    uint32_t* sum_high) {
   uint32_t chunks = (row.tokens + CHUNK - 1) / CHUNK;
   if (!left.list && !left.sums) {
     uint64_t sum = 0;
-    for_row(row, [&](float logit, uint32_t token) {
-      if (kept(cut, key_of(logit), token)) sum += mass_of(row, logit);
-    }, [&](uint32_t chunk) {
-      sum = warp_total(sum);
-      if ((threadIdx.x & 31) == 0) sum_low[chunk] = (uint32_t)sum, sum_high[chunk] = (uint32_t)(sum >> 32);
-      sum = 0;
-    });
+    for_row(
+        row,
+        [&](float logit, uint32_t token) {
+          if (kept(cut, key_of(logit), token)) sum += mass_of(row, logit);
+        },
+        [&](uint32_t chunk) {
+          sum = warp_total(sum);
+          if ((threadIdx.x & 31) == 0) sum_low[chunk] = (uint32_t)sum, sum_high[chunk] = (uint32_t)(sum >> 32);
+          sum = 0;
+        });
   } else {
     for (uint32_t i = threadIdx.x; left.list && i < chunks; i += SELECT_THREADS) sum_low[i] = sum_high[i] = 0;
     __syncthreads();
     for (uint32_t i = threadIdx.x; i < m.listed; i += SELECT_THREADS)
-      if (kept(cut, m.keys[i], m.tokens[i])) add_mass(&sum_low[m.tokens[i] / CHUNK], &sum_high[m.tokens[i] / CHUNK], mass_of(row, logit_of(m.keys[i])));
+      if (kept(cut, m.keys[i], m.tokens[i]))
+        add_mass(&sum_low[m.tokens[i] / CHUNK], &sum_high[m.tokens[i] / CHUNK], mass_of(row, logit_of(m.keys[i])));
   }
   __syncthreads();
 }
 
 // The token at which the kept masses pass `random` / 2^53 of their sum.
-DEV uint32_t pass(const Row& row, Selection& m, const Cut& cut, const uint32_t* sum_low, const uint32_t* sum_high, uint64_t random, uint32_t best) {
-  uint32_t chunks = (row.tokens + CHUNK - 1) / CHUNK, each = (chunks + SELECT_THREADS - 1) / SELECT_THREADS, first = threadIdx.x * each;
+DEV uint32_t pass(const Row& row, Selection& m, const Cut& cut, const uint32_t* sum_low, const uint32_t* sum_high,
+                  uint64_t random, uint32_t best) {
+  uint32_t chunks = (row.tokens + CHUNK - 1) / CHUNK, each = (chunks + SELECT_THREADS - 1) / SELECT_THREADS,
+           first = threadIdx.x * each;
   uint64_t mine = 0, total, inner;
   for (uint32_t i = first; i < chunks && i < first + each; i++) mine += mass_at(sum_low, sum_high, i);
   uint64_t before = block_prefix(mine, m.sums, total), target = __umul64hi(random << 11, total);
@@ -108,7 +115,8 @@ DEV uint32_t pass(const Row& row, Selection& m, const Cut& cut, const uint32_t* 
 }
 
 // Grid (rows). Dynamic shared memory: Selection, and 8 bytes per chunk of 512 tokens.
-KERNEL __launch_bounds__(SELECT_THREADS, 2) sample(const float* logits, const uint32_t* allowed, const Draw* draws, uint32_t* out, uint32_t tokens, uint32_t stride, uint32_t masks) {
+KERNEL __launch_bounds__(SELECT_THREADS, 2) sample(const float* logits, const uint32_t* allowed, const Draw* draws,
+                                                   uint32_t* out, uint32_t tokens, uint32_t stride, uint32_t masks) {
   DYN_SMEM(Selection, memory);
   Selection& m = *memory;
   uint32_t *sum_low = (uint32_t*)(memory + 1), *sum_high = sum_low + (tokens + CHUNK - 1) / CHUNK;
@@ -119,7 +127,9 @@ KERNEL __launch_bounds__(SELECT_THREADS, 2) sample(const float* logits, const ui
     if (threadIdx.x == 0) out[blockIdx.x] = d.given;
     return;
   }
-  Row row = {logits + (uint64_t)blockIdx.x * stride, d.mask < 0 || (uint32_t)d.mask >= masks ? nullptr : allowed + (uint64_t)d.mask * ((tokens + 31) / 32), tokens, 0.0f, 0.0f};
+  Row row = {logits + (uint64_t)blockIdx.x * stride,
+             d.mask < 0 || (uint32_t)d.mask >= masks ? nullptr : allowed + (uint64_t)d.mask * ((tokens + 31) / 32),
+             tokens, 0.0f, 0.0f};
   uint64_t most = best_of(row, m.sums);
   uint32_t best = (uint32_t)(most >> 32) ? ~(uint32_t)most : 0, token = best;
   row.max = logit_of((uint32_t)(most >> 32));

@@ -14,7 +14,7 @@
 
 constexpr int SELECT_THREADS = 512, CHUNK = 512, BINS = 1024, LISTED = 2048, RANKED = 128;
 constexpr float BINS_PER_OCTAVE = 32.0f, LARGEST = 3.4028235e38f, UNIT = 1099511627776.0f;  // 2^40
-constexpr uint32_t LOWEST_KEY = 0x00800000;                                                // of -LARGEST
+constexpr uint32_t LOWEST_KEY = 0x00800000;                                                 // of -LARGEST
 
 // Dynamic shared memory of a row; the chunks' sums follow it.
 struct Selection {
@@ -37,13 +37,18 @@ struct Row {
 };
 
 // The last token that is kept.
-struct Cut { uint32_t key, token; };
+struct Cut {
+  uint32_t key, token;
+};
 
 // What is counted until there is enough.
 enum Measure { TOKENS, MASS };
 
 // Keys low..=high, and what there is above and inside: of what is measured by mass, the counts are upper bounds.
-struct Interval { uint32_t low, high, above, inside; uint64_t above_mass; };
+struct Interval {
+  uint32_t low, high, above, inside;
+  uint64_t above_mass;
+};
 
 DEV float clean(float logit) { return logit == logit ? fminf(logit + 0.0f, LARGEST) : logit; }
 
@@ -55,7 +60,9 @@ DEV uint32_t key_of(float logit) {
 DEV float logit_of(uint32_t key) { return __uint_as_float(key & 0x80000000 ? key & 0x7fffffff : ~key); }
 
 DEV bool counts(float logit) { return logit >= -LARGEST; }  // neither banned nor impossible
-DEV bool kept(const Cut& cut, uint32_t key, uint32_t token) { return key > cut.key || (key == cut.key && token <= cut.token); }
+DEV bool kept(const Cut& cut, uint32_t key, uint32_t token) {
+  return key > cut.key || (key == cut.key && token <= cut.token);
+}
 
 // The weight, and its exponent's bin: 32 to a power of two, best first; the last holds all below 2^-32.
 DEV float weight_of(const Row& row, float logit) {
@@ -74,7 +81,8 @@ DEV float logit_at(const Row& row, uint32_t token) {
 
 // Calls each(logit, token) for all tokens of a row, and done(chunk) by whole warps after every chunk of 512. DEPTH:
 // loads in flight; 1 where a pass is rare, to save code and registers.
-template <int DEPTH = 2, class E, class D> DEV void for_row(const Row& row, E each, D done) {
+template <int DEPTH = 2, class E, class D>
+DEV void for_row(const Row& row, E each, D done) {
   uint32_t lane = threadIdx.x & 31;
   for (uint32_t chunk = threadIdx.x >> 5; chunk * CHUNK < row.tokens; chunk += SELECT_THREADS / 32) {
 #pragma unroll 1
@@ -130,10 +138,13 @@ DEV uint64_t block_prefix(uint64_t x, uint64_t* sums, uint64_t& total) {
 // The largest logit with the lowest of its tokens, as key << 32 | ~token.
 DEV uint64_t best_of(const Row& row, uint64_t* sums) {
   uint64_t best = 0;
-  for_row(row, [&](float logit, uint32_t token) {
-    uint64_t mine = (uint64_t)key_of(logit) << 32 | ~token;
-    if (mine > best) best = mine;
-  }, [](uint32_t) {});
+  for_row(
+      row,
+      [&](float logit, uint32_t token) {
+        uint64_t mine = (uint64_t)key_of(logit) << 32 | ~token;
+        if (mine > best) best = mine;
+      },
+      [](uint32_t) {});
 #pragma unroll
   for (int step = 16; step; step >>= 1) {
     uint64_t other = __shfl_xor_sync(0xffffffffu, best, step);
@@ -174,20 +185,23 @@ DEV uint64_t fill_bins(const Row& row, Selection& m, Measure measure, const Cut&
   clear_bins(m);
   uint32_t rest = 0, rest_mass = 0;
   uint64_t sum = 0;
-  for_row(row, [&](float logit, uint32_t token) {
-    if (!counts(logit) || !kept(cut, key_of(logit), token)) return;
-    uint32_t bin = bin_of(row, logit);
-    uint64_t mass = mass_of(row, logit);
-    sum += mass;
-    if (bin == BINS - 1) {
-      rest++;
-      rest_mass += (uint32_t)mass;
-    } else if (measure == TOKENS) {
-      atomicAdd(&m.count[bin], 1u);
-    } else {
-      add_mass(&m.low[bin], &m.high[bin], mass);
-    }
-  }, [](uint32_t) {});
+  for_row(
+      row,
+      [&](float logit, uint32_t token) {
+        if (!counts(logit) || !kept(cut, key_of(logit), token)) return;
+        uint32_t bin = bin_of(row, logit);
+        uint64_t mass = mass_of(row, logit);
+        sum += mass;
+        if (bin == BINS - 1) {
+          rest++;
+          rest_mass += (uint32_t)mass;
+        } else if (measure == TOKENS) {
+          atomicAdd(&m.count[bin], 1u);
+        } else {
+          add_mass(&m.low[bin], &m.high[bin], mass);
+        }
+      },
+      [](uint32_t) {});
   uint64_t both = warp_total((uint64_t)rest << 40 | rest_mass);  // at most 2^22 tokens of mass below 2^9
   if ((threadIdx.x & 31) == 0 && both) {
     atomicAdd(&m.count[BINS - 1], (uint32_t)(both >> 40));
@@ -196,7 +210,8 @@ DEV uint64_t fill_bins(const Row& row, Selection& m, Measure measure, const Cut&
   uint64_t total;
   block_prefix(sum, m.sums, total);
   if (measure == MASS)
-    for (uint32_t i = threadIdx.x; i < BINS - 1; i += SELECT_THREADS) m.count[i] = most_tokens(i, mass_at(m.low, m.high, i));
+    for (uint32_t i = threadIdx.x; i < BINS - 1; i += SELECT_THREADS)
+      m.count[i] = most_tokens(i, mass_at(m.low, m.high, i));
   __syncthreads();
   return total;
 }
@@ -228,38 +243,46 @@ DEV bool choose_bin(Selection& m, Measure measure, uint64_t target, Interval& in
 }
 
 // The smallest key whose logit fulfils `holds`, which all larger ones up to `last` do.
-template <class F> DEV uint32_t first_key(uint32_t last, F holds) {
+template <class F>
+DEV uint32_t first_key(uint32_t last, F holds) {
   uint32_t low = LOWEST_KEY;
   while (low < last) {
     uint32_t middle = low + (last - low) / 2;
-    if (holds(logit_of(middle))) last = middle;
-    else low = middle + 1;
+    if (holds(logit_of(middle)))
+      last = middle;
+    else
+      low = middle + 1;
   }
   return low;
 }
 
 // Lists the row's tokens with keys from..=to, up to `cut`. With `sums`, also leaves each chunk's mass above `to` there.
-DEV void gather(const Row& row, Selection& m, const Cut& cut, uint32_t from, uint32_t to, uint32_t* sum_low, uint32_t* sum_high) {
+DEV void gather(const Row& row, Selection& m, const Cut& cut, uint32_t from, uint32_t to, uint32_t* sum_low,
+                uint32_t* sum_high) {
   if (threadIdx.x == 0) m.listed = 0;
   __syncthreads();
   uint64_t sum = 0;
-  for_row(row, [&](float logit, uint32_t token) {
-    uint32_t key = key_of(logit);
-    if (key > to && sum_low) sum += mass_of(row, logit);
-    if (key < from || key > to || !kept(cut, key, token)) return;
-    uint32_t place = atomicAdd(&m.listed, 1u);
-    if (place < LISTED) m.keys[place] = key, m.tokens[place] = token;
-  }, [&](uint32_t chunk) {
-    if (!sum_low) return;
-    sum = warp_total(sum);
-    if ((threadIdx.x & 31) == 0) sum_low[chunk] = (uint32_t)sum, sum_high[chunk] = (uint32_t)(sum >> 32);
-    sum = 0;
-  });
+  for_row(
+      row,
+      [&](float logit, uint32_t token) {
+        uint32_t key = key_of(logit);
+        if (key > to && sum_low) sum += mass_of(row, logit);
+        if (key < from || key > to || !kept(cut, key, token)) return;
+        uint32_t place = atomicAdd(&m.listed, 1u);
+        if (place < LISTED) m.keys[place] = key, m.tokens[place] = token;
+      },
+      [&](uint32_t chunk) {
+        if (!sum_low) return;
+        sum = warp_total(sum);
+        if ((threadIdx.x & 31) == 0) sum_low[chunk] = (uint32_t)sum, sum_high[chunk] = (uint32_t)(sum >> 32);
+        sum = 0;
+      });
   __syncthreads();
 }
 
 // Splits an interval of keys into bins, over the list or the row up to `cut`, and chooses the one with the cut.
-DEV bool narrow(const Row& row, Selection& m, const Cut& cut, bool listed, Measure measure, uint64_t target, Interval& in) {
+DEV bool narrow(const Row& row, Selection& m, const Cut& cut, bool listed, Measure measure, uint64_t target,
+                Interval& in) {
   clear_bins(m);
   uint32_t shift = 0;
   while ((in.high - in.low) >> shift >= BINS) shift++;
@@ -272,9 +295,12 @@ DEV bool narrow(const Row& row, Selection& m, const Cut& cut, bool listed, Measu
   if (listed)
     for (uint32_t i = threadIdx.x; i < m.listed; i += SELECT_THREADS) add(m.keys[i]);
   else
-    for_row<1>(row, [&](float logit, uint32_t token) {
-      if (kept(cut, key_of(logit), token)) add(key_of(logit));
-    }, [](uint32_t) {});
+    for_row<1>(
+        row,
+        [&](float logit, uint32_t token) {
+          if (kept(cut, key_of(logit), token)) add(key_of(logit));
+        },
+        [](uint32_t) {});
   __syncthreads();
   uint32_t bin;
   if (!choose_bin(m, measure, target, in, bin)) return false;
@@ -311,15 +337,18 @@ DEV void rank_listed(const Row& row, Selection& m, Measure measure, uint64_t tar
 }
 
 // Among equal logits, more than can be ranked: so many of the first as are missing. Overwrites the chunks' sums.
-DEV void cut_ties(const Row& row, Selection& m, Measure measure, uint64_t target, const Interval& in, uint32_t* chunks) {
+DEV void cut_ties(const Row& row, Selection& m, Measure measure, uint64_t target, const Interval& in,
+                  uint32_t* chunks) {
   uint64_t own = mass_of(row, logit_of(in.low)), total;
   uint64_t wanted = measure == TOKENS ? target - in.above : own ? (target - in.above_mass + own - 1) / own : 1;
   uint32_t count = 0, all = (row.tokens + CHUNK - 1) / CHUNK, each = (all + SELECT_THREADS - 1) / SELECT_THREADS;
-  for_row<1>(row, [&](float logit, uint32_t) { count += key_of(logit) == in.low; }, [&](uint32_t chunk) {
-    uint32_t sum = (uint32_t)warp_total(count);
-    if ((threadIdx.x & 31) == 0) chunks[chunk] = sum;
-    count = 0;
-  });
+  for_row<1>(
+      row, [&](float logit, uint32_t) { count += key_of(logit) == in.low; },
+      [&](uint32_t chunk) {
+        uint32_t sum = (uint32_t)warp_total(count);
+        if ((threadIdx.x & 31) == 0) chunks[chunk] = sum;
+        count = 0;
+      });
   __syncthreads();
   uint64_t mine = 0;
   for (uint32_t i = threadIdx.x * each; i < all && i < (threadIdx.x + 1) * each; i++) mine += chunks[i];
@@ -338,11 +367,15 @@ DEV void cut_ties(const Row& row, Selection& m, Measure measure, uint64_t target
 
 // What a selection leaves behind: a list of all tokens with keys low..=high, up to the best one; or the sums of the
 // chunks above `high`, with the tokens low..=high listed; or nothing.
-struct Left { bool list, sums; uint32_t low, high; };
+struct Left {
+  bool list, sums;
+  uint32_t low, high;
+};
 
 // Finds where the measure reaches `target`, before an earlier `cut`: in what was listed for that, else in the row, whose
 // histogram is in the bins. False: it would be behind the last token.
-DEV bool find_cut(const Row& row, Selection& m, const Cut& cut, uint32_t* sum_low, uint32_t* sum_high, Measure measure, uint64_t target, Left& left) {
+DEV bool find_cut(const Row& row, Selection& m, const Cut& cut, uint32_t* sum_low, uint32_t* sum_high, Measure measure,
+                  uint64_t target, Left& left) {
   uint32_t bin, top = key_of(row.max);
   Interval in = {left.low, left.high, 0, m.listed, 0};
   bool listed = left.list;

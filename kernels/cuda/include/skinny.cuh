@@ -57,7 +57,8 @@ DEV uint32_t e4m3_to_bf16(uint32_t v) {
   return fma_bf16x2((v & 0x00800080) << 8 | (v & 0x007f007f) << 4, 0x7b807b80, 0);
 }
 
-template <bool GROUPS, uint32_t (*CONVERT)(uint32_t)> struct ByteWeights {
+template <bool GROUPS, uint32_t (*CONVERT)(uint32_t)>
+struct ByteWeights {
   static constexpr int BYTES = 1024;
   static constexpr bool PACKED = true, GROUPED = GROUPS, OFFSET = false;
   DEV void fragments(uint32_t (&a)[2][4], const unsigned char* tile, int j, int lane) {
@@ -85,7 +86,8 @@ struct Int4Weights {
 };
 
 // Sizes of a stage: STEPS steps of weights, their group scales, and of x.
-template <class W, int R, int NT, int STEPS, int DEPTH> struct Ring {
+template <class W, int R, int NT, int STEPS, int DEPTH>
+struct Ring {
   static constexpr int TILES = SKINNY_WARPS * R, ROWS = TILES * 16, TOKENS = NT * 8;
   static constexpr int WEIGHTS = TILES * STEPS * W::BYTES, SCALES = W::GROUPED ? TILES * STEPS * 128 : 0;
   static constexpr int X = STEPS * TOKENS * 128, STAGE = WEIGHTS + SCALES + X;
@@ -101,7 +103,8 @@ template <class W, int R, int NT, int STEPS, int DEPTH> struct Ring {
         int row = (threadIdx.x >> 3) + i * 16, chunk = threadIdx.x & 7;
         uint32_t k = from * 64 + chunk * 8;
         const bf16* w = (const bf16*)a.weights + (uint64_t)(row0 + row) * a.cols;
-        if (row0 + row < a.rows) cp_async16(stage + row * 128 + (chunk ^ (row & 1) << 2) * 16, w + (k < a.cols ? k : 0), k < a.cols);
+        if (row0 + row < a.rows)
+          cp_async16(stage + row * 128 + (chunk ^ (row & 1) << 2) * 16, w + (k < a.cols ? k : 0), k < a.cols);
       }
     } else {
       uint32_t steps = (a.cols + 63) / 64, tiles = (a.rows + 15) / 16;
@@ -136,18 +139,22 @@ template <class W, int R, int NT, int STEPS, int DEPTH> struct Ring {
       uint32_t token = i / 8 % TOKENS, step = from + i / (8 * TOKENS), chunk = i & 7, k = step * 64 + chunk * 8;
       if (token0 + token >= a.tokens || step >= end) continue;
       const bf16* x = a.x + (uint64_t)(token0 + token) * a.x_stride;
-      cp_async16(stage + WEIGHTS + SCALES + (i >> 3) * 128 + (chunk ^ (token & 1) << 2) * 16, x + (k < a.cols ? k : 0), k < a.cols);
+      cp_async16(stage + WEIGHTS + SCALES + (i >> 3) * 128 + (chunk ^ (token & 1) << 2) * 16, x + (k < a.cols ? k : 0),
+                 k < a.cols);
     }
   }
 };
 
 // Accumulators of a warp: R row tiles, NT token tiles.
-template <int R, int NT> struct Sums { float at[R][NT][4]; };
+template <int R, int NT>
+struct Sums {
+  float at[R][NT][4];
+};
 
 // One step of one warp: its tiles' weights at `weights`, `tile_bytes` apart, with scales at `scales`.
 template <class W, int R, int NT>
-DEV void skinny_step(Sums<R, NT>& sums, const unsigned char* weights, int tile_bytes, const unsigned char* scales, int scale_bytes,
-                     const unsigned char* x, uint32_t step, uint32_t group_log2) {
+DEV void skinny_step(Sums<R, NT>& sums, const unsigned char* weights, int tile_bytes, const unsigned char* scales,
+                     int scale_bytes, const unsigned char* x, uint32_t step, uint32_t group_log2) {
   int lane = threadIdx.x & 31, g = lane >> 2;
 #pragma unroll
   for (int j = 0; j < 2; j++) {
@@ -197,20 +204,24 @@ DEV void skinny_step(Sums<R, NT>& sums, const unsigned char* weights, int tile_b
 }
 
 // Writes a tile's sums, given by `sum(token, row)` within the tile: consecutive threads, consecutive rows.
-template <int ROWS, class F> DEV void skinny_write(const Skinny& a, uint32_t row0, uint32_t token0, int tokens, F sum) {
+template <int ROWS, class F>
+DEV void skinny_write(const Skinny& a, uint32_t row0, uint32_t token0, int tokens, F sum) {
   for (int i = threadIdx.x; i < tokens * ROWS; i += SKINNY_THREADS) {
     uint32_t token = i / ROWS, row = row0 + i % ROWS;
     if (row >= a.rows) continue;
     float value = sum(token, i % ROWS) * (a.row_scales ? a.row_scales[row] : 1.0f);
     if (a.bias) value += bf2f(a.bias[row]);
     uint64_t at = (uint64_t)(token0 + token) * a.out_stride + row;
-    if (a.out_f32) ((float*)a.out)[at] = value;
-    else ((bf16*)a.out)[at].v = (uint16_t)pack_bf16(value, 0.0f);
+    if (a.out_f32)
+      ((float*)a.out)[at] = value;
+    else
+      ((bf16*)a.out)[at].v = (uint16_t)pack_bf16(value, 0.0f);
   }
 }
 
 // Grid (token tiles, row tiles, splits); dynamic shared memory DEPTH * Ring::STAGE.
-template <class W, int R, int NT, int STEPS, int DEPTH> DEV void skinny(const Skinny& a) {
+template <class W, int R, int NT, int STEPS, int DEPTH>
+DEV void skinny(const Skinny& a) {
   using Stage = Ring<W, R, NT, STEPS, DEPTH>;
   constexpr int ROWS = Stage::ROWS, PITCH = ROWS + 4;
   static_assert(Stage::TOKENS * PITCH * 4 <= DEPTH * Stage::STAGE, "the ring holds a tile of sums");
@@ -296,13 +307,13 @@ template <class W, int R, int NT, int STEPS, int DEPTH> DEV void skinny(const Sk
 
 // An instance: a block takes 64 * R rows and 8 * NT tokens; a stage is STEPS steps, and there are DEPTH of them, in
 // SHARED bytes; BLOCKS of them should share a multiprocessor.
-#define SKINNY_KERNEL(name, W, R, NT, STEPS, DEPTH, BLOCKS, SHARED)                                                    \
-  static_assert(DEPTH * Ring<W, R, NT, STEPS, DEPTH>::STAGE == SHARED, "as the launcher has it");                      \
-  KERNEL __launch_bounds__(SKINNY_THREADS, BLOCKS)                                                                     \
-      name(const void* weights, const uint4* group_scales, const float* row_scales, const bf16* x, const bf16* bias,   \
-           void* out, float* partial, uint32_t* arrived, uint32_t rows, uint32_t cols, uint32_t tokens,                \
-           uint32_t x_stride, uint32_t out_stride, uint32_t splits, uint32_t group_log2, uint32_t out_f32) {           \
-    skinny<W, R, NT, STEPS, DEPTH>({weights, group_scales, row_scales, x, bias, out, partial, arrived, rows, cols,     \
-                                    tokens, x_stride, out_stride, splits, group_log2, out_f32});                       \
-  }                                                                                                                    \
+#define SKINNY_KERNEL(name, W, R, NT, STEPS, DEPTH, BLOCKS, SHARED)                                                  \
+  static_assert(DEPTH * Ring<W, R, NT, STEPS, DEPTH>::STAGE == SHARED, "as the launcher has it");                    \
+  KERNEL __launch_bounds__(SKINNY_THREADS, BLOCKS)                                                                   \
+      name(const void* weights, const uint4* group_scales, const float* row_scales, const bf16* x, const bf16* bias, \
+           void* out, float* partial, uint32_t* arrived, uint32_t rows, uint32_t cols, uint32_t tokens,              \
+           uint32_t x_stride, uint32_t out_stride, uint32_t splits, uint32_t group_log2, uint32_t out_f32) {         \
+    skinny<W, R, NT, STEPS, DEPTH>({weights, group_scales, row_scales, x, bias, out, partial, arrived, rows, cols,   \
+                                    tokens, x_stride, out_stride, splits, group_log2, out_f32});                     \
+  }                                                                                                                  \
   TWIN_EXPORT(name)

@@ -3,14 +3,19 @@
 #include "gpu.cuh"
 
 /// Eight bf16 of one 16-byte access, as floats.
-struct Eight { float x[8]; };
+struct Eight {
+  float x[8];
+};
 
 DEV uint32_t word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
 DEV Eight unpack8(const uint4& v) {
   Eight e;
 #pragma unroll
-  for (int i = 0; i < 4; i++) { e.x[2 * i] = lo2f(word(v, i)); e.x[2 * i + 1] = hi2f(word(v, i)); }
+  for (int i = 0; i < 4; i++) {
+    e.x[2 * i] = lo2f(word(v, i));
+    e.x[2 * i + 1] = hi2f(word(v, i));
+  }
   return e;
 }
 

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{int, require, require_len};
+use super::{int, require, require_aligned, require_len};
 use crate::{
     Error,
     cuda::{Device, Launch, View, ViewMut},
@@ -46,6 +46,7 @@ pub fn activate(device: &dyn Device, op: &Activate<'_>) -> Result<(), Error> {
     })?;
     require_len(OPERATION, "x", op.x.len(), rows * columns * if op.gated { 2 } else { 1 })?;
     require_len(OPERATION, "out", op.out.len(), rows * columns)?;
+    require_aligned(OPERATION, &[("x", op.x.address()), ("out", op.out.address())])?;
     if rows == 0 {
         return Ok(());
     }

@@ -1,6 +1,6 @@
 //! Copies of whole KV pages.
 
-use super::{int, require, require_len};
+use super::{int, require, require_aligned, require_len};
 use crate::{
     Error,
     cuda::{Device, Launch, View, ViewMut},
@@ -31,6 +31,7 @@ pub fn copy_blocks(device: &dyn Device, op: &CopyBlocks<'_>) -> Result<(), Error
     require(OPERATION, op.layers <= 65535, || format!("{} layers are too many", op.layers))?;
     require_len(OPERATION, "the cache", op.cache.len(), op.layers * op.pages * op.page_bytes)?;
     require(OPERATION, op.pairs.len().is_multiple_of(2), || "a page is without its partner".into())?;
+    require_aligned(OPERATION, &[("the cache", op.cache.address())])?;
     if op.pairs.is_empty() || op.cache.is_empty() {
         return Ok(());
     }

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{int, require_len, skinny::DeviceWeights};
+use super::{int, require_aligned, require_len, skinny::DeviceWeights};
 use crate::{
     Error,
     cuda::{Argument, Device, Launch, Memory, PackedFormat, ViewMut},
@@ -16,6 +16,7 @@ const WARPS: usize = 4;
 pub fn dequantize(device: &dyn Device, weights: &DeviceWeights, out: ViewMut<'_, bf16>) -> Result<(), Error> {
     let (rows, cols) = (weights.rows, weights.cols);
     require_len(OPERATION, "out", out.len(), rows * cols)?;
+    require_aligned(OPERATION, &[("out", out.address())])?;
     let number = |what, size| int(OPERATION, what, size).map(|size| Argument::from(size as u32));
     let launch = Launch {
         kernel: match weights.format {

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{int, require, require_len};
+use super::{int, require, require_aligned, require_len};
 use crate::{
     Error,
     cuda::{Device, Launch, View, ViewMut},
@@ -34,6 +34,7 @@ pub fn embed(device: &dyn Device, op: &Embed<'_>) -> Result<(), Error> {
         format!("the table's {} elements are not whole rows of {columns}", op.table.len())
     })?;
     require_len(OPERATION, "out", op.out.len(), rows * columns)?;
+    require_aligned(OPERATION, &[("table", op.table.address()), ("out", op.out.address())])?;
     if rows == 0 {
         return Ok(());
     }

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{int, require, require_len};
+use super::{int, require, require_aligned, require_len};
 use crate::{
     Error,
     cuda::{Device, Launch, View, ViewMut},
@@ -42,6 +42,15 @@ pub fn layer_norm(device: &dyn Device, op: &LayerNorm<'_>) -> Result<(), Error> 
     require_len(OPERATION, "gain", op.gain.len(), columns)?;
     require_len(OPERATION, "bias", op.bias.map_or(columns, |bias| bias.len()), columns)?;
     require_len(OPERATION, "residual", op.residual.as_ref().map_or(elements, ViewMut::len), elements)?;
+    require_aligned(
+        OPERATION,
+        &[("x", op.x.address()), ("out", op.out.address()), ("gain", op.gain.address())],
+    )?;
+    let optional = [op.bias.map(|bias| bias.address()), op.residual.as_ref().map(ViewMut::address)];
+    optional
+        .into_iter()
+        .flatten()
+        .try_for_each(|at| require_aligned(OPERATION, &[("bias or residual", at)]))?;
     if op.rows == 0 {
         return Ok(());
     }

@@ -38,7 +38,7 @@ pub use rms_norm::{RmsNorm, rms_norm};
 pub use sample::{DrawRow, Sample, sample};
 pub use skinny::{DeviceWeights, Skinny, SkinnyOut, SkinnyScratch, SkinnyWeights, skinny};
 
-use crate::Error;
+use crate::{Error, cuda::Address};
 
 /// Fails with `problem` unless `holds`.
 fn require(operation: &'static str, holds: bool, problem: impl FnOnce() -> String) -> Result<(), Error> {
@@ -48,6 +48,17 @@ fn require(operation: &'static str, holds: bool, problem: impl FnOnce() -> Strin
 /// Fails unless a view has the `wanted` elements.
 fn require_len(operation: &'static str, what: &str, len: usize, wanted: usize) -> Result<(), Error> {
     require(operation, len == wanted, || format!("{what} has {len} elements, not {wanted}"))
+}
+
+/// Fails unless every view starts at a multiple of 16 bytes, the width of the kernels' accesses.
+fn require_aligned(operation: &'static str, views: &[(&str, Address)]) -> Result<(), Error> {
+    match views.iter().find(|(_, address)| !address.0.is_multiple_of(16)) {
+        None => Ok(()),
+        Some((what, _)) => {
+            let problem = format!("{what} must start at a multiple of 16 bytes");
+            Err(Error::Arguments { operation, problem })
+        }
+    }
 }
 
 /// A size as kernels take it.

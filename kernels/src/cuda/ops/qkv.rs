@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{int, require, require_len};
+use super::{int, require, require_aligned, require_len};
 use crate::{
     Error, RopePairing,
     cuda::{Argument, Device, Launch, View, ViewMut},
@@ -145,10 +145,19 @@ fn check(op: &QkvStore<'_>, columns: usize) -> Result<(), Error> {
         require_len(OPERATION, "the keys' gain", norms.k.len(), dim)?;
     }
     let numbers = op.cache.pages * op.kv_heads * op.cache.page_tokens * dim;
-    let (k, v) = match &op.cache.numbers {
-        KvNumbers::Bf16 { k, v } => (k.len(), v.len()),
-        KvNumbers::E4m3 { k, v, .. } => (k.len(), v.len()),
+    let ((k, k_at), (v, v_at)) = match &op.cache.numbers {
+        KvNumbers::Bf16 { k, v } => ((k.len(), k.address()), (v.len(), v.address())),
+        KvNumbers::E4m3 { k, v, .. } => ((k.len(), k.address()), (v.len(), v.address())),
     };
+    require_aligned(
+        OPERATION,
+        &[("qkv", op.qkv.address()), ("q", op.q.address()), ("k", k_at), ("v", v_at)],
+    )?;
+    let optional = [op.bias, op.norms.map(|norms| norms.q), op.norms.map(|norms| norms.k)];
+    optional
+        .into_iter()
+        .flatten()
+        .try_for_each(|view| require_aligned(OPERATION, &[("bias or gain", view.address())]))?;
     require_len(OPERATION, "the keys' cache", k, numbers)?;
     require_len(OPERATION, "the values' cache", v, numbers)
 }

@@ -1,6 +1,6 @@
 //! Drawing tokens from logits.
 
-use super::{int, require, require_len};
+use super::{int, require, require_aligned, require_len};
 use crate::{
     Error,
     cuda::{Device, Element, Launch, View, ViewMut},
@@ -104,5 +104,6 @@ pub(super) fn check_logits(
         format!("the stride must be a multiple of 4 from {tokens} on, not {stride}")
     })?;
     int(operation, "the stride", stride)?;
+    require_aligned(operation, &[("logits", logits.address())])?;
     require_len(operation, "logits", logits.len(), rows * stride)
 }

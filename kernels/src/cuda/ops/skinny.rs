@@ -2,14 +2,15 @@
 //!
 //! A number's bits depend on its row, its token, the matrix's shape and the device only. So a backend that computes
 //! every linear layer here, whatever the number of tokens, is batch-invariant: that is the whole of its flag. One that
-//! need not be takes the tensor-core products from some 64 tokens on, which read the weights less often; packed ones go
-//! through [`dequantize`](super::dequantize) first.
+//! need not be takes the tensor-core products from some 64 tokens on, which read the weights less often:
+//! [`gemm`](super::gemm()), or for packed weights [`gemm_packed`](super::gemm_packed()) on Hopper and
+//! [`dequantize`](super::dequantize()) before `gemm` elsewhere.
 
 use std::sync::Arc;
 
 use half::bf16;
 
-use super::{int, require, require_len};
+use super::{int, require, require_aligned, require_len};
 use crate::{
     Error,
     cuda::{Argument, Device, Launch, Memory, PackedFormat, PackedWeights, View, ViewMut},
@@ -261,11 +262,13 @@ fn check(op: &Skinny<'_>, rows: usize, cols: usize) -> Result<(), Error> {
     })?;
     if let SkinnyWeights::Bf16 { numbers, .. } = op.weights {
         require_len(OPERATION, "weights", numbers.len(), rows * cols)?;
+        require_aligned(OPERATION, &[("weights", numbers.address())])?;
     }
     require(OPERATION, op.x_stride >= cols && op.x_stride.is_multiple_of(8), || {
         format!("x_stride must be a multiple of 8 from {cols} on, not {}", op.x_stride)
     })?;
     require(OPERATION, op.out_stride >= rows, || format!("out_stride must be {rows} at least"))?;
+    require_aligned(OPERATION, &[("x", op.x.address())])?;
     require_len(OPERATION, "x", op.x.len(), op.tokens * op.x_stride)?;
     let out = match &op.out {
         SkinnyOut::Bf16(out) => out.len(),
