@@ -3,8 +3,8 @@
 //
 // Bytes: rows * cols * (bits / 8 + 2) and the scales. Bound: memory. A warp takes a 16-row tile's step; each lane stores
 // 16 bytes of rows g and g + 8, four lanes 64 bytes of a row.
-// Expect sm_80 *: LDG.128
-// Expect sm_90 *: LDG.128
+// Expect sm_80 *w8: LDG.128
+// Expect sm_90 *w8: LDG.128
 #include "skinny.cuh"
 
 struct Dequantize {

@@ -50,7 +50,8 @@ DEV void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-/// Waits for the kernel before this one in the stream, under programmatic dependent launch; else nothing.
+/// Waits for the kernel before this one in the stream. Only for launches with programmatic stream serialization, which
+/// the driver's launcher does not ask for yet; without it a kernel starts after the one before it, and this is nothing.
 DEV void dependency_wait() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
