@@ -66,7 +66,10 @@ impl Compiler {
         let lark = TopLevelGrammar::from_lark(grammar.text().to_owned());
         let mut matcher = Matcher::new(factory.create_parser(lark))?;
         // The first mask tells whether there is anything at all that the grammar allows.
-        matcher.mask()?;
+        matcher.mask().map_err(|error| match error {
+            Error::Broken(reason) => Error::Invalid(format!("the grammar allows no text: {reason}")),
+            error => error,
+        })?;
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).put(grammar, &matcher);
         Ok(matcher)
     }

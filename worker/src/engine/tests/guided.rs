@@ -59,7 +59,7 @@ fn runs(slots: &[u32]) -> StepPlan {
 }
 
 fn drawn(token: u32) -> Drawn {
-    Drawn { token, logprobs: None }
+    Drawn { token, logprobs: None, mirostat: None }
 }
 
 fn allowed(mask: &[u32]) -> Vec<u32> {
