@@ -11,7 +11,7 @@
 
 // CHUNKS: 16-byte vectors of a thread.
 template <int CHUNKS>
-DEV void layer_norm(const bf16* x, bf16* residual, const bf16* gain, const bf16* bias, bf16* out, int columns,
+DEV_WITH_SMEM void layer_norm(const bf16* x, bf16* residual, const bf16* gain, const bf16* bias, bf16* out, int columns,
                     float epsilon) {
   STATIC_SMEM(float, scratch, 64);
   uint64_t row = (uint64_t)blockIdx.x * columns;

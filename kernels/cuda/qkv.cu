@@ -102,7 +102,7 @@ DEV Eight turn(const Qkv& a, const Eight& e, uint32_t at, const float* head, con
 }
 
 template <class T>
-DEV void qkv_store(const Qkv& a) {
+DEV_WITH_SMEM void qkv_store(const Qkv& a) {
   STATIC_SMEM(float4, tables, MAX_DIM / 4);
   STATIC_SMEM(float4, staged, QKV_THREADS * 2);
   float *sines = (float*)tables, *cosines = sines + MAX_DIM / 2;

@@ -7,7 +7,7 @@
 
 /// CHUNKS: 16-byte vectors of a thread.
 template <int CHUNKS>
-DEV void normalize(const bf16* x, bf16* residual, const bf16* gain, bf16* out, int columns, float epsilon) {
+DEV_WITH_SMEM void normalize(const bf16* x, bf16* residual, const bf16* gain, bf16* out, int columns, float epsilon) {
   STATIC_SMEM(float, scratch, 32);
   int64_t row = (int64_t)blockIdx.x * columns;
   int vectors = columns / 8;

@@ -30,7 +30,7 @@ TWIN_EXPORT(wrap_convert)
 
 /// One warp: C[16, 8] = A·Bᵀ, rows of 32 bytes. B_TRANSPOSED: B is [16 k, 8 n] of 16-bit values instead.
 template <bool B_TRANSPOSED, class T, class F>
-DEV void product(const uint32_t* a, const uint32_t* b, T* out, F mma) {
+DEV_WITH_SMEM void product(const uint32_t* a, const uint32_t* b, T* out, F mma) {
   STATIC_SMEM(uint32_t, tile_a, 16 * 8);
   STATIC_SMEM(uint32_t, tile_b, 8 * 8);
   int l = lane_id();

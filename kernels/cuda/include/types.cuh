@@ -11,6 +11,9 @@
 extern __shared__ __align__(1024) unsigned char dynamic_smem[];
 /// A shared array of fixed size.
 #define STATIC_SMEM(T, name, n) __shared__ T name[n]
+/// A device function with STATIC_SMEM. Not static: nvcc would name the array after the source's absolute path, and the
+/// fatbin's bytes would depend on where it was compiled.
+#define DEV_WITH_SMEM __device__ __forceinline__
 #else
 #include "twin.h"
 #define KERNEL static void
@@ -18,6 +21,7 @@ extern __shared__ __align__(1024) unsigned char dynamic_smem[];
 #define STATIC_SMEM(T, name, n)                  \
   static thread_local twin::Static<T, n> name##_static; \
   T* name = name##_static.get()
+#define DEV_WITH_SMEM static inline
 #endif
 
 /// A function on the device.

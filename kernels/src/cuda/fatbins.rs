@@ -18,7 +18,7 @@ pub struct Fatbin {
 pub static FATBINS: &[Fatbin] = &[
     Fatbin {
         source: "activation",
-        hash: "223d7bc4e4d235bfe99389eff1326b9b5d74cb80234f002e6e11cacc78c53d3a",
+        hash: "182f76e3c486805020ee64e44516cd2fb594a940169c03999671b90c2ba613ca",
         kernels: &[
             "gelu_erf_gated",
             "gelu_erf_plain",
@@ -31,7 +31,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "attention",
-        hash: "2b69be47540377433a7f3c3ebfbfaf0161526346ff91a50059e3868b2bfb3ef3",
+        hash: "7ea3121b0d1400547120e876a1d13a0a908396a8c274cc4572b182b60f191aa3",
         kernels: &[
             "attention_d128_bf16_r16",
             "attention_d128_bf16_r64",
@@ -58,7 +58,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "attention_merge",
-        hash: "d3d159cdcf8c0754ca709d69be5dfb1cc7c35d123ab4f607c17f3759509d02ef",
+        hash: "9a3a2e1862e62aa6663a6bf67edcd62fe0519a49c490adeb4c0d8a72297fab99",
         kernels: &[
             "attention_merge",
         ],
@@ -66,7 +66,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "attention_sm90",
-        hash: "5249c55c6fc65b28cdce4c47dbbf0cc0f63aa3c6086cc2c02f799973c07836e6",
+        hash: "8dca7581d78be015f9fe261cf1437a10a9048a8b01cd2d4e6499aa00472dc818",
         kernels: &[
             "attention_sm90_d128",
             "attention_sm90_d256",
@@ -78,7 +78,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "copy_blocks",
-        hash: "28760697dffe7b79ad0ddbe8b53a319f286887f0fd680bef1d30178c473e72f4",
+        hash: "c6804b1eb8a31ee2b0a9eccba64add46910cd81a6c9fbfb921ef5c4d4f3b8c95",
         kernels: &[
             "copy_blocks",
         ],
@@ -86,7 +86,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "dequantize",
-        hash: "8d8ace5c0d272d71a46f264d0d17c0fb7c77ad12c5b371c1643c016978db2d57",
+        hash: "e4b208e8f67c4243eebbf602b46828ecc507ca6900b36ee6b4bed77fdca0ce58",
         kernels: &[
             "dequantize_fp8",
             "dequantize_w4",
@@ -97,7 +97,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "embed",
-        hash: "ced8ef59331916a0527148d6b21309525e8e88637e6b5b818d9f317b70bc1c33",
+        hash: "b01fa736bf4249c5b2ea1cf97f880087c5914de3742c55c87f2eca43f972dafa",
         kernels: &[
             "embed",
         ],
@@ -105,7 +105,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "gemm_bf16",
-        hash: "d866e6cdb1a37bd7da7d6fe7045a607a08717183b0a683b0d74cb8fa7da59139",
+        hash: "833721794b3286ed8f83d589e08f81091a15b8bc5cc2c4e4f6e015f4cf10600c",
         kernels: &[
             "gemm_bf16_128x128",
             "gemm_bf16_16x32",
@@ -115,7 +115,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "gemm_packed_sm90",
-        hash: "f90bce245f39da392654e4f3a63958a1d2e82d14f9cea43cd026e72dd73d2876",
+        hash: "8774dd8ab6406b935d566cbcdca79dd6ff5d59cc8298f47d7f3ee19d66563a20",
         kernels: &[
             "gemm_fp8_sm90_128x128",
             "gemm_fp8_sm90_256x128",
@@ -130,7 +130,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "gemm_sm90",
-        hash: "e582f5e3cfe4892b1c56e248d6931fbb76d5c64632b314e7192ae5847ae7bf6e",
+        hash: "1d239343828394075161acd140e1e6555c7d6e3cb6e70ea99dff16ec57c703f9",
         kernels: &[
             "gemm_bf16_sm90_128x128",
             "gemm_bf16_sm90_128x256",
@@ -141,7 +141,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "layer_norm",
-        hash: "765e10dceefe70ec6078cd7c9f4e8b22c07b6b1e31b7f51fce74daa53aad0e6b",
+        hash: "0bf6931b41e30b420f4895f03255eafa7c8b852653c64a4ef4746c8154d3a223",
         kernels: &[
             "layer_norm_1",
             "layer_norm_2",
@@ -152,7 +152,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "logits",
-        hash: "f598cab0cb079aee16c9f0f2705c9a2d42097a83012281803641e95128ac2c32",
+        hash: "b3c7378f02f3ee6314a060d3fefb452c6f0850c27a0d9c33e2920876e5b6aeee",
         kernels: &[
             "logits_edit",
             "logits_restore",
@@ -161,7 +161,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "logprobs",
-        hash: "6f6c1005d036cbefadf920dfc0cd52a94909b8f56a4e01031c870ea2d5d816ca",
+        hash: "5fc125996e061178457309e234948d88807d2f9084262194d2c9bb4af7583c82",
         kernels: &[
             "logprobs",
         ],
@@ -169,7 +169,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "qkv",
-        hash: "d60cd2c86ded4007b2c581d03259eba52ffa489be90e50e0fedad3a29a623223",
+        hash: "d1757f77c6d9d26b288812cb2a08dda57f9294b3dfa88fa6e939ebaa334d7a37",
         kernels: &[
             "qkv_store_bf16",
             "qkv_store_e4m3",
@@ -178,7 +178,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "rms_norm",
-        hash: "9a565a15c7200e84411c0029f0b5b7e7395fcc3f3cd976d907fc53aa1b393514",
+        hash: "ce970b5cff6bfec310b0e36f15afa56c66e398d452c9d8c71e05a33728cc449a",
         kernels: &[
             "rms_norm_1",
             "rms_norm_2",
@@ -189,7 +189,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "sample",
-        hash: "9f6aeac3a3a33ff3427e4c5566f85cdbc48d123c905b90b425e4cfb3db0ff159",
+        hash: "a1c8eda85895304723ae8391429d363d9d282b84cf806daa104b411bcd72fcac",
         kernels: &[
             "sample",
         ],
@@ -197,7 +197,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "skinny_bf16",
-        hash: "71b08a743a9b7e397be9b090928b48547c95d5e6fe21c006394fb2afc9ca2ea2",
+        hash: "8068d60a44161ea6c01f2f03a8759b8c1c1fb98867705260caefce95a3325db6",
         kernels: &[
             "skinny_bf16_16",
             "skinny_bf16_32",
@@ -207,7 +207,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "skinny_fp8",
-        hash: "80a9696a82b9d5a050fc7d9e47739d681be5aba8ed221722793f69ae12892ad3",
+        hash: "e679c15424cbfb39395d7edf6ea3003dcafd82d000329786a5ab07b2b65d7220",
         kernels: &[
             "skinny_fp8_16",
             "skinny_fp8_32",
@@ -217,7 +217,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "skinny_w4",
-        hash: "0bb592e2be827e37725d7b4542b345d71a5d0f8272b1046d4f7fd24a92995d45",
+        hash: "82d5f317d1b1967d7421e1c87c07aff4adaa86cf9f011709ebce5f749e146caa",
         kernels: &[
             "skinny_w4_16",
             "skinny_w4_32",
@@ -227,7 +227,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "skinny_w8",
-        hash: "758f956d3af2bc02210586f2d58b68d235ece85b3a2cdf58895c09f16de4a09e",
+        hash: "99917b18f659a503eead8049e29225d047d68148edcb89ad7b6f688d2018347e",
         kernels: &[
             "skinny_w8_16",
             "skinny_w8_32",
@@ -240,7 +240,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "wrappers",
-        hash: "1c4e787adeef826400bc90429295db36be0431450316bddffd14fa6c409fc062",
+        hash: "7794ac7999711afceb36a91439c42dabc2707955ecbd8e704047ed1b3be28c4e",
         kernels: &[
             "wrap_convert",
             "wrap_memory",
@@ -253,7 +253,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "wrappers_sm90",
-        hash: "d6af1a293c64bb7e6a370449d2236160ffe36e4d575d794079970871a56f7919",
+        hash: "b380457212648fbad25ddd97a8c7a01e3ff40a1a2bbe35bcbe64a2a7e239e67a",
         kernels: &[
             "wrap_copies",
             "wrap_e4m3",
