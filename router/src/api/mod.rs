@@ -14,6 +14,7 @@ pub mod common;
 pub mod completions;
 pub(crate) mod health;
 pub mod models;
+pub mod tokenize;
 
 use std::{sync::Arc, time::Duration};
 

@@ -49,6 +49,8 @@ pub(crate) fn routes<E: Generate>(app: Arc<App<E>>) -> Router {
     Router::new()
         .route("/chat/completions", post(api::chat::create::<E>))
         .route("/completions", post(api::completions::create::<E>))
+        .route("/tokenize", post(api::tokenize::tokenize::<E>))
+        .route("/detokenize", post(api::tokenize::detokenize::<E>))
         .route("/models", get(api::models::list::<E>))
         .route("/models/{*id}", get(api::models::retrieve::<E>))
         .route_layer(middleware::from_fn_with_state(app.clone(), admit::<E>))
@@ -67,6 +69,7 @@ fn label(path: &str) -> &'static str {
     match path {
         "/chat/completions" => "/chat/completions",
         "/completions" => "/completions",
+        "/tokenize" | "/detokenize" => "/tokenize",
         "/models" => "/models",
         "/health" | "/healthz" => "/health",
         "/ready" => "/ready",

@@ -4,6 +4,7 @@ mod answers;
 mod errors;
 mod served;
 mod streams;
+mod tokenizing;
 
 use std::{
     collections::VecDeque,

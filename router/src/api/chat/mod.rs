@@ -1,7 +1,5 @@
 //! `POST /chat/completions`: the next turn of a conversation, by way of the model's template.
 
-mod messages;
-
 use std::sync::Arc;
 
 use axum::{
@@ -10,11 +8,11 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
-use self::messages::Message;
 use super::{
     App,
     common::{
         generate::{Ask, Caller},
+        messages::{self, Message},
         parse,
         reply::{Said, Shape},
     },

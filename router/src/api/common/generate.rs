@@ -76,9 +76,12 @@ impl Caller {
 
     /// Where the body names no model, the path's is meant.
     pub(crate) fn name_model(&self, parameters: &mut Parameters) {
-        if parameters.model.is_none() {
-            parameters.model = self.path_model.clone().map(|PathModel(name)| name);
-        }
+        parameters.model = self.named(parameters.model.take());
+    }
+
+    /// The model that the body names, else the path's.
+    pub(crate) fn named(&self, model: Option<String>) -> Option<String> {
+        model.or_else(|| self.path_model.clone().map(|PathModel(name)| name))
     }
 }
 

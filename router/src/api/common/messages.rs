@@ -162,7 +162,7 @@ impl Part {
 // === impl Message ===
 
 /// The messages as templates take them, or what is wrong with one.
-pub(super) fn check(messages: Vec<Message>) -> Result<Vec<Value>, ApiError> {
+pub(crate) fn check(messages: Vec<Message>) -> Result<Vec<Value>, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::value("messages", "messages must contain at least one message"));
     }
