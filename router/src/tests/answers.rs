@@ -214,7 +214,8 @@ async fn a_model_answers_to_all_its_names_and_the_answer_repeats_them() {
 #[tokio::test]
 async fn the_first_sdks_name_the_model_in_the_path() {
     let client = Client::new();
-    for path in ["/v1/engines/tiny/completions", "/v1/engines/accounts%2Fvolley%2Fmodels%2Ftiny/completions"]
+    for path in
+        ["/v1/engines/tiny/completions", "/v1/engines/accounts%2Ffireworks%2Fmodels%2Ftiny/completions"]
     {
         let answer = client.send(post(path, r#"{"prompt":"hi"}"#)).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
