@@ -1,10 +1,12 @@
 //! The one internal request that every API translates to, and the deltas that come back.
 
-/// A request for text: some prompts, `n` choices of each, one way of sampling.
+/// A request for text, or for embeddings: some prompts, `n` choices of each, one way of sampling.
 #[derive(Clone, Debug)]
 pub struct Generation {
     /// The client-visible id, such as `chatcmpl-…`.
     pub id: String,
+    /// What is made of the prompts.
+    pub task: Task,
     /// At least one. Choice `p * n + j` is the `j`-th answer to prompt `p`.
     pub prompts: Vec<Prompt>,
     /// Choices per prompt.
@@ -27,6 +29,16 @@ pub struct Generation {
     pub tenant: String,
     /// W3C trace context.
     pub traceparent: String,
+}
+
+/// What is made of prompts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Task {
+    /// Text that goes on from them.
+    #[default]
+    Generate,
+    /// One embedding of each; `max_tokens` is 0.
+    Embed,
 }
 
 /// How tokens are drawn.
@@ -60,6 +72,8 @@ pub struct Delta {
     pub text: String,
     /// The tokens that this delta accounts for, prompt tokens of an echo included.
     pub tokens: Vec<Token>,
+    /// The prompt's embedding, on the only delta of a [`Task::Embed`].
+    pub embedding: Vec<f32>,
     /// Set on the choice's last delta.
     pub finish: Option<Finish>,
 }

@@ -10,7 +10,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use self::values::{
-    Activations, BenchEndpoint, BenchMode, Device, LogFormat, StopWord, UnknownFields,
+    Activations, BenchEndpoint, BenchMode, Device, LogFormat, Pooling, StopWord, UnknownFields,
 };
 use self::values::{alias, device, gigabytes, positive};
 use crate::models;
@@ -199,6 +199,9 @@ pub(crate) struct EngineArgs {
     /// float32, for comparing with other engines.
     #[arg(long, env = "VOLLEY_ACTIVATIONS", default_value = "int8", value_name = "KIND")]
     pub(crate) activations: Activations,
+    /// How prompts become embeddings. `none`: the model serves none, since most that generate text embed badly.
+    #[arg(long, env = "VOLLEY_POOLING", default_value = "none", value_name = "KIND")]
+    pub(crate) pooling: Pooling,
     /// Where downloaded models are kept. By default `volley` in the user's cache directory.
     #[arg(long, env = "VOLLEY_HOME", value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,

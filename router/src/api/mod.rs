@@ -12,6 +12,7 @@
 pub mod chat;
 pub mod common;
 pub mod completions;
+pub mod embeddings;
 pub(crate) mod health;
 pub mod models;
 pub mod tokenize;

@@ -49,6 +49,7 @@ pub(crate) fn routes<E: Generate>(app: Arc<App<E>>) -> Router {
     Router::new()
         .route("/chat/completions", post(api::chat::create::<E>))
         .route("/completions", post(api::completions::create::<E>))
+        .route("/embeddings", post(api::embeddings::create::<E>))
         .route("/tokenize", post(api::tokenize::tokenize::<E>))
         .route("/detokenize", post(api::tokenize::detokenize::<E>))
         .route("/models", get(api::models::list::<E>))
@@ -69,6 +70,7 @@ fn label(path: &str) -> &'static str {
     match path {
         "/chat/completions" => "/chat/completions",
         "/completions" => "/completions",
+        "/embeddings" => "/embeddings",
         "/tokenize" | "/detokenize" => "/tokenize",
         "/models" => "/models",
         "/health" | "/healthz" => "/health",

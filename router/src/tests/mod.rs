@@ -1,6 +1,7 @@
 //! The API as a client meets it: requests over the whole app, answered by a scripted engine.
 
 mod answers;
+mod embeddings;
 mod errors;
 mod served;
 mod streams;
@@ -76,7 +77,7 @@ pub(super) struct Answer {
 // === impl Scripted ===
 
 impl Scripted {
-    /// `tiny` (a byte a token, ChatML), `plain` (no template), `bos` (with a BOS token), `loading`, and
+    /// `tiny` (a byte a token, ChatML), `plain` (no template), `bos` (with a BOS token; embeds), `loading`, and
     /// `poison`, which panics.
     pub(super) fn new() -> Self {
         let model = |name: &str, template: bool, bos: Option<u32>| {
@@ -85,6 +86,8 @@ impl Scripted {
                 created: 1_700_000_000,
                 has_chat_template: template,
                 bos_token: bos,
+                pooling: if bos.is_some() { "mean".into() } else { String::new() },
+                embedding_width: 4 * u32::from(bos.is_some()),
                 ..fixture::card()
             };
             let template = template.then_some(fixture::CHAT_TEMPLATE);
@@ -189,7 +192,7 @@ pub(super) fn end(choice: u32, reason: Reason, completion_tokens: u32) -> Delta 
 /// The rest of a choice's text, and its end.
 pub(super) fn done(choice: u32, text: &str, reason: Reason, completion_tokens: u32) -> Delta {
     let finish = Some(Finish { reason, completion_tokens, cached_tokens: 0 });
-    Delta { choice, text: text.into(), tokens: Vec::new(), finish }
+    Delta { choice, text: text.into(), finish, ..Delta::default() }
 }
 
 /// A token with one alternative, of id 9.

@@ -241,7 +241,7 @@ impl Assembler {
         if text.is_empty() && tokens.is_empty() && finish.is_none() {
             return None;
         }
-        Some(Delta { choice: self.choice, text, tokens, finish })
+        Some(Delta { choice: self.choice, text, tokens, finish, ..Delta::default() })
     }
 
     fn token(&self, id: u32, text_offset: u32, logprobs: Option<&Logprobs>) -> Token {

@@ -99,6 +99,9 @@ impl FakeWorker {
             if scored && next < slot.sequence.prompt_tokens as usize {
                 result.scored.push(score(&past, slot.tokens[next]));
             }
+            if next == slot.tokens.len() && slot.sequence.kind() == Kind::Embed {
+                result.embedding = past.iter().map(|&token| token as f32).collect();
+            }
             if next == slot.tokens.len() && slot.sequence.kind() == Kind::Generate {
                 let sampling = slot.sequence.sampling.unwrap_or_default();
                 let mut token = draw(&past, sampling.seed, slot.sequence.choice);

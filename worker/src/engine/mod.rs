@@ -8,6 +8,7 @@
 //! carries a lower one is dropped, and a new owner finds all slots empty.
 
 mod metrics;
+mod pool;
 mod sequence;
 mod slots;
 #[cfg(test)]
@@ -23,7 +24,7 @@ use volley_kernels::Backend;
 use volley_proto::v1::{self, ResultMessage, StepPlan, StepResult, WorkerHello, result_message::Message};
 
 pub(crate) use self::{metrics::describe, slots::Slots};
-use crate::decoder::Decoder;
+use crate::{config::Pooling, decoder::Decoder};
 
 /// Plans that may wait for the step thread: a scheduler is one step ahead.
 pub(crate) const WAITING_JOBS: usize = 4;
@@ -42,6 +43,8 @@ pub(crate) struct Limits {
     /// Tokens of a sequence.
     pub(crate) context: usize,
     pub(crate) vocab: usize,
+    /// How embeddings are made, if they are.
+    pub(crate) pooling: Option<Pooling>,
 }
 
 /// Who may send plans: (revision of the claim, connection under it).
@@ -155,7 +158,7 @@ impl<B: Backend> Engine<B> {
             let problem = format!("step {step_id} after step {last}; expected the next");
             return self.disown(Some(Status::invalid_argument(problem)));
         }
-        let step = match self.slots.apply(plan) {
+        let mut step = match self.slots.apply(plan) {
             Ok(step) => step,
             Err(error) => return self.disown(Some(Status::invalid_argument(error.to_string()))),
         };
@@ -166,6 +169,11 @@ impl<B: Backend> Engine<B> {
         let mut drawn = Vec::new();
         if rows > 0 {
             self.decoder.forward(&step.batch);
+            if !step.pooled.is_empty() {
+                let rows = step.pooled.iter().map(|pooled| pooled.rows.clone());
+                let hidden = self.decoder.hidden(rows.collect());
+                self.slots.pool(&mut step, &hidden);
+            }
             drawn = self.decoder.draw(&step.rows, &step.draws);
         }
         let slots = self.slots.settle(step, drawn);

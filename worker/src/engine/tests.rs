@@ -4,5 +4,6 @@
 
 mod claims;
 mod driver;
+mod embeddings;
 mod exactness;
 mod plans;

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     api::App,
     engine::{Deltas, Generate, Model},
-    generation::{Generation, Prompt, Sampling},
+    generation::{Generation, Prompt, Sampling, Task},
     http::{
         auth::Tenant,
         edge::PathModel,
@@ -199,6 +199,7 @@ impl Ask {
         let sampling = self.settings.sampling(&self.model.defaults);
         Ok(Generation {
             id,
+            task: Task::Generate,
             prompts: self.prompts.into_iter().map(|tokens| Prompt { tokens }).collect(),
             n: self.settings.n,
             max_tokens,

@@ -16,6 +16,7 @@ use volley_proto::v1::{
 
 use crate::{
     Activations,
+    config::Pooling,
     decoder::Capacity,
     engine::{Engine, Epoch, Job, Limits, WAITING_JOBS, WAITING_RESULTS},
     testing,
@@ -49,6 +50,7 @@ pub(super) struct Output {
     pub(super) tokens: Vec<u32>,
     pub(super) logprobs: Vec<Logprobs>,
     pub(super) scored: Vec<Logprobs>,
+    pub(super) embedding: Vec<f32>,
 }
 
 /// A request in its slot.
@@ -64,9 +66,13 @@ struct Live {
 
 impl Driver {
     pub(super) fn start(model: &str, sequences: usize, rows: usize) -> Self {
+        Self::embedding(model, sequences, rows, None)
+    }
+
+    pub(super) fn embedding(model: &str, sequences: usize, rows: usize, pooling: Option<Pooling>) -> Self {
         let model = testing::fixture(model).model;
         let (context, vocab) = (model.description.context, model.description.vocab);
-        let limits = Limits { sequences, rows, blocks: sequences * 12, context, vocab };
+        let limits = Limits { sequences, rows, blocks: sequences * 12, context, vocab, pooling };
         let backend =
             CpuBackend::new(CpuOptions { threads: 2, activations: Activations::Int8, isa: None }).unwrap();
         let decoder = testing::decoder(backend, &model, Capacity { rows, blocks: limits.blocks });
@@ -122,6 +128,7 @@ impl Driver {
                     output.tokens.extend(slot.tokens);
                     output.logprobs.extend(slot.logprobs);
                     output.scored.extend(slot.scored);
+                    output.embedding.extend(slot.embedding);
                 }
             }
         }
