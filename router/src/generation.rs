@@ -111,4 +111,6 @@ pub struct Finish {
     pub completion_tokens: u32,
     /// Prompt tokens that came from the prefix cache.
     pub cached_tokens: u32,
+    /// Which of the stop strings ended it, if one did.
+    pub stop: Option<u32>,
 }

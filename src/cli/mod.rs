@@ -91,6 +91,11 @@ pub(crate) struct RouterArgs {
     /// Where the HTTP API listens; /health, /ready and /metrics too.
     #[arg(long, env = "VOLLEY_LISTEN", default_value = "127.0.0.1:8000", value_name = "HOST:PORT")]
     pub(crate) listen: String,
+    /// The address at which the other routers reach this one: what it keeps of the Responses API, they ask for there.
+    ///
+    /// By default the one it listens at; the host's name where that is every address (0.0.0.0).
+    #[arg(long, env = "VOLLEY_ADVERTISE", value_name = "HOST:PORT")]
+    pub(crate) advertise: Option<String>,
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
     #[command(flatten)]

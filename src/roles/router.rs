@@ -5,12 +5,13 @@ use std::{sync::Arc, time::Duration};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use volley_membership::Membership;
+use volley_membership::{Member, Membership, Role};
 use volley_proto::transport::Transport;
 use volley_router::{
     auth::Keys,
     config::{Config, StopWord, UnknownFields},
     engine::{Engine, EngineConfig},
+    peers::Peers,
     server,
 };
 
@@ -21,22 +22,29 @@ use crate::cli::{self, ApiArgs, RouterArgs};
 pub(crate) async fn run(args: RouterArgs, metrics: PrometheusHandle) -> Result<(), Error> {
     let ending = shutdown::on_signal()?;
     let config = config(&args.api)?;
-    let (listener, address) = address::bind(&args.listen).await?;
+    let (listener, listening) = address::bind(&args.listen).await?;
     let membership = cluster(&args.cluster).await?;
+    let id = fresh_id("router");
     let mut parts = Parts::default();
-    start(&mut parts, config, membership, Transport::default(), listener, metrics);
-    tracing::info!(%address, "serving");
+    start(&mut parts, &id, config, membership.clone(), Transport::default(), listener, metrics);
+    // The other routers find what this one keeps by its address.
+    let address = address::advertised(args.advertise.as_deref(), listening, address::host_name);
+    tracing::info!(id, address, "serving");
+    let registration =
+        membership.register(Role::Router, Member { id, address, model: String::new() }).await?;
     tokio::select! {
         failure = parts.failure() => return Err(failure),
         () = ending.cancelled() => {}
     }
     parts.stop().await;
+    registration.revoke().await;
     Ok(())
 }
 
 /// Starts the HTTP server, and the links behind it, which are stopped after it.
 pub(super) fn start(
     parts: &mut Parts,
+    id: &str,
     config: Config,
     membership: Arc<dyn Membership>,
     transport: Transport,
@@ -44,9 +52,10 @@ pub(super) fn start(
     metrics: PrometheusHandle,
 ) -> Arc<Engine> {
     let links = CancellationToken::new();
-    let names = EngineConfig { router_id: fresh_id("router"), ..EngineConfig::default() };
+    let names = EngineConfig { router_id: id.to_owned(), ..EngineConfig::default() };
+    let peers = Peers::new(id, membership.members(Role::Router));
     let engine = Arc::new(Engine::connect(names, membership.clone(), transport, links.clone()));
-    parts.start("HTTP server", |stop| server::serve(config, engine.clone(), metrics, listener, stop));
+    parts.start("HTTP server", |stop| server::serve(config, engine.clone(), peers, metrics, listener, stop));
     parts.start("links", |stop| async move {
         stop.cancelled().await;
         links.cancel();

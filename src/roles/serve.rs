@@ -51,7 +51,8 @@ pub(crate) async fn run(
 
     let membership: Arc<dyn Membership> = Arc::new(Local::default());
     let (transport, mut parts) = (Transport::default(), Parts::default());
-    let engine = router::start(&mut parts, config, membership.clone(), transport.clone(), listener, metrics);
+    let (id, via) = (fresh_id("router"), transport.clone());
+    let engine = router::start(&mut parts, &id, config, membership.clone(), via, listener, metrics);
     let scheduler = scheduler::config(&args.admission, fresh_id(SCHEDULER), format!("inproc://{SCHEDULER}"));
     parts.start("scheduler", |stop| {
         let incoming = transport.listen_inproc(SCHEDULER);

@@ -14,7 +14,9 @@ pub mod common;
 pub mod completions;
 pub mod embeddings;
 pub(crate) mod health;
+pub mod messages;
 pub mod models;
+pub mod responses;
 pub mod tokenize;
 
 use std::{sync::Arc, time::Duration};
@@ -25,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Config,
     engine::{Generate, Model, ModelError},
-    http::error::ApiError,
+    http::{error::ApiError, peers::Peers},
 };
 
 /// What every handler shares.
@@ -33,6 +35,8 @@ pub(crate) struct App<E> {
     pub config: Config,
     pub engine: Arc<E>,
     pub metrics: PrometheusHandle,
+    pub responses: Arc<responses::Store>,
+    pub peers: Peers,
     /// The server takes no new requests.
     pub draining: CancellationToken,
     /// The server waits no longer for streams to end.

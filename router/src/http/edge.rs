@@ -22,7 +22,7 @@ use tracing::Instrument;
 
 use super::{
     body,
-    error::ApiError,
+    error::{ApiError, Style},
     exchange::{self, Exchange, Streamed},
     path,
 };
@@ -49,6 +49,11 @@ pub(crate) fn routes<E: Generate>(app: Arc<App<E>>) -> Router {
     Router::new()
         .route("/chat/completions", post(api::chat::create::<E>))
         .route("/completions", post(api::completions::create::<E>))
+        .route("/responses", post(api::responses::create::<E>))
+        .route("/responses/{id}", get(api::responses::retrieve::<E>).delete(api::responses::delete::<E>))
+        .route("/responses/{id}/cancel", post(api::responses::cancel::<E>))
+        .route("/messages", post(api::messages::create::<E>))
+        .route("/messages/count_tokens", post(api::messages::count_tokens::<E>))
         .route("/embeddings", post(api::embeddings::create::<E>))
         .route("/tokenize", post(api::tokenize::tokenize::<E>))
         .route("/detokenize", post(api::tokenize::detokenize::<E>))
@@ -70,13 +75,16 @@ fn label(path: &str) -> &'static str {
     match path {
         "/chat/completions" => "/chat/completions",
         "/completions" => "/completions",
+        "/messages" | "/messages/count_tokens" => "/messages",
         "/embeddings" => "/embeddings",
         "/tokenize" | "/detokenize" => "/tokenize",
         "/models" => "/models",
         "/health" | "/healthz" => "/health",
         "/ready" => "/ready",
         "/metrics" => "/metrics",
+        "/responses" => "/responses",
         path if path.starts_with("/models/") => "/models/*",
+        path if path.starts_with("/responses/") => "/responses/*",
         _ => "other",
     }
 }
@@ -104,7 +112,8 @@ pub(crate) async fn serve(routes: Router, request: Request) -> Result<Response, 
     };
     if let Some(error) = response.extensions().get::<Arc<ApiError>>() {
         let allow = response.headers().get(header::ALLOW).cloned();
-        response = error.clone().respond(&exchange.id);
+        let style = if route == "/messages" { Style::Anthropic } else { Style::OpenAi };
+        response = error.respond(&exchange.id, style);
         response.headers_mut().extend(allow.map(|allow| (header::ALLOW, allow)));
     }
     finish_headers(response.headers_mut(), &exchange, origin);

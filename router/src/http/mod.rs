@@ -12,6 +12,7 @@ pub mod error;
 pub(crate) mod exchange;
 pub(crate) mod json;
 pub(crate) mod path;
+pub mod peers;
 pub mod server;
 pub(crate) mod sse;
 mod stall;

@@ -3,6 +3,8 @@
 mod answers;
 mod embeddings;
 mod errors;
+mod messages;
+mod responses;
 mod served;
 mod streams;
 mod tokenizing;
@@ -27,12 +29,12 @@ use tokio_util::sync::CancellationToken;
 use volley_proto::v1::ModelCard;
 
 use crate::{
-    api::App,
+    api::{App, responses::Store},
     config::Config,
     engine::{Deltas, Generate, Model, ModelError, StartError, StreamError},
     fixture,
     generation::{Delta, Finish, Generation, Reason, Token},
-    http::edge,
+    http::{edge, peers::Peers},
 };
 
 /// What the engine does next for a generation.
@@ -191,7 +193,7 @@ pub(super) fn end(choice: u32, reason: Reason, completion_tokens: u32) -> Delta 
 
 /// The rest of a choice's text, and its end.
 pub(super) fn done(choice: u32, text: &str, reason: Reason, completion_tokens: u32) -> Delta {
-    let finish = Some(Finish { reason, completion_tokens, cached_tokens: 0 });
+    let finish = Some(Finish { reason, completion_tokens, cached_tokens: 0, stop: None });
     Delta { choice, text: text.into(), finish, ..Delta::default() }
 }
 
@@ -211,6 +213,8 @@ impl Client {
     pub(super) fn with(config: Config) -> Self {
         let (engine, closing) = (Arc::new(Scripted::new()), CancellationToken::new());
         let app = App {
+            responses: Arc::new(Store::new(config.responses_bytes, config.responses_age)),
+            peers: Peers::alone(),
             config,
             engine: engine.clone(),
             metrics: PrometheusBuilder::new().build_recorder().handle(),

@@ -28,9 +28,10 @@ pub const DEFAULT_PREFIX: &str = "/volley";
 pub struct Etcd {
     client: Client,
     prefix: String,
-    // Started when first asked for: a worker watches nothing, a router only the schedulers.
+    // Started when first asked for: a worker watches nothing, a router no workers.
     workers: OnceLock<View<Member>>,
     schedulers: OnceLock<View<Member>>,
+    routers: OnceLock<View<Member>>,
     claims: OnceLock<View<Claim>>,
 }
 
@@ -55,6 +56,7 @@ impl Etcd {
             prefix: prefix.trim_end_matches('/').to_owned(),
             workers: OnceLock::new(),
             schedulers: OnceLock::new(),
+            routers: OnceLock::new(),
             claims: OnceLock::new(),
         })
     }
@@ -81,6 +83,7 @@ impl Membership for Etcd {
         let view = match role {
             Role::Worker => &self.workers,
             Role::Scheduler => &self.schedulers,
+            Role::Router => &self.routers,
         };
         let folder = format!("{}/{}/", self.prefix, role.folder());
         view.get_or_init(|| View::start(self.client.clone(), folder, parse_member)).subscribe()

@@ -3,7 +3,7 @@
 //! SDKs and other languages write `5.0` for an integer and a bare string for a list of one; nothing writes
 //! `"5"` for a number by intention.
 
-use std::fmt;
+use std::{fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer,
@@ -21,6 +21,15 @@ pub struct Number(pub f64);
 /// One string or a list of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Strings(pub Vec<String>);
+
+/// A string, or a list of parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TextOr<T> {
+    /// A string.
+    Text(String),
+    /// Parts.
+    Parts(Vec<T>),
+}
 
 /// `logprobs`: the type chooses the format of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +146,27 @@ impl<'de> Deserialize<'de> for Strings {
             }
         }
         deserializer.deserialize_any(OneOrMore)
+    }
+}
+
+// === impl TextOr ===
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOr<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextOrParts<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for TextOrParts<T> {
+            type Value = TextOr<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or a list of parts")
+            }
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<TextOr<T>, E> {
+                Ok(TextOr::Text(value.to_owned()))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, parts: A) -> Result<TextOr<T>, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(parts)).map(TextOr::Parts)
+            }
+        }
+        deserializer.deserialize_any(TextOrParts(PhantomData))
     }
 }
 

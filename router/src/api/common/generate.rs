@@ -7,7 +7,7 @@ use std::{
 
 use axum::{body::Body, extract::Request, response::Response};
 use futures::TryStreamExt;
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use serde::Serialize;
 
 use super::{
@@ -46,6 +46,15 @@ pub(crate) struct Ask {
     pub param: &'static str,
     /// `max_tokens` of a request that does not say.
     pub default_max_tokens: u32,
+}
+
+/// A generation that was admitted.
+pub(crate) struct Begun {
+    pub deltas: Deltas,
+    pub tally: Tally,
+    /// How long that took, since the request came.
+    pub first_token: Duration,
+    pub options: Option<HeaderValue>,
 }
 
 /// What `fireworks-sampling-options` tells.
@@ -99,9 +108,7 @@ impl<E: Generate> App<E> {
 
     /// Generates and answers, in the shapes of one endpoint.
     pub(crate) async fn generate<S: Shape>(&self, caller: Caller, ask: Ask) -> Result<Response, ApiError> {
-        let lengths: Vec<usize> = ask.prompts.iter().map(Vec::len).collect();
         let id = format!("{}{}", S::ID, uuid::Uuid::new_v4());
-        let tally = Tally::new(&lengths, ask.settings.n);
         let head = Head {
             id: id.clone(),
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
@@ -110,12 +117,8 @@ impl<E: Generate> App<E> {
             logprobs: ask.settings.logprobs.map(|logprobs| logprobs.format),
         };
         let stream = ask.settings.stream;
-        let model = ask.model.clone();
-        let generation = ask.generation(id, &lengths, caller.tenant, caller.traceparent)?;
-        let options = sampling_options(&generation);
-
-        let deltas = self.engine.start(model, generation).await?;
-        let first_token = caller.exchange.first_token();
+        let begun = self.begin(&caller, ask, id).await?;
+        let Begun { deltas, tally, first_token, options } = begun;
         let mut response = match stream {
             Some(usage_at) => {
                 let chunks = Chunks::<S>::new(head, usage_at, tally.clone());
@@ -124,13 +127,27 @@ impl<E: Generate> App<E> {
             }
             None => collect::<S>(&head, tally.clone(), deltas, &caller.exchange, first_token).await?,
         };
-        let headers = response.headers_mut();
-        headers.insert("fireworks-prompt-tokens", HeaderValue::from(tally.prompt_tokens()));
-        if let Some(options) = options {
-            headers.insert("fireworks-sampling-options", options);
-        }
+        tell(response.headers_mut(), &tally, options);
         Ok(response)
     }
+
+    /// Starts a generation under the name `id`.
+    pub(crate) async fn begin(&self, caller: &Caller, ask: Ask, id: String) -> Result<Begun, ApiError> {
+        let lengths: Vec<usize> = ask.prompts.iter().map(Vec::len).collect();
+        let tally = Tally::new(&lengths, ask.settings.n);
+        let model = ask.model.clone();
+        let generation = ask.generation(id, &lengths, caller.tenant.clone(), caller.traceparent.clone())?;
+        let options = sampling_options(&generation);
+        let deltas = self.engine.start(model, generation).await?;
+        let first_token = caller.exchange.first_token();
+        Ok(Begun { deltas, tally, first_token, options })
+    }
+}
+
+/// The headers of every answer, streamed or not.
+pub(crate) fn tell(headers: &mut HeaderMap, tally: &Tally, options: Option<HeaderValue>) {
+    headers.insert("fireworks-prompt-tokens", HeaderValue::from(tally.prompt_tokens()));
+    headers.extend(options.map(|options| (HeaderName::from_static("fireworks-sampling-options"), options)));
 }
 
 /// The whole answer, once everything is there.
@@ -155,13 +172,19 @@ async fn collect<S: Shape>(
         }
     }
     tally.record();
-    let mut response = Response::new(Body::from(head.answer::<S>(&answers, &tally)));
+    let body = head.answer::<S>(&answers, &tally);
+    Ok(complete(body, &tally, first_token, exchange.elapsed()))
+}
+
+/// An answer in one piece: its headers tell what was known at its end.
+pub(crate) fn complete(body: String, tally: &Tally, first_token: Duration, elapsed: Duration) -> Response {
+    let mut response = Response::new(Body::from(body));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert("fireworks-cached-prompt-tokens", HeaderValue::from(tally.cached_tokens()));
     seconds(headers, "fireworks-server-time-to-first-token", first_token);
-    seconds(headers, "fireworks-server-processing-time", exchange.elapsed());
-    Ok(response)
+    seconds(headers, "fireworks-server-processing-time", elapsed);
+    response
 }
 
 fn seconds(headers: &mut HeaderMap, name: &'static str, duration: Duration) {

@@ -13,4 +13,5 @@ pub mod parameters;
 pub(crate) mod parse;
 pub(crate) mod prompts;
 pub(crate) mod reply;
+pub(crate) mod turn;
 pub(crate) mod usage;

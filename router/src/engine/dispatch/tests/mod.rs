@@ -126,7 +126,7 @@ async fn a_stream_carries_each_step_and_then_the_finish() {
     assert_eq!(next(&mut deltas).await.text, "bc");
     link.step(vec![ended(sent.text("d"), FinishReason::Stop)]).await;
     let last = next(&mut deltas).await;
-    let finish = Finish { reason: Reason::Stop, completion_tokens: 4, cached_tokens: 1 };
+    let finish = Finish { reason: Reason::Stop, completion_tokens: 4, cached_tokens: 1, stop: None };
     assert_eq!((last.text.as_str(), last.finish), ("d", Some(finish)));
     assert!(deltas.next().await.is_none());
     assert!(world.engine.shared.table.all().is_empty());
