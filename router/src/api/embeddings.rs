@@ -10,6 +10,7 @@ use axum::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use futures::{StreamExt, TryStreamExt, stream};
 use http::{HeaderValue, header};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -32,7 +33,7 @@ const INPUTS: usize = 2048;
 const AT_A_TIME: usize = 32;
 
 /// What is to be embedded.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct EmbeddingRequest {
     /// Which model.
     pub model: Option<String>,
@@ -55,7 +56,7 @@ pub struct EmbeddingRequest {
 }
 
 /// How an embedding's numbers are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Encoding {
     /// A list of numbers.

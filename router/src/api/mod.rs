@@ -12,6 +12,7 @@
 pub mod chat;
 pub mod common;
 pub mod completions;
+pub(crate) mod document;
 pub mod embeddings;
 pub(crate) mod health;
 pub mod messages;

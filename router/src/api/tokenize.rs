@@ -6,6 +6,7 @@ use axum::{
     Json,
     extract::{Request, State},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -23,7 +24,7 @@ use crate::{
 };
 
 /// A text or a conversation.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct TokenizeRequest {
     /// Which model; may be left out where only one is served.
     pub model: Option<String>,
@@ -41,7 +42,7 @@ pub struct TokenizeRequest {
 }
 
 /// Tokens.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct DetokenizeRequest {
     /// Which model; may be left out where only one is served.
     pub model: Option<String>,

@@ -65,6 +65,7 @@ pub(crate) fn routes<E: Generate>(app: Arc<App<E>>) -> Router {
         .route("/ready", get(api::health::ready::<E>))
         .route("/metrics", get(api::health::metrics::<E>))
         .route("/version", get(api::health::version))
+        .route("/openapi.json", get(api::document::serve::<E>))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(app)

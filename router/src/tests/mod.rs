@@ -1,6 +1,7 @@
 //! The API as a client meets it: requests over the whole app, answered by a scripted engine.
 
 mod answers;
+mod document;
 mod embeddings;
 mod errors;
 mod messages;

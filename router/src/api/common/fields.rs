@@ -3,8 +3,9 @@
 //! SDKs and other languages write `5.0` for an integer and a bare string for a list of one; nothing writes
 //! `"5"` for a number by intention.
 
-use std::{fmt, marker::PhantomData};
+use std::{borrow::Cow, fmt, marker::PhantomData};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer,
     de::{self, SeqAccess, Visitor, value::SeqAccessDeserializer},
@@ -228,6 +229,51 @@ impl<'de> Deserialize<'de> for PromptItem {
             integers!(PromptItem::Token);
         }
         deserializer.deserialize_any(Item)
+    }
+}
+
+// === impl JsonSchema ===
+
+/// Describes types whose shape is their own, in place.
+macro_rules! described {
+    ($($kind:ty: $schema:tt)*) => {$(
+        impl JsonSchema for $kind {
+            fn inline_schema() -> bool {
+                true
+            }
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($kind).into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!($schema)
+            }
+        }
+    )*};
+}
+
+described! {
+    Integer: {"type": "integer"}
+    Number: {"type": "number"}
+    Strings: {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    LogprobsField: {"type": ["boolean", "integer"]}
+    PromptField: {"anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}},
+        {"type": "array", "items": {"type": "integer"}},
+        {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}}
+    ]}
+}
+
+impl<T: JsonSchema> JsonSchema for TextOr<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        format!("TextOr{}", T::schema_name()).into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let part = generator.subschema_for::<T>();
+        json_schema!({"anyOf": [{"type": "string"}, {"type": "array", "items": part}]})
     }
 }
 

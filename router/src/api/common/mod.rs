@@ -6,7 +6,7 @@
 
 pub mod fields;
 pub(crate) mod generate;
-mod later;
+pub(crate) mod later;
 pub(crate) mod logprobs;
 pub mod messages;
 pub mod parameters;

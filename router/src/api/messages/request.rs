@@ -1,5 +1,6 @@
 //! What clients of Anthropic's API send, and as templates take it.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -13,7 +14,7 @@ use crate::{
 };
 
 /// A conversation to go on with.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct MessagesRequest {
     /// Which model.
     pub model: Option<String>,
@@ -54,7 +55,8 @@ pub struct MessagesRequest {
 }
 
 /// A conversation to count.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "CountTokensRequest")]
 pub struct CountRequest {
     /// Which model.
     pub model: Option<String>,
@@ -71,14 +73,14 @@ pub struct CountRequest {
 }
 
 /// Who asks, in the client's own terms.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Metadata {
     /// Accepted.
     pub user_id: Option<String>,
 }
 
 /// How a model reasons.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Thinking {
     /// `enabled` or `disabled`.
     pub r#type: Option<String>,
@@ -87,7 +89,8 @@ pub struct Thinking {
 }
 
 /// A message.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "AnthropicMessage")]
 pub struct Message {
     /// `user` or `assistant`.
     pub role: Option<Role>,
@@ -96,8 +99,9 @@ pub struct Message {
 }
 
 /// Who speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "AnthropicRole")]
 pub enum Role {
     /// The one who asks, or what a tool answered.
     User,
@@ -106,7 +110,8 @@ pub enum Role {
 }
 
 /// A part of what is said. Whatever an answer's blocks have is accepted back.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "ContentBlock")]
 pub struct Block {
     /// Which of the others count.
     pub r#type: Option<String>,

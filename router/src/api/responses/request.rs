@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -15,7 +16,7 @@ use crate::{
 };
 
 /// A response to make.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct ResponsesRequest {
     /// Which model.
     pub model: Option<String>,
@@ -82,14 +83,15 @@ pub struct ResponsesRequest {
 }
 
 /// How a stream is sent.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "ResponseStreamOptions")]
 pub struct StreamOptions {
     /// Accepted.
     pub include_obfuscation: Option<bool>,
 }
 
 /// The output's format.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct TextConfig {
     /// Text, or JSON.
     pub format: Option<Value>,
@@ -98,7 +100,7 @@ pub struct TextConfig {
 }
 
 /// How a model reasons.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Reasoning {
     /// How much.
     pub effort: Option<String>,
@@ -109,7 +111,7 @@ pub struct Reasoning {
 }
 
 /// An item of a conversation. Whatever a response's items have is accepted back.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Item {
     /// Which of the others count; `message` where it is left out.
     pub r#type: Option<String>,
@@ -138,7 +140,8 @@ pub struct Item {
 }
 
 /// A part of an item's content.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "ItemPart")]
 pub struct Part {
     /// `input_text`, `output_text`, `reasoning_text`, `refusal`.
     pub r#type: Option<String>,
