@@ -123,10 +123,15 @@ fn generation(stop: Vec<String>) -> Generation {
         stop,
         include_stop: true,
         ignore_eos: false,
-        echo: false,
+        min_tokens: 0,
+        echo: 0,
         logprobs: None,
-        sampling: Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0, seed: 1 },
+        sampling: Sampling { seed: 1, ..Sampling::default() },
         tenant: String::new(),
+        priority: 0,
+        session: None,
+        cache_salt: String::new(),
+        max_cached_tokens: None,
         traceparent: String::new(),
     }
 }

@@ -16,11 +16,12 @@ pub mod engine;
 mod fixture;
 pub mod generation;
 mod http;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod text;
 
 pub use self::{
-    http::{auth, error, peers, server},
+    http::{auth, error, limits, peers, server},
     text::{assembler, model, stop, template, tokenizer, vocabulary},
 };

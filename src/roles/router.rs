@@ -11,6 +11,7 @@ use volley_router::{
     auth::Keys,
     config::{Config, StopWord, UnknownFields},
     engine::{Engine, EngineConfig},
+    limits::Limits,
     peers::Peers,
     server,
 };
@@ -24,9 +25,10 @@ pub(crate) async fn run(args: RouterArgs, metrics: PrometheusHandle) -> Result<(
     let config = config(&args.api)?;
     let (listener, listening) = address::bind(&args.listen).await?;
     let membership = cluster(&args.cluster).await?;
-    let id = fresh_id("router");
     let mut parts = Parts::default();
-    start(&mut parts, &id, config, membership.clone(), Transport::default(), listener, metrics);
+    let engine = engine_config(&args.api);
+    let id = engine.router_id.clone();
+    start(&mut parts, (config, engine), membership.clone(), Transport::default(), listener, metrics);
     // The other routers find what this one keeps by its address.
     let address = address::advertised(args.advertise.as_deref(), listening, address::host_name);
     tracing::info!(id, address, "serving");
@@ -44,17 +46,15 @@ pub(crate) async fn run(args: RouterArgs, metrics: PrometheusHandle) -> Result<(
 /// Starts the HTTP server, and the links behind it, which are stopped after it.
 pub(super) fn start(
     parts: &mut Parts,
-    id: &str,
-    config: Config,
+    (config, engine): (Config, EngineConfig),
     membership: Arc<dyn Membership>,
     transport: Transport,
     listener: TcpListener,
     metrics: PrometheusHandle,
 ) -> Arc<Engine> {
     let links = CancellationToken::new();
-    let names = EngineConfig { router_id: id.to_owned(), ..EngineConfig::default() };
-    let peers = Peers::new(id, membership.members(Role::Router));
-    let engine = Arc::new(Engine::connect(names, membership.clone(), transport, links.clone()));
+    let peers = Peers::new(&engine.router_id, membership.members(Role::Router));
+    let engine = Arc::new(Engine::connect(engine, membership.clone(), transport, links.clone()));
     parts.start("HTTP server", |stop| server::serve(config, engine.clone(), peers, metrics, listener, stop));
     parts.start("links", |stop| async move {
         stop.cancelled().await;
@@ -71,6 +71,13 @@ pub(super) fn config(args: &ApiArgs) -> Result<Config, Error> {
         account: args.account.clone(),
         aliases: args.alias.clone(),
         keys: keys(args)?,
+        limits: Limits {
+            requests: args.limit_requests,
+            prompt_tokens: args.limit_prompt_tokens,
+            generated_tokens: args.limit_generated_tokens,
+        },
+        top_k_max: args.max_top_k,
+        top_logprobs_max: args.max_top_logprobs,
         stop_word: match args.stop_word {
             cli::StopWord::Include => StopWord::Include,
             cli::StopWord::Exclude => StopWord::Exclude,
@@ -84,6 +91,15 @@ pub(super) fn config(args: &ApiArgs) -> Result<Config, Error> {
         grace: Duration::from_secs(args.grace),
         ..Config::default()
     })
+}
+
+/// What the engine makes of them.
+pub(super) fn engine_config(args: &ApiArgs) -> EngineConfig {
+    EngineConfig {
+        router_id: fresh_id("router"),
+        move_deadline: Duration::from_secs(args.move_deadline),
+        ..EngineConfig::default()
+    }
 }
 
 fn keys(args: &ApiArgs) -> Result<Keys, Error> {

@@ -118,6 +118,7 @@ impl Document {
 
     fn operators(&mut self) {
         for (path, summary) in [
+            ("/", "What this server is"),
             ("/health", "The process runs"),
             ("/healthz", "The process runs"),
             ("/ready", "A request would be served now"),

@@ -128,6 +128,7 @@ pub(crate) async fn create<E: Generate>(
     }
     let prompt_tokens = inputs.iter().map(|tokens| tokens.len() as u64).sum();
 
+    caller.exchange.asks(&model.card.name, prompt_tokens);
     let embed = |(index, tokens)| {
         let (app, model, caller) = (&app, model.clone(), &caller);
         async move { app.embed(model, caller, tokens).await.map(|numbers| form.entry(index, numbers)) }
@@ -171,16 +172,24 @@ impl<E: Generate> App<E> {
             prompts: vec![Prompt { tokens }],
             n: 1,
             max_tokens: 0,
+            min_tokens: 0,
             stop: Vec::new(),
             include_stop: false,
             ignore_eos: false,
-            echo: false,
+            echo: 0,
             logprobs: None,
-            sampling: Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, seed: 0 },
+            sampling: Sampling::default(),
             tenant: caller.tenant.0.clone(),
+            priority: 0,
+            session: None,
+            cache_salt: String::new(),
+            // Cached positions have no final states to pool.
+            max_cached_tokens: Some(0),
             traceparent: caller.traceparent.clone(),
         };
-        let mut deltas = self.engine.start(model, generation).await?;
+        let prompt_tokens = generation.prompts.iter().map(|prompt| prompt.tokens.len() as u64).sum();
+        let deltas = self.engine.start(model, generation).await?;
+        let mut deltas = self.limiter.meter(&caller.tenant, prompt_tokens, deltas);
         let mut numbers = Vec::new();
         while let Some(batch) = deltas.try_next().await? {
             batch.into_iter().for_each(|delta| numbers.extend(delta.embedding));

@@ -106,7 +106,7 @@ impl<E: Generate> App<E> {
             return self.model(&name).await;
         }
         match self.engine.models().as_slice() {
-            [card] => Ok(self.engine.model(&card.name).await?),
+            [card] => self.model(&card.name).await,
             _ => Err(ApiError::missing("model")),
         }
     }

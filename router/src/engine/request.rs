@@ -5,7 +5,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Duration, Instant},
+};
 use volley_proto::v1::{
     self, Failure, FinishReason, Kind, Logprobs, ScoreRange, SequenceOutput, Submission, failure,
 };
@@ -35,6 +38,8 @@ pub(crate) struct Request {
     pub(crate) failure: Arc<OnceLock<StreamError>>,
     header: Submission,
     prompt: Arc<[u32]>,
+    /// The first prompt token that is echoed, if any is.
+    echo_from: usize,
     live: Mutex<Live>,
 }
 
@@ -42,7 +47,14 @@ struct Live {
     place: Place,
     /// Outputs of older attempts are dropped.
     attempt: u32,
+    /// Those that count: away from a scheduler that was lost, not from one that lost its workers.
     moves: u32,
+    /// Worker deaths that it was running at.
+    deaths: u32,
+    /// Since when it has been nowhere although it should be somewhere.
+    placeless: Option<Instant>,
+    /// How long it has been so before, since its last output.
+    waited: Duration,
     admitted: bool,
     cached_tokens: Option<u32>,
     choices: Vec<Choice>,
@@ -63,6 +75,8 @@ enum Place {
 struct Choice {
     assembler: Assembler,
     log: Vec<u32>,
+    /// The sampler's state after the log.
+    mirostat: Option<f32>,
     /// Outputs that came before the echo was complete.
     early: Vec<SequenceOutput>,
     /// The scheduler has ended it, or was told to.
@@ -104,7 +118,8 @@ impl Request {
     ) -> Self {
         let prompt: Arc<[u32]> = generation.prompts[index].tokens.as_slice().into();
         let stops = Stops::new(&generation.stop, model.tokenizer());
-        let header = header(&model, generation, &stops, prompt.len());
+        let echo_from = prompt.len().saturating_sub(generation.echo as usize);
+        let header = header(&model, generation, &stops, prompt.len(), echo_from);
         let rules = Arc::new(Rules {
             tokenizer: model.tokenizer().clone(),
             stops,
@@ -116,22 +131,26 @@ impl Request {
             .map(|choice| Choice {
                 assembler: Assembler::new(choice, rules.clone()),
                 log: Vec::new(),
+                mirostat: None,
                 early: Vec::new(),
                 over: false,
             })
             .collect();
-        let scores = header.score.map_or(0, |_| prompt.len() - 1);
-        let echo = generation.echo.then(|| Echo { scores, source: None, log: Vec::new() });
+        let scores = header.score.map_or(0, |range| prompt.len() - range.from as usize);
+        let echo = (generation.echo > 0).then(|| Echo { scores, source: None, log: Vec::new() });
         let live = Live {
             place: Place::Nowhere,
             attempt: 0,
             moves: 0,
+            deaths: 0,
+            placeless: None,
+            waited: Duration::ZERO,
             admitted: false,
             cached_tokens: None,
             choices,
             echo,
         };
-        Self { id, model, out, failure, header, prompt, live: Mutex::new(live) }
+        Self { id, model, out, failure, header, prompt, echo_from, live: Mutex::new(live) }
     }
 
     /// Whether there is anything to compute.
@@ -145,7 +164,7 @@ impl Request {
         let echo = live.echo.take();
         let finish = |choice: &mut Choice| {
             if echo.is_some() {
-                choice.assembler.echo(&self.prompt, self.model.card.bos_token, &[]);
+                choice.assembler.echo(&self.prompt, self.echo_from, self.model.card.bos_token, &[]);
             }
             choice.assembler.push(Step::default())
         };
@@ -162,8 +181,17 @@ impl Request {
         let placed = link.submit(order);
         if placed {
             live.place = Place::On(link.clone());
+            let waited = live.placeless.take().map_or(Duration::ZERO, |since| since.elapsed());
+            live.waited += waited;
         }
         placed
+    }
+
+    /// Until when it may go without a place, if it may for `bound` between two outputs.
+    pub(crate) fn deadline(&self, bound: Duration) -> Instant {
+        let mut live = self.live();
+        let since = *live.placeless.get_or_insert_with(Instant::now);
+        since + bound.saturating_sub(live.waited)
     }
 
     /// Takes an output of the scheduler and adds what it gives to `batch`.
@@ -176,12 +204,14 @@ impl Request {
         let link = link.clone();
         if let Some(failure) = output.failure {
             if failure.reason() == failure::Reason::NoWorker {
+                live.deaths = live.deaths.max(failure.deaths);
                 return Taken::Displaced;
             }
             live.place = Place::Ended;
             link.cancel(self.id, live.attempt, None);
             return Taken::Failed(start_error(failure));
         }
+        live.waited = Duration::ZERO;
         let first = !std::mem::replace(&mut live.admitted, true);
         live.cached_tokens = live.cached_tokens.or(output.cached_tokens);
         let choice = output.choice as usize;
@@ -235,7 +265,7 @@ impl Request {
         let log = live.echo.take().map_or_else(Vec::new, |echo| echo.log);
         let cached_tokens = live.cached_tokens;
         for choice in &mut live.choices {
-            choice.assembler.echo(&self.prompt, self.model.card.bos_token, &log);
+            choice.assembler.echo(&self.prompt, self.echo_from, self.model.card.bos_token, &log);
             for output in std::mem::take(&mut choice.early) {
                 batch.extend(choice.take(output, cached_tokens));
             }
@@ -246,13 +276,14 @@ impl Request {
         Ok(())
     }
 
-    /// Takes it off `link`, where it can't go on. `None` if it isn't there; else how often it has moved.
-    pub(crate) fn leave(&self, link: &Arc<Link>) -> Option<u32> {
+    /// Takes it off `link`, where it can't go on. `None` if it isn't there; else how many moves of it count,
+    /// this one if `counts`.
+    pub(crate) fn leave(&self, link: &Arc<Link>, counts: bool) -> Option<u32> {
         let mut live = self.live();
         if !matches!(&live.place, Place::On(at) if Arc::ptr_eq(at, link)) {
             return None;
         }
-        live.moves += 1;
+        live.moves += u32::from(counts);
         live.unplace();
         Some(live.moves)
     }
@@ -279,11 +310,16 @@ impl Request {
     fn order(&self, live: &Live) -> Order {
         let mut header = self.header.clone();
         let choices = live.choices.iter().zip(0..).filter(|(choice, _)| !choice.assembler.is_finished());
-        let choices = choices.map(|(choice, index)| v1::Choice { index, generated: choice.log.clone() });
+        let choices = choices.map(|(choice, index)| v1::Choice {
+            index,
+            generated: choice.log.clone(),
+            mirostat: choice.mirostat,
+        });
         // Scores are the same for all choices: one sequence is enough.
         let count = if header.kind() == Kind::Score { 1 } else { live.choices.len() };
         header.choices = choices.take(count).collect();
         header.score = header.score.filter(|_| live.echo.is_some());
+        header.deaths = live.deaths;
         Order { request: self.id, attempt: live.attempt, header, prompt: self.prompt.clone() }
     }
 
@@ -316,6 +352,7 @@ impl Choice {
             return None;
         }
         self.log.extend_from_slice(&output.tokens);
+        self.mirostat = output.mirostat.or(self.mirostat);
         let end = match output.finish() {
             FinishReason::Unspecified => None,
             FinishReason::Stop => Some(Reason::Stop),
@@ -327,11 +364,18 @@ impl Choice {
     }
 }
 
-fn header(model: &Model, generation: &Generation, stops: &Stops, prompt_tokens: usize) -> Submission {
+fn header(
+    model: &Model,
+    generation: &Generation,
+    stops: &Stops,
+    prompt_tokens: usize,
+    echo_from: usize,
+) -> Submission {
     let card = &model.card;
     let end_tokens = if generation.ignore_eos { &[] } else { card.stop_tokens.as_slice() };
-    let alternatives = generation.logprobs.filter(|_| generation.echo && prompt_tokens > 1);
-    let sampling = generation.sampling;
+    // The prompt's first token has no log-probability.
+    let from = echo_from.max(1);
+    let alternatives = generation.logprobs.filter(|_| generation.echo > 0 && from < prompt_tokens);
     Submission {
         request_id: generation.id.clone(),
         model_hash: card.hash.clone(),
@@ -341,25 +385,44 @@ fn header(model: &Model, generation: &Generation, stops: &Stops, prompt_tokens: 
             Task::Generate => Kind::Generate,
         }
         .into(),
-        sampling: Some(v1::Sampling {
-            temperature: sampling.temperature,
-            top_p: (sampling.top_p < 1.0).then_some(sampling.top_p),
-            top_k: (sampling.top_k > 0).then_some(sampling.top_k),
-            min_p: (sampling.min_p > 0.0).then_some(sampling.min_p),
-            seed: sampling.seed,
-            logprobs: generation.logprobs,
-        }),
+        sampling: Some(sampling(generation)),
         max_tokens: generation.max_tokens,
+        min_tokens: generation.min_tokens,
         stop_tokens: end_tokens.iter().chain(stops.tokens()).copied().collect(),
-        score: alternatives.map(|alternatives| ScoreRange { from: 1, alternatives }),
+        score: alternatives.map(|alternatives| ScoreRange { from: from as u32, alternatives }),
         tenant: generation.tenant.clone(),
+        priority: generation.priority,
+        session: generation.session,
+        cache_salt: generation.cache_salt.clone(),
+        max_cached_tokens: generation.max_cached_tokens,
         traceparent: generation.traceparent.clone(),
         ..Submission::default()
     }
 }
 
+fn sampling(generation: &Generation) -> v1::Sampling {
+    let sampling = &generation.sampling;
+    let (bias_tokens, bias_values) = sampling.bias.iter().copied().unzip();
+    v1::Sampling {
+        temperature: sampling.temperature,
+        top_p: (sampling.top_p < 1.0).then_some(sampling.top_p),
+        top_k: (sampling.top_k > 0).then_some(sampling.top_k),
+        min_p: (sampling.min_p > 0.0).then_some(sampling.min_p),
+        typical_p: (sampling.typical_p < 1.0).then_some(sampling.typical_p),
+        frequency_penalty: sampling.frequency_penalty,
+        presence_penalty: sampling.presence_penalty,
+        repetition_penalty: (sampling.repetition_penalty != 1.0).then_some(sampling.repetition_penalty),
+        bias_tokens,
+        bias_values,
+        mirostat_target: sampling.mirostat.map(|mirostat| mirostat.target),
+        mirostat_rate: sampling.mirostat.map(|mirostat| mirostat.rate),
+        seed: sampling.seed,
+        logprobs: generation.logprobs,
+    }
+}
+
 fn start_error(failure: Failure) -> StartError {
-    let retry_after = std::time::Duration::from_millis(failure.retry_after_ms.unwrap_or(1000));
+    let retry_after = Duration::from_millis(failure.retry_after_ms.unwrap_or(1000));
     let reason = failure.reason();
     let message = failure.message;
     match reason {

@@ -11,6 +11,9 @@ use serde::Serialize;
 
 use crate::engine::{ModelError, StartError, StreamError, TextError};
 
+/// How much of a model's name an error repeats.
+const NAME_SHOWN: usize = 128;
+
 /// Why a request was not, or not completely, answered.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ApiError {
@@ -27,9 +30,9 @@ pub enum ApiError {
     /// The client must present a good key: 401.
     #[error("{0}")]
     Unauthorized(&'static str),
-    /// The client must name another model: 404. Fireworks' SDK looks for this very sentence.
-    #[error("Model not found, inaccessible, and/or not deployed")]
-    ModelNotFound,
+    /// The client must name another model: 404. Fireworks' SDK looks for the first sentence as it is.
+    #[error("Model not found, inaccessible, and/or not deployed: {0}. GET /v1/models lists what is served.")]
+    ModelNotFound(String),
     /// What the request refers to is not there (any more): 404.
     #[error("{message}")]
     NotFound {
@@ -56,6 +59,16 @@ pub enum ApiError {
     /// The client must send JSON: 415.
     #[error("Unsupported media type: {0}")]
     UnsupportedMediaType(String),
+    /// The client's key has used up its rate: 429.
+    #[error("Rate limit reached: {limit} {kind} per minute. Try again in {} s", .retry_after.as_secs())]
+    RateLimited {
+        /// Of what.
+        kind: &'static str,
+        /// How many a minute.
+        limit: u32,
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// A bound was reached; later is better: 503.
     #[error("The service is overloaded: {message}")]
     Overloaded {
@@ -64,10 +77,8 @@ pub enum ApiError {
         /// When to try again.
         retry_after: Duration,
     },
-    /// The model is known, but nothing serves it yet: 503, in Fireworks' words.
-    #[error(
-        "Deployment is currently scaled to zero and is scaling up. Please retry your request in a few minutes."
-    )]
+    /// The model is known, but nothing serves it: 503, with Fireworks' code for it.
+    #[error("No worker serves this model now. Please retry your request in a moment.")]
     Loading {
         /// When to try again.
         retry_after: Duration,
@@ -165,6 +176,15 @@ impl ApiError {
         Self::Invalid { code, param: None, message: message.into() }
     }
 
+    /// Why the model that a request names can't be had.
+    pub(crate) fn model(error: ModelError, requested: &str) -> Self {
+        match error {
+            ModelError::NotFound => Self::ModelNotFound(requested.chars().take(NAME_SHOWN).collect()),
+            ModelError::NotReady { retry_after } => Self::Loading { retry_after },
+            ModelError::Invalid(reason) => Self::Internal(reason),
+        }
+    }
+
     /// A text fault, blamed on the field that the text came from.
     pub(crate) fn text(error: TextError, param: &str) -> Self {
         match error {
@@ -187,13 +207,16 @@ impl ApiError {
         match self {
             Self::Invalid { code, .. } => (StatusCode::BAD_REQUEST, REQUEST, code),
             Self::Unauthorized(_) => (StatusCode::UNAUTHORIZED, "error", "UNAUTHORIZED"),
-            Self::ModelNotFound | Self::PathNotFound(_) => (StatusCode::NOT_FOUND, "error", "NOT_FOUND"),
+            Self::ModelNotFound(_) | Self::PathNotFound(_) => (StatusCode::NOT_FOUND, "error", "NOT_FOUND"),
             Self::NotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, "not_found"),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, "method_not_allowed"),
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, REQUEST, "request_timeout"),
             Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, "payload_too_large"),
             Self::UnsupportedMediaType(_) => {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, REQUEST, "unsupported_media_type")
+            }
+            Self::RateLimited { .. } => {
+                (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded")
             }
             Self::Overloaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "error", "OVERLOADED"),
             Self::Loading { .. } => (StatusCode::SERVICE_UNAVAILABLE, "error", "DEPLOYMENT_SCALING_UP"),
@@ -206,7 +229,7 @@ impl ApiError {
     fn param(&self) -> Option<&str> {
         match self {
             Self::Invalid { param, .. } => param.as_deref(),
-            Self::ModelNotFound => Some("model"),
+            Self::ModelNotFound(_) => Some("model"),
             Self::NotFound { param, .. } => Some(param),
             _ => None,
         }
@@ -214,7 +237,8 @@ impl ApiError {
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Overloaded { retry_after, .. }
+            Self::RateLimited { retry_after, .. }
+            | Self::Overloaded { retry_after, .. }
             | Self::Loading { retry_after }
             | Self::Unavailable { retry_after, .. } => Some(*retry_after),
             _ => None,
@@ -261,6 +285,10 @@ impl ApiError {
         if matches!(self, Self::BodyTimeout) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        // SDKs would try a 5xx again, and these end the same way.
+        if matches!(self, Self::Deadline | Self::Internal(_)) {
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
         if let Some(after) = self.retry_after() {
             // Clients obey 1 to 60 s; beyond, some fall back to hammering.
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().clamp(1, 60)));
@@ -275,16 +303,6 @@ impl IntoResponse for ApiError {
         let mut response = self.status().into_response();
         response.extensions_mut().insert(Arc::new(self));
         response
-    }
-}
-
-impl From<ModelError> for ApiError {
-    fn from(error: ModelError) -> Self {
-        match error {
-            ModelError::NotFound => Self::ModelNotFound,
-            ModelError::NotReady { retry_after } => Self::Loading { retry_after },
-            ModelError::Invalid(reason) => Self::Internal(reason),
-        }
     }
 }
 

@@ -27,7 +27,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{edge, peers::Peers, stall::StallGuard};
+use super::{edge, limits::Limiter, peers::Peers, stall::StallGuard};
 use crate::{
     api::{App, responses::Store},
     config::Config,
@@ -67,10 +67,12 @@ pub async fn serve<E: Generate>(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    crate::telemetry::describe();
     listener.local_addr().map_err(Error::Listener)?;
     let (grace, closing) = (config.grace, CancellationToken::new());
     let app = Arc::new(App {
         responses: Arc::new(Store::new(config.responses_bytes, config.responses_age)),
+        limiter: Limiter::new(config.limits),
         config,
         engine,
         peers,

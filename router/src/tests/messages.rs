@@ -173,7 +173,7 @@ async fn errors_have_anthropics_envelope_wherever_they_come_from() {
         (json!({"stop_sequences": [""]}), 400, "invalid_request_error", "stop_sequences"),
         (json!({"bogus": 1}), 400, "invalid_request_error", "Extra inputs are not permitted, field: 'bogus'"),
         (json!({"model": "none"}), 404, "not_found_error", "Model not found"),
-        (json!({"model": "loading"}), 503, "overloaded_error", "scaling up"),
+        (json!({"model": "loading"}), 503, "overloaded_error", "retry"),
     ] {
         let (got, r#type, said) = error(&ask(&client, fields.clone()).await);
         assert_eq!((got, r#type.as_str()), (status, kind), "{fields}: {said}");

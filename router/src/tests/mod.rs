@@ -4,7 +4,9 @@ mod answers;
 mod document;
 mod embeddings;
 mod errors;
+mod limits;
 mod messages;
+mod parameters;
 mod responses;
 mod served;
 mod streams;
@@ -35,7 +37,7 @@ use crate::{
     engine::{Deltas, Generate, Model, ModelError, StartError, StreamError},
     fixture,
     generation::{Delta, Finish, Generation, Reason, Token},
-    http::{edge, peers::Peers},
+    http::{edge, limits::Limiter, peers::Peers},
 };
 
 /// What the engine does next for a generation.
@@ -201,7 +203,7 @@ pub(super) fn done(choice: u32, text: &str, reason: Reason, completion_tokens: u
 /// A token with one alternative, of id 9.
 pub(super) fn token(id: u32, bytes: &[u8], text_offset: u32, logprob: Option<f32>) -> Token {
     let top = logprob.map(|logprob| (9, b"z".to_vec(), logprob - 1.0));
-    Token { id, bytes: bytes.to_vec(), text_offset, logprob, top: top.into_iter().collect() }
+    Token { id, bytes: bytes.to_vec(), text_offset, echoed: false, logprob, top: top.into_iter().collect() }
 }
 
 // === impl Client ===
@@ -216,6 +218,7 @@ impl Client {
         let app = App {
             responses: Arc::new(Store::new(config.responses_bytes, config.responses_age)),
             peers: Peers::alone(),
+            limiter: Limiter::new(config.limits),
             config,
             engine: engine.clone(),
             metrics: PrometheusBuilder::new().build_recorder().handle(),

@@ -51,6 +51,8 @@ pub struct Sequence {
     pub tokens: Vec<TokenId>,
     /// Of these, the prompt.
     pub prompt_tokens: TokenCount,
+    /// The sampler's state after them, where it has one that they don't tell.
+    pub mirostat: Option<f32>,
     /// Prompt positions whose log-probabilities have been reported.
     pub scored: TokenCount,
     /// Whether anything has been reported.
@@ -94,6 +96,7 @@ impl Sequence {
             moved: tokens.len() > prompt_tokens,
             tokens,
             prompt_tokens,
+            mirostat: None,
             scored: 0,
             reported: false,
             deaths: 0,
@@ -195,5 +198,5 @@ impl Output {
 
 /// A failure without a hint when to try again.
 pub fn failure(reason: Reason, message: impl Into<String>) -> v1::Failure {
-    v1::Failure { reason: reason.into(), message: message.into(), retry_after_ms: None }
+    v1::Failure { reason: reason.into(), message: message.into(), ..Default::default() }
 }

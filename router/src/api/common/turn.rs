@@ -8,7 +8,7 @@ use crate::{
     api::App,
     engine::{ChatOptions, Deltas, Generate, Model},
     generation::Finish,
-    http::error::ApiError,
+    http::{error::ApiError, exchange::Exchange},
 };
 
 /// A conversation to go on with.
@@ -47,12 +47,17 @@ pub(crate) async fn tokens(model: &Model, messages: Vec<Value>, param: &str) -> 
 }
 
 /// Waits for all of the one answer.
-pub(crate) async fn whole(mut deltas: Deltas, tally: &mut Tally) -> Result<Whole, ApiError> {
+pub(crate) async fn whole(
+    mut deltas: Deltas,
+    tally: &mut Tally,
+    exchange: &Exchange,
+) -> Result<Whole, ApiError> {
     let mut text = String::new();
     while let Some(batch) = deltas.try_next().await? {
         for delta in batch {
             text.push_str(&delta.text);
             if let Some(finish) = delta.finish {
+                exchange.generated(finish.completion_tokens.into());
                 tally.finish(0, finish);
                 tally.record();
                 return Ok(Whole { text, finish });

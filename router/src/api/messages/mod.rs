@@ -54,7 +54,7 @@ pub(crate) async fn create<E: Generate>(
         let events = Events::new(head, tally.clone());
         EventStream::new(events, deltas, app.closing.clone(), caller.exchange).into_response()
     } else {
-        let whole = turn::whole(deltas, &mut tally).await?;
+        let whole = turn::whole(deltas, &mut tally, &caller.exchange).await?;
         generate::complete(head.message(&whole, &tally), &tally, first_token, caller.exchange.elapsed())
     };
     generate::tell(response.headers_mut(), &tally, options);

@@ -172,7 +172,7 @@ impl<E: Generate> App<E> {
             let events = Events::new(object, tally.clone(), keeping, running);
             EventStream::new(events, deltas, self.closing.clone(), caller.exchange).into_response()
         } else {
-            let whole = turn::whole(deltas, &mut tally).await?;
+            let whole = turn::whole(deltas, &mut tally, &caller.exchange).await?;
             object.finish(whole.finish, &tally);
             keeping.say(&whole.text);
             object.say(item_id("msg_"), whole.text);

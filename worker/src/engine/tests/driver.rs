@@ -49,6 +49,8 @@ pub(super) struct Request {
 pub(super) struct Output {
     pub(super) tokens: Vec<u32>,
     pub(super) logprobs: Vec<Logprobs>,
+    /// The sampler's state after each token, where it has one.
+    pub(super) mirostat: Vec<f32>,
     pub(super) scored: Vec<Logprobs>,
     pub(super) embedding: Vec<f32>,
 }
@@ -127,6 +129,7 @@ impl Driver {
                     let output = &mut outputs[owners[&slot.slot]];
                     output.tokens.extend(slot.tokens);
                     output.logprobs.extend(slot.logprobs);
+                    output.mirostat.extend(slot.mirostat);
                     output.scored.extend(slot.scored);
                     output.embedding.extend(slot.embedding);
                 }
