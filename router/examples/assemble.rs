@@ -62,7 +62,8 @@ fn words(step: usize) -> u32 {
 fn assembler_alone(stop: &[String]) -> f64 {
     let tokenizer = Arc::new(Tokenizer::from_json(&fixture::byte_level(&[])).unwrap());
     let stops = Stops::new(stop, &tokenizer);
-    let rules = Arc::new(Rules { tokenizer, stops, include_stop: true, max_tokens: u32::MAX });
+    let rules =
+        Arc::new(Rules { tokenizer, stops, include_stop: true, shown: Vec::new(), max_tokens: u32::MAX });
     let mut choices: Vec<_> = (0..STREAMS as u32).map(|i| Assembler::new(i, rules.clone())).collect();
     let started = Instant::now();
     for step in 0..STEPS {
@@ -126,6 +127,8 @@ fn generation(stop: Vec<String>) -> Generation {
         min_tokens: 0,
         echo: 0,
         logprobs: None,
+        grammar: None,
+        shown: Vec::new(),
         sampling: Sampling { seed: 1, ..Sampling::default() },
         tenant: String::new(),
         priority: 0,

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::http::{auth::Keys, limits::Limits};
+use crate::{
+    http::{auth::Keys, limits::Limits},
+    text::output::Format,
+};
 
 /// Everything that the HTTP side can be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +38,8 @@ pub struct Config {
     pub responses_bytes: usize,
     /// How long a response is kept.
     pub responses_age: Duration,
+    /// How models write tool calls; none: as each one's template tells.
+    pub tool_format: Option<Format>,
     /// How long running requests may go on after a shutdown began.
     pub grace: Duration,
 }
@@ -85,6 +90,7 @@ impl Default for Config {
             completion_max_tokens: 16,
             responses_bytes: 64 << 20,
             responses_age: Duration::from_secs(3600),
+            tool_format: None,
             grace: Duration::from_secs(30),
         }
     }

@@ -178,6 +178,8 @@ impl<E: Generate> App<E> {
             ignore_eos: false,
             echo: 0,
             logprobs: None,
+            grammar: None,
+            shown: Vec::new(),
             sampling: Sampling::default(),
             tenant: caller.tenant.0.clone(),
             priority: 0,

@@ -275,11 +275,8 @@ impl Shared {
             self.send(&request, deltas, finished);
         }
         match end {
-            // One that has said that it serves the model no more is not lost. One that still lists it contradicts
-            // itself: what it sends back counts, so that this ends.
-            Some(Taken::Displaced) => {
-                return self.displace(&request, link, link.serves(&request.model.card.hash));
-            }
+            // One that took it for a model that it doesn't have contradicts itself: that counts, so that it ends.
+            Some(Taken::Displaced { unannounced }) => return self.displace(&request, link, unannounced),
             Some(Taken::Failed(error)) => self.fail(&request, error),
             Some(Taken::Finished | Taken::Running { .. }) | None => {}
         }

@@ -53,6 +53,8 @@ struct Live {
     deaths: u32,
     /// Since when it has been nowhere although it should be somewhere.
     placeless: Option<Instant>,
+    /// What its scheduler had said of its models when it was given this: [`Link::lists`].
+    lists: u64,
     /// How long it has been so before, since its last output.
     waited: Duration,
     admitted: bool,
@@ -98,8 +100,9 @@ pub(crate) enum Taken {
     Running { admitted: bool },
     /// Every choice has finished.
     Finished,
-    /// The scheduler has no worker for it: another may.
-    Displaced,
+    /// The scheduler has no worker for it: another may. `unannounced`: it hasn't said meanwhile that its models
+    /// changed.
+    Displaced { unannounced: bool },
     /// It can't go on.
     Failed(StartError),
 }
@@ -124,6 +127,7 @@ impl Request {
             tokenizer: model.tokenizer().clone(),
             stops,
             include_stop: generation.include_stop,
+            shown: generation.shown.clone(),
             max_tokens: generation.max_tokens,
         });
         let first = index as u32 * generation.n;
@@ -144,6 +148,7 @@ impl Request {
             moves: 0,
             deaths: 0,
             placeless: None,
+            lists: 0,
             waited: Duration::ZERO,
             admitted: false,
             cached_tokens: None,
@@ -177,10 +182,10 @@ impl Request {
         if !matches!(live.place, Place::Nowhere) {
             return true;
         }
-        let order = self.order(&live);
+        let (order, lists) = (self.order(&live), link.lists());
         let placed = link.submit(order);
         if placed {
-            live.place = Place::On(link.clone());
+            (live.place, live.lists) = (Place::On(link.clone()), lists);
             let waited = live.placeless.take().map_or(Duration::ZERO, |since| since.elapsed());
             live.waited += waited;
         }
@@ -205,7 +210,7 @@ impl Request {
         if let Some(failure) = output.failure {
             if failure.reason() == failure::Reason::NoWorker {
                 live.deaths = live.deaths.max(failure.deaths);
-                return Taken::Displaced;
+                return Taken::Displaced { unannounced: link.lists() == live.lists };
             }
             live.place = Place::Ended;
             link.cancel(self.id, live.attempt, None);
@@ -396,6 +401,7 @@ fn header(
         cache_salt: generation.cache_salt.clone(),
         max_cached_tokens: generation.max_cached_tokens,
         traceparent: generation.traceparent.clone(),
+        grammar: generation.grammar.as_ref().map(|grammar| grammar.text().to_owned()),
         ..Submission::default()
     }
 }

@@ -117,10 +117,11 @@ pub(crate) async fn serve(routes: Router, request: Request) -> Result<Response, 
     if let Some(error) = response.extensions().get::<Arc<ApiError>>() {
         let style = if route == "/messages" { Style::Anthropic } else { Style::OpenAi };
         let mut rendered = error.respond(&exchange.id, style);
-        // What the route said beside the error: `Allow`, the rates.
-        for (name, value) in response.headers() {
-            rendered.headers_mut().entry(name).or_insert_with(|| value.clone());
-        }
+        // What the route said beside the error; its length was that of an empty body.
+        let said = response.headers().iter();
+        let kept =
+            said.filter(|(name, _)| *name == header::ALLOW || name.as_str().starts_with("x-ratelimit-"));
+        rendered.headers_mut().extend(kept.map(|(name, value)| (name.clone(), value.clone())));
         response = rendered;
     }
     finish_headers(response.headers_mut(), &exchange, origin);

@@ -11,6 +11,7 @@ mod responses;
 mod served;
 mod streams;
 mod tokenizing;
+mod tools;
 
 use std::{
     collections::VecDeque,
@@ -214,7 +215,17 @@ impl Client {
     }
 
     pub(super) fn with(config: Config) -> Self {
-        let (engine, closing) = (Arc::new(Scripted::new()), CancellationToken::new());
+        Self::over(Scripted::new(), config)
+    }
+
+    /// Serves these models in place of the usual ones.
+    pub(super) fn serving(models: Vec<Model>, config: Config) -> Self {
+        let models = models.into_iter().map(Arc::new).collect();
+        Self::over(Scripted { models, ..Scripted::new() }, config)
+    }
+
+    fn over(engine: Scripted, config: Config) -> Self {
+        let (engine, closing) = (Arc::new(engine), CancellationToken::new());
         let app = App {
             responses: Arc::new(Store::new(config.responses_bytes, config.responses_age)),
             peers: Peers::alone(),

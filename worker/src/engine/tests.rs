@@ -6,4 +6,5 @@ mod claims;
 mod driver;
 mod embeddings;
 mod exactness;
+mod guided;
 mod plans;
