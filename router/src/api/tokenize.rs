@@ -16,6 +16,7 @@ use super::{
         generate::Caller,
         messages::{self, Message},
         parse, prompts,
+        tools::{ToolField, ToolFields, Tools},
     },
 };
 use crate::{
@@ -32,6 +33,8 @@ pub struct TokenizeRequest {
     pub prompt: Option<String>,
     /// A conversation, in place of `prompt`.
     pub messages: Option<Vec<Message>>,
+    /// Functions that the conversation's model may call.
+    pub tools: Option<Vec<ToolField>>,
     /// Whether the BOS token comes first where the model wants it. By default as the endpoints do: for a text, not for
     /// a conversation, whose template brings its own.
     pub add_special_tokens: Option<bool>,
@@ -130,7 +133,8 @@ impl TokenizeRequest {
             (None, Some(messages)) => {
                 let messages = messages::check(messages)?;
                 let add_generation_prompt = self.add_generation_prompt.unwrap_or(true);
-                let options = ChatOptions { add_generation_prompt, ..ChatOptions::default() };
+                let tools = Tools::check(ToolFields { tools: self.tools, ..ToolFields::default() })?.told();
+                let options = ChatOptions { add_generation_prompt, tools, ..ChatOptions::default() };
                 let failed = |error| ApiError::text(error, "messages");
                 let rendered = model.render_chat(messages, options).await.map_err(failed)?;
                 let mut tokens = model.encode_chat(rendered).await.map_err(failed)?;

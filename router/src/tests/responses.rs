@@ -225,8 +225,10 @@ async fn what_cannot_be_served_is_refused_by_its_field() {
         (json!({"background": true}), 400, "background"),
         (json!({"conversation": "c"}), 400, "conversation"),
         (json!({"prompt": {"id": "p"}}), 400, "prompt"),
-        (json!({"tools": [{"type": "web_search"}]}), 400, "tools"),
-        (json!({"text": {"format": {"type": "json_object"}}}), 400, "text.format"),
+        (json!({"tools": [{"type": "web_search"}]}), 400, "tools[0].type"),
+        (json!({"tools": [{"type": "function", "name": "a b"}]}), 400, "tools[0].function.name"),
+        (json!({"tool_choice": "required"}), 400, "tool_choice"),
+        (json!({"text": {"format": {"type": "yaml"}}}), 400, "response_format.type"),
         (json!({"bogus": 1}), 400, "bogus"),
         (json!({"previous_response_id": "resp_x"}), 404, "previous_response_id"), // 97
     ] {

@@ -5,6 +5,7 @@
 //!  answer ◀─ reply (logprobs, usage, extras) ◀─ listen: reasoning, content, calls ◀────────────────────────┘
 //! ```
 
+pub(crate) mod conversation;
 pub(crate) mod extras;
 pub mod fields;
 pub mod format;
@@ -21,5 +22,6 @@ mod ranking;
 pub mod reasoning;
 pub(crate) mod reply;
 pub(crate) mod sampling;
+pub mod tools;
 pub(crate) mod turn;
 pub(crate) mod usage;

@@ -21,13 +21,14 @@ pub use self::request::{CountRequest, MessagesRequest};
 use super::{
     App,
     common::{
+        conversation::Conversation,
         generate::{self, Begun, Caller},
         parse,
-        turn::{self, Turn},
+        turn::{self, Limit, Turn},
     },
 };
 use crate::{
-    engine::Generate,
+    engine::{ChatOptions, Generate},
     http::{body, error::ApiError, sse::EventStream},
 };
 
@@ -45,16 +46,19 @@ pub(crate) async fn create<E: Generate>(
     let mut request: MessagesRequest = parse::only(body, app.config.unknown_fields).await?;
     let settings = request.parameters()?.check(&app.config)?;
     let streamed = request.stream.unwrap_or(false);
+    let tools = request.tools()?;
     let messages = request.conversation().template()?;
     let id = format!("msg_{}", uuid::Uuid::new_v4().simple());
     let head = Head { id: id.clone(), model: settings.model.clone(), stops: settings.stop.clone() };
-    let ask = app.ask(Turn { settings, messages, param: "messages" }).await?;
+    let turn = Turn { settings, messages, tools, safe: true, limit: Limit::None, param: "messages" };
+    let ask = app.ask(turn).await?;
+    let hearing = ask.hearing.clone();
     let Begun { deltas, mut tally, first_token, options } = app.begin(&caller, ask, id).await?;
     let mut response = if streamed {
-        let events = Events::new(head, tally.clone());
+        let events = Events::new(head, tally.clone(), &hearing);
         EventStream::new(events, deltas, app.closing.clone(), caller.exchange).into_response()
     } else {
-        let whole = turn::whole(deltas, &mut tally, &caller.exchange).await?;
+        let whole = turn::whole(deltas, &hearing, &mut tally, &caller.exchange).await?;
         generate::complete(head.message(&whole, &tally), &tally, first_token, caller.exchange.elapsed())
     };
     generate::tell(response.headers_mut(), &tally, options);
@@ -69,7 +73,10 @@ pub(crate) async fn count_tokens<E: Generate>(
     let mut request: CountRequest = parse::only(body, app.config.unknown_fields).await?;
     let name = request.model.take().filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| ApiError::missing("model"))?;
+    let options = ChatOptions { tools: request.tools()?.told(), ..ChatOptions::default() };
     let messages = request.conversation().template()?;
     let model = app.model(&name).await?;
-    Ok(Json(Count { input_tokens: turn::tokens(&model, messages, "messages").await?.len() }))
+    let prompt = Conversation { model: &model, messages, options }.all().await;
+    let prompt = prompt.map_err(|error| ApiError::text(error, "messages"))?;
+    Ok(Json(Count { input_tokens: prompt.tokens.len() }))
 }

@@ -7,8 +7,11 @@ use serde_json::{Value, json};
 use crate::{
     api::common::{
         fields::{Integer, Number, Strings, TextOr},
+        format::ResponseFormat,
         messages::Accepted,
         parameters::Parameters,
+        reasoning::{ThinkingField, ThinkingType},
+        tools::{FunctionField, ToolField, ToolFields, Tools},
     },
     http::error::ApiError,
 };
@@ -39,19 +42,19 @@ pub struct MessagesRequest {
     /// Accepted.
     pub service_tier: Option<String>,
     /// Functions that the model may call.
-    pub tools: Option<Vec<Value>>,
+    pub tools: Option<Vec<ToolDefinition>>,
     /// Whether it may or must call some.
-    pub tool_choice: Option<Value>,
+    pub tool_choice: Option<ToolChoice>,
     /// How it reasons.
     pub thinking: Option<Thinking>,
+    /// The answer's format, and how much to reason for it.
+    pub output_config: Option<OutputConfig>,
     /// Not supported.
     pub container: Option<Value>,
     /// Not supported.
     pub context_management: Option<Value>,
     /// Not supported.
     pub mcp_servers: Option<Vec<Value>>,
-    /// Not supported.
-    pub output_config: Option<Value>,
 }
 
 /// A conversation to count.
@@ -65,9 +68,9 @@ pub struct CountRequest {
     /// Instructions.
     pub system: Option<TextOr<Block>>,
     /// Functions that the model may call.
-    pub tools: Option<Vec<Value>>,
-    /// Without effect on the count.
-    pub tool_choice: Option<Accepted>,
+    pub tools: Option<Vec<ToolDefinition>>,
+    /// Whether it may or must call some.
+    pub tool_choice: Option<ToolChoice>,
     /// Without effect on the count.
     pub thinking: Option<Accepted>,
 }
@@ -82,10 +85,59 @@ pub struct Metadata {
 /// How a model reasons.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct Thinking {
-    /// `enabled` or `disabled`.
+    /// `enabled`, `disabled`, or `adaptive`: as the model does by itself.
     pub r#type: Option<String>,
     /// Tokens.
     pub budget_tokens: Option<Integer>,
+    /// Accepted.
+    pub display: Option<Accepted>,
+}
+
+/// A function that the model may call.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct ToolDefinition {
+    /// `custom`, or nothing: the server has no tools of its own.
+    pub r#type: Option<String>,
+    /// Letters, digits, `_` and `-`, at most 64.
+    pub name: Option<String>,
+    /// What it does.
+    pub description: Option<String>,
+    /// A JSON schema of its arguments, an object.
+    pub input_schema: Option<Value>,
+    /// Accepted: forced calls are always valid.
+    pub strict: Option<bool>,
+    /// Accepted.
+    pub cache_control: Option<Accepted>,
+}
+
+/// Whether the model may or must call a function.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "AnthropicToolChoice")]
+pub struct ToolChoice {
+    /// `auto`, `any`, `tool`, `none`.
+    pub r#type: Option<String>,
+    /// Of `tool`: which.
+    pub name: Option<String>,
+    /// Whether it calls one function at most.
+    pub disable_parallel_tool_use: Option<bool>,
+}
+
+/// The answer's format, and how much to reason for it.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct OutputConfig {
+    /// `{type: "json_schema", schema}`.
+    pub format: Option<OutputFormat>,
+    /// `low`, `medium`, `high`, `max`.
+    pub effort: Option<String>,
+}
+
+/// The answer's format.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct OutputFormat {
+    /// `json_schema`.
+    pub r#type: Option<String>,
+    /// A JSON schema.
+    pub schema: Option<Value>,
 }
 
 /// A message.
@@ -153,7 +205,6 @@ pub struct Block {
 pub(super) struct Conversation {
     messages: Option<Vec<Message>>,
     system: Option<TextOr<Block>>,
-    tools: Option<Vec<Value>>,
 }
 
 /// A message in the making: blocks of one message may become several.
@@ -190,20 +241,19 @@ impl MessagesRequest {
             stop: stops.map(Strings),
             include_stop_str_in_output: Some(false),
             user: self.metadata.take().and_then(|metadata| metadata.user_id),
+            thinking: self.thinking()?,
+            reasoning_effort: self.effort(),
+            response_format: self.format(),
             ..Parameters::default()
         })
     }
 
     fn refuse(&self) -> Result<(), ApiError> {
-        let disabled = |thinking: &Thinking| thinking.r#type.as_deref() == Some("disabled");
         let empty = |list: &Option<Vec<Value>>| list.as_ref().is_none_or(Vec::is_empty);
         for (name, harmless) in [
-            ("thinking", self.thinking.as_ref().is_none_or(disabled)),
             ("container", self.container.is_none()),
             ("context_management", self.context_management.is_none()),
             ("mcp_servers", empty(&self.mcp_servers)),
-            ("output_config", self.output_config.is_none()),
-            ("tool_choice", self.tool_choice.is_none()),
         ] {
             if !harmless {
                 return Err(ApiError::unsupported(name));
@@ -212,14 +262,99 @@ impl MessagesRequest {
         Ok(())
     }
 
+    fn thinking(&self) -> Result<Option<ThinkingField>, ApiError> {
+        let Some(thinking) = &self.thinking else { return Ok(None) };
+        let r#type = match thinking.r#type.as_deref() {
+            Some("enabled") => ThinkingType::Enabled,
+            Some("disabled") => ThinkingType::Disabled,
+            Some("adaptive") => return Ok(None),
+            None => return Err(ApiError::missing("thinking.type")),
+            Some(_) => {
+                let message = "thinking.type must be enabled, disabled or adaptive";
+                return Err(ApiError::value("thinking.type", message));
+            }
+        };
+        Ok(Some(ThinkingField { r#type, budget_tokens: thinking.budget_tokens }))
+    }
+
+    /// How much to reason; what `thinking` says goes before it.
+    fn effort(&self) -> Option<Value> {
+        let thinking = self.thinking.as_ref().and_then(|thinking| thinking.r#type.as_deref());
+        let effort = self.output_config.as_ref().and_then(|config| config.effort.as_deref());
+        effort.filter(|_| matches!(thinking, None | Some("adaptive"))).map(Value::from)
+    }
+
+    fn format(&self) -> Option<ResponseFormat> {
+        let format = self.output_config.as_ref()?.format.as_ref()?;
+        Some(ResponseFormat {
+            r#type: format.r#type.clone(),
+            schema: format.schema.clone(),
+            json_schema: None,
+            grammar: None,
+            regex: None,
+            choice: None,
+        })
+    }
+
+    pub(super) fn tools(&mut self) -> Result<Tools, ApiError> {
+        tools(self.tools.take(), self.tool_choice.take())
+    }
+
     pub(super) fn conversation(self) -> Conversation {
-        Conversation { messages: self.messages, system: self.system, tools: self.tools }
+        Conversation { messages: self.messages, system: self.system }
     }
 }
 
 impl CountRequest {
+    pub(super) fn tools(&mut self) -> Result<Tools, ApiError> {
+        tools(self.tools.take(), self.tool_choice.take())
+    }
+
     pub(super) fn conversation(self) -> Conversation {
-        Conversation { messages: self.messages, system: self.system, tools: self.tools }
+        Conversation { messages: self.messages, system: self.system }
+    }
+}
+
+fn tools(tools: Option<Vec<ToolDefinition>>, choice: Option<ToolChoice>) -> Result<Tools, ApiError> {
+    let fields = |(index, tool): (usize, ToolDefinition)| match tool.r#type.as_deref() {
+        None | Some("custom") => Ok(ToolField {
+            r#type: Some("function".into()),
+            function: Some(FunctionField {
+                name: tool.name,
+                description: tool.description,
+                parameters: tool.input_schema,
+                strict: tool.strict,
+            }),
+        }),
+        Some(_) => Err(ApiError::unsupported(format!("tools[{index}].type"))),
+    };
+    let tools = tools.map(|tools| tools.into_iter().enumerate().map(fields).collect());
+    let single = choice.as_ref().and_then(|choice| choice.disable_parallel_tool_use);
+    Tools::check(ToolFields {
+        tools: tools.transpose()?,
+        tool_choice: choice.map(ToolChoice::word).transpose()?,
+        parallel_tool_calls: single.map(|single| !single),
+        ..ToolFields::default()
+    })
+}
+
+// === impl ToolChoice ===
+
+impl ToolChoice {
+    /// As chats say it.
+    fn word(self) -> Result<Value, ApiError> {
+        match self.r#type.as_deref() {
+            Some(word @ ("auto" | "any" | "none")) => Ok(word.into()),
+            Some("tool") => {
+                let name = self.name.ok_or_else(|| ApiError::missing("tool_choice.name"))?;
+                Ok(json!({"type": "function", "name": name}))
+            }
+            None => Err(ApiError::missing("tool_choice.type")),
+            Some(_) => {
+                let message = "tool_choice.type must be auto, any, tool or none";
+                Err(ApiError::value("tool_choice.type", message))
+            }
+        }
     }
 }
 
@@ -228,9 +363,6 @@ impl CountRequest {
 impl Conversation {
     /// The messages as templates take them, or what is wrong with one.
     pub(super) fn template(self) -> Result<Vec<Value>, ApiError> {
-        if self.tools.is_some_and(|tools| !tools.is_empty()) {
-            return Err(ApiError::unsupported("tools"));
-        }
         let messages = self.messages.ok_or_else(|| ApiError::missing("messages"))?;
         if messages.is_empty() {
             return Err(ApiError::value("messages", "messages must contain at least one message"));

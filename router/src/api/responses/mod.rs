@@ -7,6 +7,7 @@
 //! ```
 
 mod object;
+mod output;
 mod request;
 mod store;
 mod stream;
@@ -19,13 +20,15 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use futures::{StreamExt, stream as streams};
+use futures::{StreamExt, TryStreamExt, stream as streams};
 use serde_json::{Value, json};
 
 pub use self::request::ResponsesRequest;
 pub(crate) use self::store::Store;
 use self::{
     object::Object,
+    output::Output,
+    request::Truncation,
     store::{Cancelled, Kept, Running},
     stream::Events,
 };
@@ -33,8 +36,10 @@ use super::{
     App,
     common::{
         generate::{self, Begun, Caller},
+        listen::{Hearing, Listener},
         parse,
-        turn::{self, Turn},
+        turn::{Limit, Turn},
+        usage::Tally,
     },
 };
 use crate::{
@@ -44,6 +49,7 @@ use crate::{
         auth::Tenant,
         body,
         error::ApiError,
+        exchange::Exchange,
         json::line,
         peers::{Forward, Owner, was_passed_on},
         sse::EventStream,
@@ -59,6 +65,13 @@ pub(crate) struct Keeping {
     store: Option<Arc<Store>>,
     tenant: String,
     conversation: Vec<Value>,
+}
+
+/// A response in the making.
+struct Making {
+    object: Object,
+    keeping: Keeping,
+    hearing: Hearing,
 }
 
 /// Who can answer about a response.
@@ -78,6 +91,7 @@ pub(crate) async fn create<E: Generate>(
     let body = body::read(request, app.config.body_limit).await?;
     let mut request: ResponsesRequest = parse::only(body.clone(), app.config.unknown_fields).await?;
     let settings = request.parameters()?.check(&app.config)?;
+    let tools = request.tools()?;
     let mut messages = request.messages()?;
     if let Some(previous) = &request.previous_response_id {
         if let Some(address) = app.keeper(previous, "previous_response_id", &forward)? {
@@ -96,11 +110,18 @@ pub(crate) async fn create<E: Generate>(
         messages.insert(0, json!({"role": "system", "content": instructions}));
     }
     let streamed = request.stream.unwrap_or(false);
+    let limit = match request.truncation {
+        Some(Truncation::Auto) => Limit::Window,
+        _ => Limit::None,
+    };
     let id = app.peers.name(ID);
     let object = Object::new(id.clone(), settings.model.clone(), request);
-    let ask = app.ask(Turn { settings, messages, param: "input" }).await?;
+    let turn = Turn { settings, messages, tools, safe: true, limit, param: "input" };
+    let ask = app.ask(turn).await?;
+    let hearing = ask.hearing.clone();
     let begun = app.begin(&caller, ask, id).await?;
-    app.answer(caller, object, keeping, begun, streamed).await
+    let making = Making { object, keeping, hearing };
+    app.answer(caller, making, begun, streamed).await
 }
 
 pub(crate) async fn retrieve<E: Generate>(
@@ -159,8 +180,7 @@ impl<E: Generate> App<E> {
     async fn answer(
         &self,
         caller: Caller,
-        mut object: Object,
-        mut keeping: Keeping,
+        Making { mut object, mut keeping, hearing }: Making,
         begun: Begun,
         streamed: bool,
     ) -> Result<Response, ApiError> {
@@ -169,14 +189,11 @@ impl<E: Generate> App<E> {
             let json = serde_json::to_value(&object).unwrap_or_default();
             let running = self.responses.begin(object.id.clone(), keeping.tenant.clone(), json);
             let deltas = until_cancelled(deltas, &running);
-            let events = Events::new(object, tally.clone(), keeping, running);
+            let events = Events::new(object, &hearing, tally.clone(), keeping, running);
             EventStream::new(events, deltas, self.closing.clone(), caller.exchange).into_response()
         } else {
-            let whole = turn::whole(deltas, &mut tally, &caller.exchange).await?;
-            object.finish(whole.finish, &tally);
-            keeping.say(&whole.text);
-            object.say(item_id("msg_"), whole.text);
-            keeping.keep(&object);
+            let output = whole(deltas, &hearing, &mut tally, &mut object, &caller.exchange).await?;
+            keeping.keep(&object, output.template());
             generate::complete(line(&object), &tally, first_token, caller.exchange.elapsed())
         };
         generate::tell(response.headers_mut(), &tally, options);
@@ -218,9 +235,33 @@ fn unknown(id: &str, param: &'static str) -> ApiError {
     ApiError::NotFound { param, message: format!("Response with id '{id}' not found") }
 }
 
-/// A name for an item of a response's output.
-fn item_id(prefix: &str) -> String {
-    format!("{prefix}{}", uuid::Uuid::new_v4().simple())
+/// Waits for all of a response.
+async fn whole(
+    mut deltas: Deltas,
+    hearing: &Hearing,
+    tally: &mut Tally,
+    object: &mut Object,
+    exchange: &Exchange,
+) -> Result<Output, ApiError> {
+    let (mut listener, mut output, mut events) = (Listener::new(hearing), Output::default(), Vec::new());
+    while let Some(batch) = deltas.try_next().await? {
+        for mut delta in batch {
+            let parts = listener.hear(&mut delta);
+            output.take(parts, &listener, &mut events);
+            events.clear(); // nobody follows
+            if let Some(finish) = delta.finish {
+                exchange.generated(finish.completion_tokens.into());
+                tally.finish(0, finish);
+                tally.reason(listener.reasoning_tokens());
+                tally.record();
+                object.finish(finish, tally);
+                output.end(object.status.of_items(), &mut events);
+                object.output.clone_from(&output.items);
+                return Ok(output);
+            }
+        }
+    }
+    Err(ApiError::Internal("the output ended early".into()))
 }
 
 /// A cancelled response ends where it is.
@@ -234,13 +275,10 @@ fn until_cancelled(deltas: Deltas, running: &Running) -> Deltas {
 // === impl Keeping ===
 
 impl Keeping {
-    /// The assistant's part of the conversation.
-    fn say(&mut self, text: &str) {
-        self.conversation.push(json!({"role": "assistant", "content": text}));
-    }
-
-    fn keep(&mut self, object: &Object) {
+    /// Keeps it, with the assistant's part of the conversation.
+    fn keep(&mut self, object: &Object, said: Value) {
         let Some(store) = self.store.take() else { return };
+        self.conversation.push(said);
         let kept = Kept {
             tenant: std::mem::take(&mut self.tenant),
             object: serde_json::to_value(object).unwrap_or_default(),

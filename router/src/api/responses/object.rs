@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::request::ResponsesRequest;
+use super::request::{FunctionTool, ResponsesRequest, Truncation};
 use crate::{
     api::common::usage::Tally,
     generation::{Finish, Reason},
@@ -27,7 +27,7 @@ pub(super) struct Object {
     max_output_tokens: Option<i64>,
     max_tool_calls: Option<i64>,
     model: String,
-    output: Vec<Item>,
+    pub output: Vec<Item>,
     parallel_tool_calls: bool,
     previous_response_id: Option<String>,
     reasoning: Value,
@@ -36,7 +36,7 @@ pub(super) struct Object {
     temperature: f64,
     text: Value,
     tool_choice: Value,
-    tools: Vec<Value>,
+    tools: Vec<FunctionTool>,
     top_logprobs: u32,
     top_p: f64,
     truncation: &'static str,
@@ -73,13 +73,16 @@ struct Incomplete {
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Item {
-    Message { id: String, status: Status, role: &'static str, content: Vec<Part> },
+    Reasoning { id: String, summary: [(); 0], content: Vec<Content>, status: Status },
+    Message { id: String, status: Status, role: &'static str, content: Vec<Content> },
+    FunctionCall { id: String, call_id: String, name: String, arguments: String, status: Status },
 }
 
-/// A piece of a message.
+/// What is in an item.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub(super) enum Part {
+pub(super) enum Content {
+    ReasoningText { text: String },
     OutputText { text: String, annotations: [(); 0], logprobs: [(); 0] },
 }
 
@@ -108,6 +111,7 @@ struct OutputDetails {
 impl Object {
     /// A response that begins.
     pub(super) fn new(id: String, model: String, request: ResponsesRequest) -> Self {
+        let text = json!({"format": {"type": "text"}});
         Self {
             id,
             object: "response",
@@ -128,30 +132,16 @@ impl Object {
             service_tier: "default",
             store: request.store.unwrap_or(true),
             temperature: request.temperature.map_or(1.0, |temperature| temperature.0),
-            text: json!({"format": {"type": "text"}}),
+            text: request.text.and_then(|text| text.format).map_or(text, |format| json!({"format": format})),
             tool_choice: request.tool_choice.unwrap_or_else(|| "auto".into()),
             tools: request.tools.unwrap_or_default(),
             top_logprobs: 0,
             top_p: request.top_p.map_or(1.0, |top_p| top_p.0),
-            truncation: "disabled",
+            truncation: if request.truncation == Some(Truncation::Auto) { "auto" } else { "disabled" },
             usage: None,
             user: request.user,
             metadata: request.metadata.unwrap_or_default(),
         }
-    }
-
-    /// Adds the message that was said, whole or as far as it came.
-    pub(super) fn say(&mut self, id: String, text: String) {
-        let status = match self.status {
-            Status::Completed => Status::Completed,
-            _ => Status::Incomplete,
-        };
-        self.output.push(message(id, status, Some(text)));
-    }
-
-    /// The newest piece of the output.
-    pub(super) fn last(&self) -> Option<&Item> {
-        self.output.last()
     }
 
     /// It ends as its generation did.
@@ -182,14 +172,63 @@ impl Object {
     }
 }
 
-/// A message without text yet, or with all of it.
-pub(super) fn message(id: String, status: Status, text: Option<String>) -> Item {
-    let content = text.map(part).into_iter().collect();
-    Item::Message { id, status, role: "assistant", content }
+// === impl Status ===
+
+impl Status {
+    /// Of the items of a response that ends so.
+    pub(super) fn of_items(self) -> Self {
+        match self {
+            Self::Completed => Self::Completed,
+            _ => Self::Incomplete,
+        }
+    }
 }
 
-pub(super) fn part(text: String) -> Part {
-    Part::OutputText { text, annotations: [], logprobs: [] }
+// === impl Item ===
+
+impl Item {
+    pub(super) fn id(&self) -> &str {
+        match self {
+            Self::Reasoning { id, .. } | Self::Message { id, .. } | Self::FunctionCall { id, .. } => id,
+        }
+    }
+
+    pub(super) fn set_status(&mut self, new: Status) {
+        match self {
+            Self::Reasoning { status, .. }
+            | Self::Message { status, .. }
+            | Self::FunctionCall { status, .. } => *status = new,
+        }
+    }
+
+    /// Takes out what it has beside itself.
+    pub(super) fn take_content(&mut self) -> Option<Content> {
+        match self {
+            Self::Reasoning { content, .. } | Self::Message { content, .. } => content.pop(),
+            Self::FunctionCall { .. } => None,
+        }
+    }
+
+    /// Adds text.
+    pub(super) fn push(&mut self, more: &str) {
+        match self {
+            Self::FunctionCall { arguments, .. } => arguments.push_str(more),
+            Self::Reasoning { content, .. } | Self::Message { content, .. } => match content.last_mut() {
+                Some(Content::ReasoningText { text } | Content::OutputText { text, .. }) => {
+                    text.push_str(more)
+                }
+                None => {}
+            },
+        }
+    }
+}
+
+// === impl Content ===
+
+impl Content {
+    pub(super) fn text(text: String) -> Self {
+        Self::OutputText { text, annotations: [], logprobs: [] }
+    }
 }
 
 fn usage(tally: &Tally) -> Usage {
@@ -198,7 +237,7 @@ fn usage(tally: &Tally) -> Usage {
         input_tokens: usage.prompt_tokens,
         input_tokens_details: InputDetails { cached_tokens: tally.cached_tokens(), cache_write_tokens: 0 },
         output_tokens: usage.completion_tokens,
-        output_tokens_details: OutputDetails { reasoning_tokens: 0 },
+        output_tokens_details: OutputDetails { reasoning_tokens: usage.reasoning_tokens() },
         total_tokens: usage.total_tokens,
     }
 }

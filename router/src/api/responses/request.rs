@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
     api::common::{
         fields::{Integer, Number, TextOr},
+        format::ResponseFormat,
         messages::{Accepted, Role},
         parameters::Parameters,
+        tools::{FunctionField, ToolField, ToolFields, Tools},
     },
     http::error::ApiError,
 };
@@ -43,7 +45,7 @@ pub struct ResponsesRequest {
     /// The output's format.
     pub text: Option<TextConfig>,
     /// Functions that the model may call.
-    pub tools: Option<Vec<Value>>,
+    pub tools: Option<Vec<FunctionTool>>,
     /// Whether it may or must call some.
     pub tool_choice: Option<Value>,
     /// Whether it may call several.
@@ -52,8 +54,8 @@ pub struct ResponsesRequest {
     pub max_tool_calls: Option<Integer>,
     /// How it reasons.
     pub reasoning: Option<Reasoning>,
-    /// Only `disabled`: a conversation that is too long is refused.
-    pub truncation: Option<String>,
+    /// What happens to a conversation that is too long.
+    pub truncation: Option<Truncation>,
     /// What the response has beside its output.
     pub include: Option<Vec<String>>,
     /// Not supported.
@@ -94,9 +96,54 @@ pub struct StreamOptions {
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct TextConfig {
     /// Text, or JSON.
-    pub format: Option<Value>,
+    pub format: Option<Format>,
     /// Accepted.
     pub verbosity: Option<String>,
+}
+
+/// Text, or JSON.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[schemars(rename = "TextFormat")]
+pub struct Format {
+    /// `text`, `json_object`, `json_schema`.
+    pub r#type: Option<String>,
+    /// Of `json_schema`: accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Of `json_schema`: accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Of `json_schema`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schema: Option<Value>,
+    /// Of `json_schema`: accepted, the output is always valid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strict: Option<bool>,
+}
+
+/// What happens to a conversation that is too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Truncation {
+    /// Its oldest turns are left out.
+    Auto,
+    /// 400.
+    Disabled,
+}
+
+/// A function that the model may call.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+pub struct FunctionTool {
+    /// `function`.
+    pub r#type: Option<String>,
+    /// Letters, digits, `_` and `-`, at most 64.
+    pub name: Option<String>,
+    /// What it does.
+    pub description: Option<String>,
+    /// A JSON schema of its arguments, an object.
+    pub parameters: Option<Value>,
+    /// Accepted: forced calls are always valid.
+    pub strict: Option<bool>,
 }
 
 /// How a model reasons.
@@ -179,14 +226,17 @@ impl ResponsesRequest {
             metadata: self.metadata.clone(),
             user: self.user.clone(),
             prompt_cache_key: self.prompt_cache_key.clone(),
+            response_format: self
+                .text
+                .as_ref()
+                .and_then(|text| text.format.clone())
+                .map(Format::as_chats_say),
+            reasoning_effort: self.reasoning.as_ref().and_then(|it| it.effort.clone()).map(Value::from),
             ..Parameters::default()
         })
     }
 
     fn refuse(&self) -> Result<(), ApiError> {
-        let format = self.text.as_ref().and_then(|text| text.format.as_ref());
-        let effort = self.reasoning.as_ref().and_then(|reasoning| reasoning.effort.as_deref());
-        let choice = self.tool_choice.as_ref().map(Value::as_str);
         let listed = |name: &str| self.include.iter().flatten().any(|one| one == name);
         for (name, harmless) in [
             ("background", self.background != Some(true)),
@@ -194,11 +244,6 @@ impl ResponsesRequest {
             ("prompt", self.prompt.is_none()),
             ("moderation", self.moderation.is_none()),
             ("context_management", self.context_management.is_none()),
-            ("tools", self.tools.as_ref().is_none_or(Vec::is_empty)),
-            ("tool_choice", matches!(choice, None | Some(Some("auto" | "none")))),
-            ("text.format", format.is_none_or(|format| *format == json!({"type": "text"}))),
-            ("reasoning.effort", matches!(effort, None | Some("none"))),
-            ("truncation", matches!(self.truncation.as_deref(), None | Some("disabled"))),
             ("top_logprobs", self.top_logprobs.is_none_or(|top| top.0 == 0)),
             ("include", !listed("message.output_text.logprobs")),
         ] {
@@ -207,6 +252,28 @@ impl ResponsesRequest {
             }
         }
         Ok(())
+    }
+
+    pub(super) fn tools(&self) -> Result<Tools, ApiError> {
+        let fields = |(index, tool): (usize, FunctionTool)| match tool.r#type.as_deref() {
+            Some(kind) if kind != "function" => Err(ApiError::unsupported(format!("tools[{index}].type"))),
+            _ => Ok(ToolField {
+                r#type: tool.r#type,
+                function: Some(FunctionField {
+                    name: tool.name,
+                    description: tool.description,
+                    parameters: tool.parameters,
+                    strict: tool.strict,
+                }),
+            }),
+        };
+        let tools = self.tools.clone().map(|tools| tools.into_iter().enumerate().map(fields).collect());
+        Tools::check(ToolFields {
+            tools: tools.transpose()?,
+            tool_choice: self.tool_choice.clone(),
+            parallel_tool_calls: self.parallel_tool_calls,
+            ..ToolFields::default()
+        })
     }
 
     /// The new items as templates take them, or what is wrong with one.
@@ -223,6 +290,21 @@ impl ResponsesRequest {
             item.add_to(&mut messages, &format!("input[{index}]"))?;
         }
         Ok(messages)
+    }
+}
+
+// === impl Format ===
+
+impl Format {
+    fn as_chats_say(self) -> ResponseFormat {
+        ResponseFormat {
+            r#type: self.r#type,
+            schema: self.schema,
+            json_schema: None,
+            grammar: None,
+            regex: None,
+            choice: None,
+        }
     }
 }
 

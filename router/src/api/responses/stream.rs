@@ -5,36 +5,31 @@ use serde_json::{Value, json};
 
 use super::{
     Keeping,
-    object::{self, Object, Status},
+    object::{Object, Status},
+    output::Output,
     store::Running,
 };
 use crate::{
-    api::common::usage::Tally,
+    api::common::{
+        listen::{Hearing, Listener},
+        usage::Tally,
+    },
     generation::{Delta, Finish},
     http::{
         error::ApiError,
-        json::split,
         sse::{self, Outbox},
     },
 };
 
-/// The most text in a delta, bytes.
-const TEXT: usize = 4 << 10;
-
 /// Turns deltas into events.
 pub(super) struct Events {
     object: Object,
+    output: Output,
+    listener: Listener,
     tally: Tally,
     keeping: Keeping,
     running: Running,
     sequence_number: u64,
-    /// The message, once it has begun.
-    message: Option<Message>,
-}
-
-struct Message {
-    id: String,
-    text: String,
 }
 
 #[derive(Serialize)]
@@ -48,8 +43,15 @@ struct Event<'a> {
 // === impl Events ===
 
 impl Events {
-    pub(super) fn new(object: Object, tally: Tally, keeping: Keeping, running: Running) -> Self {
-        Self { object, tally, keeping, running, sequence_number: 0, message: None }
+    pub(super) fn new(
+        object: Object,
+        hearing: &Hearing,
+        tally: Tally,
+        keeping: Keeping,
+        running: Running,
+    ) -> Self {
+        let (output, listener) = (Output::default(), Listener::new(hearing));
+        Self { object, output, listener, tally, keeping, running, sequence_number: 0 }
     }
 
     fn send(&mut self, name: &str, fields: Value, out: &mut Outbox) {
@@ -62,70 +64,30 @@ impl Events {
         self.send(name, json!({"response": self.object}), out);
     }
 
-    fn begin(&mut self, out: &mut Outbox) {
-        if self.message.is_some() {
-            return;
-        }
-        let id = super::item_id("msg_");
-        let item = object::message(id.clone(), Status::InProgress, None);
-        let part = within(&id, json!({"part": object::part(String::new())}));
-        self.message = Some(Message { id, text: String::new() });
-        self.send("response.output_item.added", json!({"output_index": 0, "item": item}), out);
-        self.send("response.content_part.added", part, out);
-    }
-
-    fn say(&mut self, mut text: &str, out: &mut Outbox) {
-        while !text.is_empty() {
-            self.begin(out);
-            let Some(message) = &mut self.message else { return };
-            let (piece, rest) = split(text, TEXT);
-            message.text.push_str(piece);
-            let delta = within(&message.id, json!({"delta": piece, "logprobs": []}));
-            self.send("response.output_text.delta", delta, out);
-            text = rest;
-        }
+    fn end_output(&mut self, out: &mut Outbox) {
+        let mut events = Vec::new();
+        self.output.end(self.object.status.of_items(), &mut events);
+        events.into_iter().for_each(|(name, fields)| self.send(name, fields, out));
+        self.object.output.clone_from(&self.output.items);
     }
 
     fn finish(&mut self, finish: Finish, out: &mut Outbox) {
         self.tally.finish(0, finish);
+        self.tally.reason(self.listener.reasoning_tokens());
         self.tally.record();
-        self.begin(out);
         if self.running.cancel.is_cancelled() {
             self.object.cancel();
         } else {
             self.object.finish(finish, &self.tally);
         }
-        if let Some(message) = self.message.take() {
-            self.close(message, out);
-        }
-        self.keeping.keep(&self.object);
-        let name = if self.object.status == Status::Completed {
-            "response.completed"
-        } else {
-            "response.incomplete"
+        self.end_output(out);
+        self.keeping.keep(&self.object, self.output.template());
+        let name = match self.object.status {
+            Status::Completed => "response.completed",
+            _ => "response.incomplete",
         };
         self.state(name, out);
     }
-
-    fn close(&mut self, Message { id, text }: Message, out: &mut Outbox) {
-        self.keeping.say(&text);
-        let done = within(&id, json!({"text": text, "logprobs": []}));
-        let part = within(&id, json!({"part": object::part(text.clone())}));
-        self.object.say(id, text);
-        self.send("response.output_text.done", done, out);
-        self.send("response.content_part.done", part, out);
-        let item = json!({"output_index": 0, "item": self.object.last()});
-        self.send("response.output_item.done", item, out);
-    }
-}
-
-/// Fields of an event about a message's text.
-fn within(item: &str, more: Value) -> Value {
-    let mut fields = json!({"item_id": item, "output_index": 0, "content_index": 0});
-    if let (Value::Object(fields), Value::Object(more)) = (&mut fields, more) {
-        fields.extend(more);
-    }
-    fields
 }
 
 impl sse::Events for Events {
@@ -134,8 +96,10 @@ impl sse::Events for Events {
         self.state("response.in_progress", out);
     }
 
-    fn delta(&mut self, delta: Delta, out: &mut Outbox) {
-        self.say(&delta.text, out);
+    fn delta(&mut self, mut delta: Delta, out: &mut Outbox) {
+        let (parts, mut events) = (self.listener.hear(&mut delta), Vec::new());
+        self.output.take(parts, &self.listener, &mut events);
+        events.into_iter().for_each(|(name, fields)| self.send(name, fields, out));
         if let Some(finish) = delta.finish {
             self.finish(finish, out);
         }
@@ -151,12 +115,10 @@ impl sse::Events for Events {
 
     fn end(&mut self, _: &mut Outbox) {}
 
-    /// The event says all: nothing that a client could take for the whole.
+    /// The event says all: there is nothing that a client could take for the whole.
     fn fail(&mut self, error: &ApiError, out: &mut Outbox) -> bool {
         self.object.fail(error);
-        if let Some(Message { id, text }) = self.message.take() {
-            self.object.say(id, text);
-        }
+        self.end_output(out);
         self.state("response.failed", out);
         false
     }
