@@ -31,7 +31,7 @@ use volley_proto::{
 use volley_router::{
     assembler::{Assembler, Rules, Step},
     engine::{Engine, EngineConfig, Generate, Model},
-    generation::{Generation, Prompt, Sampling},
+    generation::{Generation, Prompt, Sampling, Task},
     stop::Stops,
     tokenizer::Tokenizer,
 };
@@ -116,6 +116,7 @@ async fn serve(transport: Transport, steps: mpsc::Sender<()>, stop: Vec<String>)
 
 fn generation(stop: Vec<String>) -> Generation {
     Generation {
+        task: Task::Generate,
         id: "cmpl-1".into(),
         prompts: vec![Prompt { tokens: vec![72, 105] }],
         n: 1,

@@ -34,6 +34,10 @@ pub struct Config {
     pub chat_max_tokens: u32,
     /// `max_tokens` of a completion that does not say; clipped to the context window.
     pub completion_max_tokens: u32,
+    /// What kept responses may take, bytes.
+    pub responses_bytes: usize,
+    /// How long a response is kept.
+    pub responses_age: Duration,
     /// How models write tool calls; none: as each one's template tells.
     pub tool_format: Option<Format>,
     /// How long running requests may go on after a shutdown began.
@@ -84,6 +88,8 @@ impl Default for Config {
             choices_max: 256,
             chat_max_tokens: 2048,
             completion_max_tokens: 16,
+            responses_bytes: 64 << 20,
+            responses_age: Duration::from_secs(3600),
             tool_format: None,
             grace: Duration::from_secs(30),
         }

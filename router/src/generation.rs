@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use volley_grammar::Grammar;
 
-/// A request for text: some prompts, `n` choices of each, one way of sampling.
+/// A request for text, or for embeddings: some prompts, `n` choices of each, one way of sampling.
 #[derive(Clone, Debug)]
 pub struct Generation {
     /// The client-visible id, such as `chatcmpl-…`.
     pub id: String,
+    /// What is made of the prompts.
+    pub task: Task,
     /// At least one. Choice `p * n + j` is the `j`-th answer to prompt `p`.
     pub prompts: Vec<Prompt>,
     /// Choices per prompt.
@@ -45,6 +47,16 @@ pub struct Generation {
     pub max_cached_tokens: Option<u32>,
     /// W3C trace context.
     pub traceparent: String,
+}
+
+/// What is made of prompts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Task {
+    /// Text that goes on from them.
+    #[default]
+    Generate,
+    /// One embedding of each; `max_tokens` is 0.
+    Embed,
 }
 
 /// How tokens are drawn. The default changes nothing about the model's own distribution.
@@ -99,6 +111,8 @@ pub struct Delta {
     pub text: String,
     /// The tokens that this delta accounts for, prompt tokens of an echo included.
     pub tokens: Vec<Token>,
+    /// The prompt's embedding, on the only delta of a [`Task::Embed`].
+    pub embedding: Vec<f32>,
     /// Set on the choice's last delta.
     pub finish: Option<Finish>,
 }
@@ -138,6 +152,8 @@ pub struct Finish {
     pub completion_tokens: u32,
     /// Prompt tokens that came from the prefix cache.
     pub cached_tokens: u32,
+    /// Which of the stop strings ended it, if one did.
+    pub stop: Option<u32>,
 }
 
 // === impl Sampling ===

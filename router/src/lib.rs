@@ -22,6 +22,6 @@ mod tests;
 mod text;
 
 pub use self::{
-    http::{auth, error, limits, server},
+    http::{auth, error, limits, peers, server},
     text::{assembler, model, output, stop, template, tokenizer},
 };

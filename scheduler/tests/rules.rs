@@ -248,3 +248,19 @@ fn one_bad_sequence_leaves_the_others_alone() {
     let (_, rest) = drain(&mut planner, &mut worker);
     assert!(rest.iter().all(|output| output.key.request == 2) && rest.last().unwrap().ends());
 }
+
+#[test]
+fn an_embedding_ends_with_its_prompt_and_is_told_once_however_often_it_is_preempted() {
+    let limits = Limits { blocks: vec![12], batch_tokens: 7, ..limits() };
+    let (mut planner, mut worker) = (Planner::new(limits), FakeWorker::new(4, 64));
+    submit(&mut planner, sequence(1, 8, &spec(40)));
+    let mut embed = sequence(2, 30, &spec(0));
+    embed.spec = Arc::new(Spec { kind: Kind::Embed, ..Spec::clone(&embed.spec) });
+    let tokens: Vec<_> = embed.tokens.iter().map(|token| token.0 as f32).collect();
+    submit(&mut planner, embed);
+    let (_, out) = drain(&mut planner, &mut worker);
+    let told: Vec<_> = out.iter().filter(|output| output.key.request == 2).collect();
+    assert_eq!(told.len(), 1);
+    assert_eq!((&told[0].message.embedding, told[0].ends()), (&tokens, true));
+    assert!(told[0].message.tokens.is_empty());
+}

@@ -10,7 +10,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use self::values::{
-    Activations, BenchEndpoint, BenchMode, Device, LogFormat, StopWord, ToolParser, UnknownFields,
+    Activations, BenchEndpoint, BenchMode, Device, LogFormat, Pooling, StopWord, ToolParser, UnknownFields,
 };
 use self::values::{alias, device, gigabytes, positive, url};
 use crate::models;
@@ -91,6 +91,11 @@ pub(crate) struct RouterArgs {
     /// Where the HTTP API listens; /health, /ready and /metrics too.
     #[arg(long, env = "VOLLEY_LISTEN", default_value = "127.0.0.1:8000", value_name = "HOST:PORT")]
     pub(crate) listen: String,
+    /// The address at which the other routers reach this one: what it keeps of the Responses API, they ask for there.
+    ///
+    /// By default the one it listens at; the host's name where that is every address (0.0.0.0).
+    #[arg(long, env = "VOLLEY_ADVERTISE", value_name = "HOST:PORT")]
+    pub(crate) advertise: Option<String>,
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
     #[command(flatten)]
@@ -201,6 +206,9 @@ pub(crate) struct EngineArgs {
     /// float32, for comparing with other engines.
     #[arg(long, env = "VOLLEY_ACTIVATIONS", default_value = "int8", value_name = "KIND")]
     pub(crate) activations: Activations,
+    /// How prompts become embeddings. `none`: the model serves none, since most that generate text embed badly.
+    #[arg(long, env = "VOLLEY_POOLING", default_value = "none", value_name = "KIND")]
+    pub(crate) pooling: Pooling,
     /// Where downloaded models are kept. By default `volley` in the user's cache directory.
     #[arg(long, env = "VOLLEY_HOME", value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,

@@ -31,6 +31,17 @@ pub(crate) enum Activations {
     F32,
 }
 
+/// How prompts become embeddings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pooling {
+    /// They don't.
+    None,
+    /// By the mean of the tokens' final states.
+    Mean,
+    /// By the last token's final state.
+    Last,
+}
+
 /// Whether text keeps the stop word that ended it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum StopWord {
@@ -141,7 +152,7 @@ macro_rules! displayed_as_on_the_command_line {
     )*};
 }
 
-displayed_as_on_the_command_line!(BenchMode, BenchEndpoint, Activations, LogFormat);
+displayed_as_on_the_command_line!(BenchMode, BenchEndpoint, Activations, LogFormat, Pooling);
 
 #[cfg(test)]
 mod tests {

@@ -45,6 +45,11 @@ pub(super) async fn load(args: &EngineArgs, model: Model, id: String, silent: bo
             cli::Activations::Int8 => volley_worker::Activations::Int8,
             cli::Activations::F32 => volley_worker::Activations::F32,
         },
+        pooling: match args.pooling {
+            cli::Pooling::None => None,
+            cli::Pooling::Mean => Some(volley_worker::Pooling::Mean),
+            cli::Pooling::Last => Some(volley_worker::Pooling::Last),
+        },
     };
     let loaded = spawn_blocking(move || {
         let label = format!("loading {}", config.name);

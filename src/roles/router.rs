@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use volley_membership::Membership;
+use volley_membership::{Member, Membership, Role};
 use volley_proto::transport::Transport;
 use volley_router::{
     auth::Keys,
@@ -13,6 +13,7 @@ use volley_router::{
     engine::{Engine, EngineConfig},
     limits::Limits,
     output::Format,
+    peers::Peers,
     server,
 };
 
@@ -23,17 +24,23 @@ use crate::cli::{self, ApiArgs, RouterArgs};
 pub(crate) async fn run(args: RouterArgs, metrics: PrometheusHandle) -> Result<(), Error> {
     let ending = shutdown::on_signal()?;
     let config = config(&args.api)?;
-    let (listener, address) = address::bind(&args.listen).await?;
+    let (listener, listening) = address::bind(&args.listen).await?;
     let membership = cluster(&args.cluster).await?;
     let mut parts = Parts::default();
     let engine = engine_config(&args.api);
-    start(&mut parts, (config, engine), membership, Transport::default(), listener, metrics);
-    tracing::info!(%address, "serving");
+    let id = engine.router_id.clone();
+    start(&mut parts, (config, engine), membership.clone(), Transport::default(), listener, metrics);
+    // The other routers find what this one keeps by its address.
+    let address = address::advertised(args.advertise.as_deref(), listening, address::host_name);
+    tracing::info!(id, address, "serving");
+    let registration =
+        membership.register(Role::Router, Member { id, address, model: String::new() }).await?;
     tokio::select! {
         failure = parts.failure() => return Err(failure),
         () = ending.cancelled() => {}
     }
     parts.stop().await;
+    registration.revoke().await;
     Ok(())
 }
 
@@ -47,8 +54,9 @@ pub(super) fn start(
     metrics: PrometheusHandle,
 ) -> Arc<Engine> {
     let links = CancellationToken::new();
+    let peers = Peers::new(&engine.router_id, membership.members(Role::Router));
     let engine = Arc::new(Engine::connect(engine, membership.clone(), transport, links.clone()));
-    parts.start("HTTP server", |stop| server::serve(config, engine.clone(), metrics, listener, stop));
+    parts.start("HTTP server", |stop| server::serve(config, engine.clone(), peers, metrics, listener, stop));
     parts.start("links", |stop| async move {
         stop.cancelled().await;
         links.cancel();

@@ -199,6 +199,7 @@ fn child_command(args: &ServeArgs, telemetry: &TelemetryArgs, model: &Model) -> 
     flag("--max-batch-tokens", &engine.max_batch_tokens.to_string());
     flag("--max-sequences", &engine.max_sequences.to_string());
     flag("--activations", &engine.activations.to_string());
+    flag("--pooling", &engine.pooling.to_string());
     flag("--log", &telemetry.log.as_deref().unwrap_or("warn"));
     flag("--log-format", &telemetry.log_format.to_string());
     if let Some(home) = &engine.home {
@@ -215,7 +216,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::cli::{Cli, Command};
+    use crate::cli::{self, Cli, Command};
 
     #[test]
     fn an_alias_of_a_model_that_is_not_served_is_noticed() {
@@ -227,16 +228,15 @@ mod tests {
 
     #[test]
     fn the_childrens_command_line_is_understood_and_shares_the_machine_out() {
-        let flags =
-            ["volley", "serve", "--workers", "4", "--kv-cache-gb", "2", "--threads", "3", "--home", "/h"];
-        let cli = Cli::parse_from(flags);
+        let flags = "--workers 4 --kv-cache-gb 2 --threads 3 --home /h --pooling last";
+        let cli = Cli::parse_from(["volley", "serve"].into_iter().chain(flags.split(' ')));
         let Command::Serve(args) = cli.command else { panic!() };
         let model = Model { path: "/m.gguf".into(), name: "m".into(), weights_hash: None };
         let command = child_command(&args, &cli.telemetry, &model).unwrap();
         let Command::Worker(worker) = Cli::parse_from(command).command else { panic!() };
         assert!(worker.supervised);
         assert_eq!((worker.engine.model.as_str(), worker.engine.threads), ("/m.gguf", Some(3)));
-        assert_eq!(worker.engine.kv_cache_gb, Some(0.5));
+        assert_eq!((worker.engine.kv_cache_gb, worker.engine.pooling), (Some(0.5), cli::Pooling::Last));
         assert_eq!(worker.engine.home, Some("/h".into()));
     }
 }

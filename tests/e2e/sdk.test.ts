@@ -51,6 +51,28 @@ test("an error has its class, code and parameter", async () => {
   });
 });
 
+test("a streamed response says what the whole one says, and the next goes on from it", async (context) => {
+  if (!openai.responses) return context.skip("the first of the fourth versions have no responses");
+  const ask = { model, input: "Count to five.", max_output_tokens: 24, temperature: 0 };
+  const whole = await openai.responses.create(ask);
+  let text = "";
+  let last: any;
+  for await (const event of await openai.responses.create({ ...ask, stream: true })) {
+    if (event.type === "response.output_text.delta") text += event.delta;
+    last = event;
+  }
+  assert.equal(text, whole.output_text);
+  assert.deepEqual(last.response.usage, whole.usage);
+  const next = await openai.responses.create({ ...ask, input: "And on.", previous_response_id: last.response.id });
+  assert.ok(next.usage!.input_tokens > whole.usage!.input_tokens);
+  const helped = await openai.responses.stream(ask).finalResponse();
+  assert.equal(helped.output_text, whole.output_text);
+});
+
+test("embeddings are refused by name where none are served", async () => {
+  await assert.rejects(openai.embeddings.create({ model, input: "x" }), (error: any) => error.param === "model");
+});
+
 test("leaving a stream early ends it", async () => {
   const stream = await openai.chat.completions.create({ ...chat, max_tokens: 4000, stream: true });
   for await (const _ of stream) break;

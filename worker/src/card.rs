@@ -5,7 +5,10 @@ use std::time::UNIX_EPOCH;
 use volley_kernels::DType;
 use volley_proto::v1::ModelCard;
 
-use crate::{config::Config, model::Model};
+use crate::{
+    config::{Config, Pooling},
+    model::Model,
+};
 
 /// Says what a loaded model is; `numerics` is the backend's name for what decides its bits.
 pub(crate) fn card(config: &Config, model: &Model, weights_hash: String, numerics: &str) -> ModelCard {
@@ -26,6 +29,12 @@ pub(crate) fn card(config: &Config, model: &Model, weights_hash: String, numeric
         stop_tokens: text.stop.clone(),
         bos_token: text.bos,
         has_chat_template: text.has_chat_template(),
+        pooling: match config.pooling {
+            None => String::new(),
+            Some(Pooling::Mean) => "mean".to_owned(),
+            Some(Pooling::Last) => "last".to_owned(),
+        },
+        embedding_width: config.pooling.map_or(0, |_| description.width as u32),
         created: modified
             .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
             .map_or(0, |age| age.as_secs()),

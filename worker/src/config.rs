@@ -28,6 +28,17 @@ pub struct Config {
     pub max_sequences: u32,
     /// How activations enter a product with quantized weights.
     pub activations: Activations,
+    /// How embeddings are made; none: they are not served.
+    pub pooling: Option<Pooling>,
+}
+
+/// How the final hidden states of a prompt become its embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    Mean,
+    /// The last token's.
+    Last,
 }
 
 /// Where a worker computes.
@@ -66,6 +77,7 @@ impl Config {
             max_batch_tokens: Self::MAX_BATCH_TOKENS,
             max_sequences: Self::MAX_SEQUENCES,
             activations: Activations::Int8,
+            pooling: None,
         }
     }
 }

@@ -9,7 +9,9 @@
 #[cfg(test)]
 mod tests;
 
-use volley_kernels::{Backend, Batch, BlockId, Draw, Drawn, Norm, Tensor};
+use std::ops::Range;
+
+use volley_kernels::{Backend, Batch, BlockId, Draw, Drawn, Norm, Tensor, cpu::formats::dequantized};
 
 use crate::{
     Error,
@@ -28,6 +30,8 @@ pub(crate) struct Decoder<B: Backend> {
     embedding: B::Table,
     layers: Vec<Layer<B>>,
     final_norm: Norm<B::Vector>,
+    /// The final norm's gains, on this side: embeddings are few, and normed here.
+    final_gain: Vec<f32>,
     output: B::Linear,
     cache: B::Cache,
     capacity: Capacity,
@@ -89,6 +93,7 @@ impl<B: Backend> Decoder<B> {
         let table = backend.table(&embedding)?;
         let layers = (0..model.layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?;
         let final_norm = loader.norm(names.final_norm, 0)?;
+        let final_gain = dequantized(&weights.get(names.final_norm, 1, model.width)?)?;
         let output = match model.tied {
             true => embedding,
             false => loader.tensor(names.output, 0, model.vocab, model.width)?,
@@ -106,7 +111,19 @@ impl<B: Backend> Decoder<B> {
             logits: backend.buffer(capacity.logits_rows(), model.vocab)?,
         };
         let cache = backend.cache(model.layers, heads, capacity.blocks)?;
-        Ok(Self { backend, model, embedding: table, layers, final_norm, output, cache, capacity, buffers })
+        let embedding = table;
+        Ok(Self {
+            backend,
+            model,
+            embedding,
+            layers,
+            final_norm,
+            final_gain,
+            output,
+            cache,
+            capacity,
+            buffers,
+        })
     }
 
     /// Copies KV blocks.
@@ -140,6 +157,24 @@ impl<B: Backend> Decoder<B> {
             drawn.extend(self.backend.draw(logits, draws));
         }
         drawn
+    }
+}
+
+impl<B: Backend> Decoder<B> {
+    /// The final hidden states, normed, of rows of the last forward pass: `[rows, width]` for each range.
+    pub(crate) fn hidden(&self, ranges: Vec<Range<usize>>) -> Vec<Vec<f32>> {
+        let width = self.model.width;
+        let end = ranges.iter().map(|range| range.end).max().unwrap_or(0);
+        let x = self.backend.read(&self.buffers.x, end);
+        let rows = |range: Range<usize>| x[range.start * width..range.end * width].chunks_exact(width);
+        ranges.into_iter().map(|range| rows(range).flat_map(|row| self.normed(row)).collect()).collect()
+    }
+
+    /// The final norm of a row. One addition after the other in f64: the same bits on every machine.
+    fn normed<'a>(&'a self, row: &'a [f32]) -> impl Iterator<Item = f32> + 'a {
+        let squares: f64 = row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
+        let scale = 1.0 / (squares / row.len() as f64 + f64::from(self.model.epsilon)).sqrt();
+        row.iter().zip(&self.final_gain).map(move |(x, gain)| (f64::from(*x) * scale) as f32 * gain)
     }
 }
 

@@ -27,7 +27,7 @@ mod text;
 mod weights;
 mod worker;
 
-pub use config::{Config, Device};
+pub use config::{Config, Device, Pooling};
 pub use error::Error;
 pub use memory::available as available_memory;
 pub use volley_kernels::cpu::pack::Activations;

@@ -109,8 +109,14 @@ impl Worker {
         }
         let block_bytes = backend.block_bytes(description.layers, description.heads) as u64;
         let blocks = blocks(config, description, block_bytes)?;
-        let limits =
-            Limits { sequences, rows, blocks, context: description.context, vocab: description.vocab };
+        let limits = Limits {
+            sequences,
+            rows,
+            blocks,
+            context: description.context,
+            vocab: description.vocab,
+            pooling: config.pooling,
+        };
         let group = KvGroup {
             layers: description.layers as u32,
             bytes_per_token: block_bytes.div_ceil(BLOCK_TOKENS as u64) as u32,

@@ -3,6 +3,7 @@
 //! ```text
 //! {prefix}/workers/<id>     Member      put by the worker, under its lease
 //! {prefix}/schedulers/<id>  Member      put by the scheduler, under its lease
+//! {prefix}/routers/<id>     Member      put by the router, under its lease
 //! {prefix}/claims/<worker>  Claim       put by the claiming scheduler in a transaction, under the scheduler's lease
 //! ```
 //!
@@ -29,6 +30,8 @@ pub enum Role {
     Worker,
     /// Plans the steps of its workers.
     Scheduler,
+    /// Serves the HTTP API.
+    Router,
 }
 
 /// One registered process.
@@ -36,9 +39,9 @@ pub enum Role {
 pub struct Member {
     /// Unique for the life of the process.
     pub id: String,
-    /// Where its gRPC listens: `http://host:port` or `inproc://name`.
+    /// Where its gRPC listens, a router's HTTP: `http://host:port` or `inproc://name`.
     pub address: String,
-    /// The model that a worker serves; empty for a scheduler.
+    /// The model that a worker serves; empty for the others.
     #[serde(default)]
     pub model: String,
 }
@@ -113,6 +116,7 @@ impl Role {
         match self {
             Self::Worker => "workers",
             Self::Scheduler => "schedulers",
+            Self::Router => "routers",
         }
     }
 }

@@ -20,6 +20,7 @@ pub struct Local {
 struct Shared {
     workers: watch::Sender<Members>,
     schedulers: watch::Sender<Members>,
+    routers: watch::Sender<Members>,
     claims: watch::Sender<Claims>,
     /// Grows with every claim, as etcd's revision does.
     revision: AtomicU64,
@@ -92,6 +93,7 @@ impl Shared {
         match role {
             Role::Worker => &self.workers,
             Role::Scheduler => &self.schedulers,
+            Role::Router => &self.routers,
         }
     }
 }

@@ -12,8 +12,13 @@
 pub mod chat;
 pub mod common;
 pub mod completions;
+pub(crate) mod document;
+pub mod embeddings;
 pub(crate) mod health;
+pub mod messages;
 pub mod models;
+pub mod responses;
+pub mod tokenize;
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Config,
     engine::{Generate, Model, ModelError},
-    http::{error::ApiError, limits::Limiter},
+    http::{error::ApiError, limits::Limiter, peers::Peers},
 };
 
 /// What every handler shares.
@@ -32,6 +37,8 @@ pub(crate) struct App<E> {
     pub engine: Arc<E>,
     pub limiter: Limiter,
     pub metrics: PrometheusHandle,
+    pub responses: Arc<responses::Store>,
+    pub peers: Peers,
     /// The server takes no new requests.
     pub draining: CancellationToken,
     /// The server waits no longer for streams to end.

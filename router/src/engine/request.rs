@@ -18,7 +18,7 @@ use super::{
     link::{Link, Order},
 };
 use crate::{
-    generation::{Delta, Generation, Reason},
+    generation::{Delta, Generation, Reason, Task},
     text::{
         assembler::{Assembler, Rules, Step},
         model::Model,
@@ -158,9 +158,9 @@ impl Request {
         Self { id, model, out, failure, header, prompt, echo_from, live: Mutex::new(live) }
     }
 
-    /// Whether there is a token to generate or to score.
+    /// Whether there is anything to compute.
     pub(crate) fn needs_scheduler(&self) -> bool {
-        self.header.max_tokens > 0 || self.header.score.is_some()
+        self.header.max_tokens > 0 || self.header.score.is_some() || self.header.kind() == Kind::Embed
     }
 
     /// Finishes what needs no scheduler.
@@ -363,7 +363,9 @@ impl Choice {
             FinishReason::Stop => Some(Reason::Stop),
             FinishReason::Length => Some(Reason::Length),
         };
-        self.assembler.push(Step { tokens: &output.tokens, logprobs: &output.logprobs, end, cached_tokens })
+        let step = Step { tokens: &output.tokens, logprobs: &output.logprobs, end, cached_tokens };
+        let delta = self.assembler.push(step)?;
+        Some(Delta { embedding: output.embedding, ..delta })
     }
 }
 
@@ -382,7 +384,12 @@ fn header(
     Submission {
         request_id: generation.id.clone(),
         model_hash: card.hash.clone(),
-        kind: if generation.max_tokens == 0 { Kind::Score } else { Kind::Generate }.into(),
+        kind: match generation.task {
+            Task::Embed => Kind::Embed,
+            Task::Generate if generation.max_tokens == 0 => Kind::Score,
+            Task::Generate => Kind::Generate,
+        }
+        .into(),
         sampling: Some(sampling(generation)),
         max_tokens: generation.max_tokens,
         min_tokens: generation.min_tokens,

@@ -22,7 +22,7 @@ use tracing::Instrument;
 
 use super::{
     body,
-    error::ApiError,
+    error::{ApiError, Style},
     exchange::{self, Exchange, Streamed},
     path,
 };
@@ -51,6 +51,14 @@ pub(crate) fn routes<E: Generate>(app: Arc<App<E>>) -> Router {
     Router::new()
         .route("/chat/completions", post(api::chat::create::<E>))
         .route("/completions", post(api::completions::create::<E>))
+        .route("/responses", post(api::responses::create::<E>))
+        .route("/responses/{id}", get(api::responses::retrieve::<E>).delete(api::responses::delete::<E>))
+        .route("/responses/{id}/cancel", post(api::responses::cancel::<E>))
+        .route("/messages", post(api::messages::create::<E>))
+        .route("/messages/count_tokens", post(api::messages::count_tokens::<E>))
+        .route("/embeddings", post(api::embeddings::create::<E>))
+        .route("/tokenize", post(api::tokenize::tokenize::<E>))
+        .route("/detokenize", post(api::tokenize::detokenize::<E>))
         .route("/models", get(api::models::list::<E>))
         .route("/models/{*id}", get(api::models::retrieve::<E>))
         .route_layer(middleware::from_fn_with_state(app.clone(), admit::<E>))
@@ -60,6 +68,7 @@ pub(crate) fn routes<E: Generate>(app: Arc<App<E>>) -> Router {
         .route("/ready", get(api::health::ready::<E>))
         .route("/metrics", get(api::health::metrics::<E>))
         .route("/version", get(api::health::version))
+        .route("/openapi.json", get(api::document::serve::<E>))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(app)
@@ -70,11 +79,16 @@ fn label(path: &str) -> &'static str {
     match path {
         "/chat/completions" => "/chat/completions",
         "/completions" => "/completions",
+        "/messages" | "/messages/count_tokens" => "/messages",
+        "/embeddings" => "/embeddings",
+        "/tokenize" | "/detokenize" => "/tokenize",
         "/models" => "/models",
         "/health" | "/healthz" => "/health",
         "/ready" => "/ready",
         "/metrics" => "/metrics",
+        "/responses" => "/responses",
         path if path.starts_with("/models/") => "/models/*",
+        path if path.starts_with("/responses/") => "/responses/*",
         _ => "other",
     }
 }
@@ -101,7 +115,8 @@ pub(crate) async fn serve(routes: Router, request: Request) -> Result<Response, 
         }
     };
     if let Some(error) = response.extensions().get::<Arc<ApiError>>() {
-        let mut rendered = error.respond(&exchange.id);
+        let style = if route == "/messages" { Style::Anthropic } else { Style::OpenAi };
+        let mut rendered = error.respond(&exchange.id, style);
         // What the route said beside the error; its length was that of an empty body.
         let said = response.headers().iter();
         let kept =

@@ -33,6 +33,14 @@ pub enum ApiError {
     /// The client must name another model: 404. Fireworks' SDK looks for the first sentence as it is.
     #[error("Model not found, inaccessible, and/or not deployed: {0}. GET /v1/models lists what is served.")]
     ModelNotFound(String),
+    /// What the request refers to is not there (any more): 404.
+    #[error("{message}")]
+    NotFound {
+        /// The field.
+        param: &'static str,
+        /// What is missing.
+        message: String,
+    },
     /// Nothing lives at this path: 404.
     #[error("Path not found: {0}")]
     PathNotFound(String),
@@ -89,6 +97,30 @@ pub enum ApiError {
     /// A fault of ours: 500.
     #[error("Internal error: {0}")]
     Internal(String),
+}
+
+/// Whose clients an answer is for: how an error looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Style {
+    /// `{error: {object, type, code, message, param}}`.
+    OpenAi,
+    /// `{type: "error", error: {type, message}}`.
+    Anthropic,
+}
+
+/// What a client of Anthropic's API sees of an error.
+#[derive(Serialize)]
+struct AnthropicEnvelope<'a> {
+    r#type: &'static str,
+    error: AnthropicFields,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct AnthropicFields {
+    r#type: &'static str,
+    message: String,
 }
 
 /// What a client sees of an error. All four keys are always there: SDKs index them.
@@ -197,6 +229,7 @@ impl ApiError {
             Self::Invalid { code, .. } => (StatusCode::BAD_REQUEST, REQUEST, code),
             Self::Unauthorized(_) => (StatusCode::UNAUTHORIZED, "error", "UNAUTHORIZED"),
             Self::ModelNotFound(_) | Self::PathNotFound(_) => (StatusCode::NOT_FOUND, "error", "NOT_FOUND"),
+            Self::NotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, "not_found"),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, "method_not_allowed"),
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, REQUEST, "request_timeout"),
             Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, "payload_too_large"),
@@ -218,6 +251,7 @@ impl ApiError {
         match self {
             Self::Invalid { param, .. } => param.as_deref(),
             Self::ModelNotFound(_) => Some("model"),
+            Self::NotFound { param, .. } => Some(param),
             _ => None,
         }
     }
@@ -239,9 +273,30 @@ impl ApiError {
         crate::http::json::line(&Envelope { error, request_id })
     }
 
+    /// The same, for Anthropic's clients.
+    pub(crate) fn anthropic(&self, request_id: Option<&str>) -> String {
+        let r#type = match self.status() {
+            StatusCode::BAD_REQUEST => "invalid_request_error",
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+            StatusCode::GATEWAY_TIMEOUT => "timeout_error",
+            status if status.is_client_error() => "invalid_request_error",
+            _ => "api_error",
+        };
+        let error = AnthropicFields { r#type, message: self.to_string() };
+        crate::http::json::line(&AnthropicEnvelope { r#type: "error", error, request_id })
+    }
+
     /// The whole response.
-    pub(crate) fn respond(&self, request_id: &str) -> Response {
-        let mut response = Response::new(Body::from(self.envelope(Some(request_id))));
+    pub(crate) fn respond(&self, request_id: &str, style: Style) -> Response {
+        let envelope = match style {
+            Style::OpenAi => self.envelope(Some(request_id)),
+            Style::Anthropic => self.anthropic(Some(request_id)),
+        };
+        let mut response = Response::new(Body::from(envelope));
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -14,6 +14,7 @@ pub(crate) mod exchange;
 pub(crate) mod json;
 pub mod limits;
 pub(crate) mod path;
+pub mod peers;
 pub mod server;
 pub(crate) mod sse;
 mod stall;

@@ -35,6 +35,7 @@ pub(crate) fn canonical(path: &str) -> Option<Canonical> {
             (&["chat", "completions"][..], Some(engine))
         }
         ["engines", engine @ .., "completions"] if !engine.is_empty() => (&["completions"][..], Some(engine)),
+        ["engines", engine @ .., "embeddings"] if !engine.is_empty() => (&["embeddings"][..], Some(engine)),
         rest => (rest, None),
     };
     Some(Canonical {
@@ -93,6 +94,7 @@ mod tests {
             ("/v1/engines/a%2Fb/chat/completions", "/chat/completions", "a/b"),
             ("/v1/engines/accounts/a/models/m/completions", "/completions", "accounts/a/models/m"),
             ("/v1/engines/my+model/completions", "/completions", "my model"),
+            ("/v1/engines/m/embeddings", "/embeddings", "m"),
         ] {
             assert_eq!(canonical(from), Some(Canonical { path: to.into(), engine: Some(engine.into()) }));
         }

@@ -27,8 +27,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{edge, limits::Limiter, stall::StallGuard};
-use crate::{api::App, config::Config, engine::Generate};
+use super::{edge, limits::Limiter, peers::Peers, stall::StallGuard};
+use crate::{
+    api::{App, responses::Store},
+    config::Config,
+    engine::Generate,
+};
 
 /// The most open connections; more wait in the listener's backlog.
 const CONNECTIONS: usize = 16_384;
@@ -58,6 +62,7 @@ pub enum Error {
 pub async fn serve<E: Generate>(
     config: Config,
     engine: Arc<E>,
+    peers: Peers,
     metrics: PrometheusHandle,
     listener: TcpListener,
     shutdown: CancellationToken,
@@ -66,9 +71,11 @@ pub async fn serve<E: Generate>(
     listener.local_addr().map_err(Error::Listener)?;
     let (grace, closing) = (config.grace, CancellationToken::new());
     let app = Arc::new(App {
+        responses: Arc::new(Store::new(config.responses_bytes, config.responses_age)),
         limiter: Limiter::new(config.limits),
         config,
         engine,
+        peers,
         metrics: metrics.clone(),
         draining: shutdown.clone(),
         closing: closing.clone(),

@@ -3,7 +3,7 @@
 //! ```text
 //!  Deltas ─ batch per step ─▶ EventStream ─ Events (the endpoint's chunks) ─▶ Outbox ─▶ one frame per event
 //!                                 ├─ silence:  ": keep-alive" every 15 s, an empty chunk every 45 s
-//!                                 ├─ the end:  "data: [DONE]"
+//!                                 ├─ the end:  "data: [DONE]", or as the endpoint has it
 //!                                 └─ a fault:  an error event, then the connection is cut
 //! ```
 //!
@@ -50,6 +50,17 @@ pub(crate) trait Events: Send + Unpin + 'static {
     fn silence(&mut self, out: &mut Outbox);
     /// Whether every choice has ended.
     fn complete(&self) -> bool;
+    /// What comes after everything.
+    fn end(&mut self, out: &mut Outbox) {
+        out.literal("data: [DONE]\n\n");
+    }
+    /// Tells that there will be no more. Whether the connection must then be cut: true where a client could take
+    /// what it has for the whole.
+    fn fail(&mut self, error: &ApiError, out: &mut Outbox) -> bool {
+        let event = format!("data: {}\n\n", error.envelope(None));
+        out.ready.push_back(event.into());
+        true
+    }
 }
 
 /// Events that wait to be sent.
@@ -95,6 +106,19 @@ impl Outbox {
         crate::http::json::write((&mut self.buffer).writer(), value);
         self.buffer.put_slice(b"\n\n");
         self.ready.push_back(self.buffer.split().freeze());
+    }
+
+    /// Writes `event: <name>` above JSON that is written already.
+    pub(crate) fn raw(&mut self, name: &str, json: &str) {
+        self.ready.push_back(format!("event: {name}\ndata: {json}\n\n").into());
+    }
+
+    /// Writes `event: <name>` above `data: <json>`.
+    pub(crate) fn named(&mut self, name: &str, value: &impl Serialize) {
+        self.buffer.put_slice(b"event: ");
+        self.buffer.put_slice(name.as_bytes());
+        self.buffer.put_slice(b"\n");
+        self.event(value);
     }
 
     fn literal(&mut self, event: &'static str) {
@@ -146,7 +170,7 @@ impl<E: Events> EventStream<E> {
         self.last = Instant::now();
         self.silences = 0;
         if self.events.complete() {
-            self.out.literal("data: [DONE]\n\n");
+            self.events.end(&mut self.out);
             self.state = State::Ended;
             self.exchange.finish(StatusCode::OK);
         }
@@ -154,10 +178,11 @@ impl<E: Events> EventStream<E> {
 
     fn fail(&mut self, error: ApiError) {
         tracing::warn!(%error, "a stream failed");
-        let event = format!("data: {}\n\n", error.envelope(None));
-        self.out.ready.push_back(event.into());
-        self.state = State::Parting;
-        self.alarm.as_mut().reset(Instant::now() + PARTING);
+        self.state = State::Ended;
+        if self.events.fail(&error, &mut self.out) {
+            self.state = State::Parting;
+            self.alarm.as_mut().reset(Instant::now() + PARTING);
+        }
         self.exchange.finish(error.status());
     }
 

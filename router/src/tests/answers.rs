@@ -76,8 +76,10 @@ async fn both_formats_of_logprobs_work_at_both_endpoints() {
     {
         let tokens = vec![token(104, b"h", 0, None), token(105, b"i", 1, Some(-0.5))];
         let deltas = || {
-            let finish = Some(Finish { reason: Reason::Stop, completion_tokens: 1, cached_tokens: 0 });
-            [Step::Batch(vec![Delta { choice: 0, text: "hi".into(), tokens: tokens.clone(), finish }])]
+            let finish =
+                Some(Finish { reason: Reason::Stop, completion_tokens: 1, cached_tokens: 0, stop: None });
+            let delta = Delta { text: "hi".into(), tokens: tokens.clone(), finish, ..Delta::default() };
+            [Step::Batch(vec![delta])]
         };
         client.engine.will(deltas());
         let mut fields = json!({"logprobs": logprobs, "echo": true});

@@ -1,11 +1,16 @@
 //! The API as a client meets it: requests over the whole app, answered by a scripted engine.
 
 mod answers;
+mod document;
+mod embeddings;
 mod errors;
 mod limits;
+mod messages;
 mod parameters;
+mod responses;
 mod served;
 mod streams;
+mod tokenizing;
 mod tools;
 
 use std::{
@@ -28,12 +33,12 @@ use tokio_util::sync::CancellationToken;
 use volley_proto::v1::ModelCard;
 
 use crate::{
-    api::App,
+    api::{App, responses::Store},
     config::Config,
     engine::{Deltas, Generate, Model, ModelError, StartError, StreamError},
     fixture,
     generation::{Delta, Finish, Generation, Reason, Token},
-    http::{edge, limits::Limiter},
+    http::{edge, limits::Limiter, peers::Peers},
 };
 
 /// What the engine does next for a generation.
@@ -78,7 +83,7 @@ pub(super) struct Answer {
 // === impl Scripted ===
 
 impl Scripted {
-    /// `tiny` (a byte a token, ChatML), `plain` (no template), `bos` (with a BOS token), `loading`, and
+    /// `tiny` (a byte a token, ChatML), `plain` (no template), `bos` (with a BOS token; embeds), `loading`, and
     /// `poison`, which panics.
     pub(super) fn new() -> Self {
         let model = |name: &str, template: bool, bos: Option<u32>| {
@@ -87,6 +92,8 @@ impl Scripted {
                 created: 1_700_000_000,
                 has_chat_template: template,
                 bos_token: bos,
+                pooling: if bos.is_some() { "mean".into() } else { String::new() },
+                embedding_width: 4 * u32::from(bos.is_some()),
                 ..fixture::card()
             };
             let template = template.then_some(fixture::CHAT_TEMPLATE);
@@ -190,8 +197,8 @@ pub(super) fn end(choice: u32, reason: Reason, completion_tokens: u32) -> Delta 
 
 /// The rest of a choice's text, and its end.
 pub(super) fn done(choice: u32, text: &str, reason: Reason, completion_tokens: u32) -> Delta {
-    let finish = Some(Finish { reason, completion_tokens, cached_tokens: 0 });
-    Delta { choice, text: text.into(), tokens: Vec::new(), finish }
+    let finish = Some(Finish { reason, completion_tokens, cached_tokens: 0, stop: None });
+    Delta { choice, text: text.into(), finish, ..Delta::default() }
 }
 
 /// A token with one alternative, of id 9.
@@ -220,6 +227,8 @@ impl Client {
     fn over(engine: Scripted, config: Config) -> Self {
         let (engine, closing) = (Arc::new(engine), CancellationToken::new());
         let app = App {
+            responses: Arc::new(Store::new(config.responses_bytes, config.responses_age)),
+            peers: Peers::alone(),
             limiter: Limiter::new(config.limits),
             config,
             engine: engine.clone(),

@@ -4,16 +4,23 @@ use std::{sync::Arc, time::Duration};
 
 use http_body_util::BodyExt;
 use metrics_exporter_prometheus::PrometheusBuilder;
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::Notify,
+    sync::{Notify, watch},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
+use volley_membership::{Member, Members};
 
 use super::{Scripted, Step, end, text};
-use crate::{config::Config, engine::StreamError, generation::Reason, http::server};
+use crate::{
+    config::Config,
+    engine::StreamError,
+    generation::Reason,
+    http::{peers::Peers, server},
+};
 
 struct Server {
     address: std::net::SocketAddr,
@@ -24,12 +31,25 @@ struct Server {
 
 impl Server {
     async fn start(config: Config) -> Self {
+        Self::among(config, Peers::alone()).await
+    }
+
+    async fn among(config: Config, peers: Peers) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (engine, shutdown) = (Arc::new(Scripted::new()), CancellationToken::new());
         let metrics = PrometheusBuilder::new().build_recorder().handle();
-        let task = tokio::spawn(server::serve(config, engine.clone(), metrics, listener, shutdown.clone()));
-        Self { address, engine, shutdown, task }
+        let serving = server::serve(config, engine.clone(), peers, metrics, listener, shutdown.clone());
+        Self { address, engine, shutdown, task: tokio::spawn(serving) }
+    }
+
+    /// Posts to `path`; the answer with its head.
+    async fn post(&self, path: &str, body: &serde_json::Value) -> String {
+        let body = body.to_string();
+        let head = "host: x\r\nconnection: close\r\ncontent-type: application/json";
+        let length = body.len();
+        let request = format!("POST {path} HTTP/1.1\r\n{head}\r\ncontent-length: {length}\r\n\r\n{body}");
+        self.exchange(&request).await
     }
 
     async fn connect(&self) -> TcpStream {
@@ -230,4 +250,38 @@ async fn http_2_clients_are_served_and_see_a_fault_as_a_reset() {
             "{seen}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_kept_response_is_found_from_every_router_while_its_own_is_there() {
+    let (members, watched) = watch::channel(Members::default());
+    let one = Server::among(Config::default(), Peers::new("r1", watched.clone())).await;
+    let two = Server::among(Config::default(), Peers::new("r2", watched)).await;
+    let address = format!("http://{}", one.address);
+    let member = Member { id: "r1".into(), address, model: String::new() };
+    members.send_modify(|members| drop(Arc::make_mut(members).insert("r1".into(), member)));
+
+    let ask = json!({"model": "tiny", "input": "hi"});
+    let first = one.post("/v1/responses", &ask).await;
+    let id = first.split_once("\"id\":\"").unwrap().1.split('"').next().unwrap();
+    let get = format!("GET /v1/responses/{id} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    assert!(two.exchange(&get).await.contains(id));
+
+    let next = json!({"model": "tiny", "input": "more", "previous_response_id": id, "stream": true});
+    let streamed = two.post("/inference/v1/responses/", &next).await;
+    assert!(
+        streamed.starts_with("HTTP/1.1 200") && streamed.contains("event: response.completed"),
+        "{streamed}"
+    );
+    assert_eq!(
+        one.engine.asked().prompts[0].tokens.len(),
+        40 + "ok\0\n\u{1}user\nmore\0\n\u{1}assistant\n".len()
+    );
+
+    let delete = get.replace("GET", "DELETE");
+    assert!(two.exchange(&delete).await.contains("\"deleted\":true"));
+    assert!(one.exchange(&get).await.starts_with("HTTP/1.1 404"));
+    members.send_replace(Members::default());
+    let gone = two.post("/v1/responses", &next).await;
+    assert!(gone.starts_with("HTTP/1.1 404") && gone.contains("not_found"), "{gone}");
 }

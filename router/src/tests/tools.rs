@@ -278,8 +278,12 @@ fn thought() -> Vec<Step> {
             Step::Batch(vec![Delta { text: c.into(), tokens: vec![token((at, c))], ..Delta::default() }])
         })
         .collect();
-    let finish =
-        Some(Finish { reason: Reason::Stop, completion_tokens: whole.len() as u32, cached_tokens: 0 });
+    let finish = Some(Finish {
+        reason: Reason::Stop,
+        completion_tokens: whole.len() as u32,
+        cached_tokens: 0,
+        stop: None,
+    });
     steps.push(Step::Batch(vec![Delta { finish, ..Delta::default() }]));
     steps
 }

@@ -13,7 +13,10 @@ use std::{collections::VecDeque, sync::Arc};
 
 use volley_proto::v1::Logprobs;
 
-use super::{stop::Stops, tokenizer::Tokenizer};
+use super::{
+    stop::{Found, Stops},
+    tokenizer::Tokenizer,
+};
 use crate::generation::{Delta, Finish, Reason, Token};
 
 /// What a request's choices have in common.
@@ -63,6 +66,8 @@ pub struct Assembler {
     characters: u32,
     generated: u32,
     cached_tokens: u32,
+    /// The stop string that ended it.
+    stop: Option<u32>,
     finished: bool,
 }
 
@@ -83,6 +88,7 @@ impl Assembler {
             characters: 0,
             generated: 0,
             cached_tokens: 0,
+            stop: None,
             finished: false,
         }
     }
@@ -139,6 +145,7 @@ impl Assembler {
     fn generate(&mut self, id: u32, logprobs: Option<&Logprobs>, ends: bool) -> Option<Reason> {
         let rules = self.rules.clone();
         if ends || rules.stops.tokens().contains(&id) {
+            self.stop = rules.stops.naming(id);
             return Some(Reason::Stop);
         }
         self.generated += 1;
@@ -209,9 +216,10 @@ impl Assembler {
     /// Looks for a stop string that ends in the tail from `new` on; cuts the tail there.
     fn find_stop(&mut self, new: usize) -> bool {
         let found = self.rules.stops.advance(&mut self.stop_states, &self.tail.as_bytes()[new..]);
-        let Some((end, length)) = found else { return false };
+        let Some(Found { end, length, index }) = found else { return false };
         let end = new + end;
         self.tail.truncate(if self.rules.include_stop { end } else { end - length });
+        self.stop = Some(index);
         self.partial.clear();
         true
     }
@@ -242,11 +250,12 @@ impl Assembler {
             reason,
             completion_tokens: self.generated,
             cached_tokens: self.cached_tokens,
+            stop: self.stop,
         });
         if text.is_empty() && tokens.is_empty() && finish.is_none() {
             return None;
         }
-        Some(Delta { choice: self.choice, text, tokens, finish })
+        Some(Delta { choice: self.choice, text, tokens, finish, ..Delta::default() })
     }
 
     fn token(&self, id: u32, text_offset: u32, logprobs: Option<&Logprobs>) -> Token {

@@ -175,12 +175,17 @@ impl Model {
     /// The tokens of a raw prompt: specials parsed, and BOS first where the model wants it. May be empty.
     pub async fn encode_prompt(&self, text: String) -> Result<Vec<u32>, TextError> {
         let mut tokens = self.encode(text, Special::Parse).await?;
+        self.begin(&mut tokens);
+        Ok(tokens)
+    }
+
+    /// Puts BOS first where the model wants it and it isn't there.
+    pub fn begin(&self, tokens: &mut Vec<u32>) {
         if let Some(bos) = self.card.bos_token
             && tokens.first() != Some(&bos)
         {
             tokens.insert(0, bos);
         }
-        Ok(tokens)
     }
 
     /// Renders a conversation: OpenAI messages, content parts already joined to strings.
@@ -244,6 +249,11 @@ impl Model {
     /// The bytes of a token: may be part of a character; a special token's are its name. Empty if unknown.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.tokenizer.vocabulary().bytes(id)
+    }
+
+    /// The text of tokens, special ones by their names; what is no UTF-8 becomes U+FFFD.
+    pub fn decode(&self, tokens: &[u32]) -> String {
+        self.tokenizer.vocabulary().decode(tokens)
     }
 
     /// The tokenizer.

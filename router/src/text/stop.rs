@@ -10,11 +10,25 @@ use super::tokenizer::Tokenizer;
 pub struct Stops {
     strings: Vec<StopString>,
     tokens: Vec<u32>,
+    /// Beside `tokens`: which of the strings names each.
+    names: Vec<u32>,
+}
+
+/// A stop string in a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Where it ends, bytes.
+    pub end: usize,
+    /// Its own bytes.
+    pub length: usize,
+    /// Which it is, as the request lists them.
+    pub index: u32,
 }
 
 #[derive(Clone, Debug)]
 struct StopString {
     bytes: Vec<u8>,
+    index: u32,
     /// `fallback[i]`: length of the longest proper prefix that the first `i + 1` bytes end with.
     fallback: Vec<u32>,
 }
@@ -25,10 +39,18 @@ impl Stops {
     /// Stops at these strings; one that is the name of a special token also stops at that token, which
     /// gives no text to find.
     pub fn new(strings: &[String], tokenizer: &Tokenizer) -> Self {
-        let tokens = strings.iter().filter_map(|name| tokenizer.vocabulary().special(name)).collect();
-        let strings =
-            strings.iter().filter(|text| !text.is_empty()).map(|text| StopString::new(text)).collect();
-        Self { strings, tokens }
+        let numbered = (0..).zip(strings);
+        let special = |(index, name): (u32, &String)| Some((tokenizer.vocabulary().special(name)?, index));
+        let (tokens, names) = numbered.clone().filter_map(special).unzip();
+        let strings = numbered.filter(|(_, text)| !text.is_empty());
+        let strings = strings.map(|(index, text)| StopString::new(text, index)).collect();
+        Self { strings, tokens, names }
+    }
+
+    /// Which of the strings names that special token.
+    pub fn naming(&self, token: u32) -> Option<u32> {
+        let at = self.tokens.iter().position(|stop| *stop == token)?;
+        self.names.get(at).copied()
     }
 
     /// The special tokens named.
@@ -41,9 +63,9 @@ impl Stops {
         vec![0; self.strings.len()]
     }
 
-    /// Reads more text. Gives where in it the first stop string ends, and that string's length in bytes; of
-    /// several that end there, the one listed first. The states are of no more use then.
-    pub fn advance(&self, states: &mut [u32], text: &[u8]) -> Option<(usize, usize)> {
+    /// Reads more text. Gives the stop string that ends first in it; of several that end there, the one listed
+    /// first. The states are of no more use then.
+    pub fn advance(&self, states: &mut [u32], text: &[u8]) -> Option<Found> {
         if self.strings.is_empty() {
             return None;
         }
@@ -52,11 +74,12 @@ impl Stops {
             for (string, state) in self.strings.iter().zip(states.iter_mut()) {
                 *state = string.advance(*state, *byte);
                 if *state as usize == string.bytes.len() {
-                    found = found.or(Some(string.bytes.len()));
+                    let (length, index) = (string.bytes.len(), string.index);
+                    found = found.or(Some(Found { end: i + 1, length, index }));
                 }
             }
-            if let Some(length) = found {
-                return Some((i + 1, length));
+            if found.is_some() {
+                return found;
             }
         }
         None
@@ -71,8 +94,8 @@ impl Stops {
 // === impl StopString ===
 
 impl StopString {
-    fn new(text: &str) -> Self {
-        let mut string = Self { bytes: text.as_bytes().to_vec(), fallback: vec![0] };
+    fn new(text: &str, index: u32) -> Self {
+        let mut string = Self { bytes: text.as_bytes().to_vec(), index, fallback: vec![0] };
         for i in 1..string.bytes.len() {
             let state = string.advance(string.fallback[i - 1], string.bytes[i]);
             string.fallback.push(state);

@@ -102,6 +102,9 @@ impl FakeWorker {
             if scored && next < slot.sequence.prompt_tokens as usize {
                 result.scored.push(score(&past, slot.tokens[next]));
             }
+            if next == slot.tokens.len() && slot.sequence.kind() == Kind::Embed {
+                result.embedding = past.iter().map(|&token| token as f32).collect();
+            }
             if next == slot.tokens.len() && slot.sequence.kind() == Kind::Generate {
                 // A guided draw is deferred now and then, as if its grammar were not compiled yet.
                 if slot.sequence.grammar.is_some() && hash(&past, self.last_step).is_multiple_of(3) {

@@ -92,6 +92,19 @@ impl Vocabulary {
         self.special.iter().copied().find(|id| self.bytes(*id) == name.as_bytes())
     }
 
+    /// The text that tokens spell together; special tokens stand in it by their names.
+    pub fn decode(&self, tokens: &[u32]) -> String {
+        let mut bytes = Vec::new();
+        let mut at_start = self.leading_space;
+        for &id in tokens {
+            let token = self.bytes(id);
+            let strip = at_start && !self.is_special(id);
+            at_start &= self.is_special(id);
+            bytes.extend_from_slice(if strip { token.strip_prefix(b" ").unwrap_or(token) } else { token });
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     /// Whether the space that starts a text's first token is not in the text.
     pub fn leading_space(&self) -> bool {
         self.leading_space

@@ -1,6 +1,6 @@
 use volley_kernels::{
     BLOCK_TOKENS, Sequence,
-    cpu::{Activations, CpuBackend, CpuOptions},
+    cpu::{Activations, CpuBackend, CpuOptions, formats::dequantized},
 };
 
 use super::*;
@@ -36,6 +36,24 @@ fn logits_agree_with_transformers_to_1e_4_of_their_range() {
             let off = logits.iter().zip(&fixture.logits).fold(0f32, |max, (a, b)| max.max((a - b).abs()));
             assert_eq!(logits.len(), fixture.logits.len());
             assert!(off <= 1e-4 * range, "{name}: off by {off} in a range of {range}");
+        }
+    }
+}
+
+#[test]
+fn the_output_matrix_turns_final_hidden_states_into_logits() {
+    let fixture = testing::fixture("tiny-llama");
+    let (width, tokens) = (fixture.model.description.width, &fixture.tokens);
+    let mut decoder = testing::decoder(backend(), &fixture.model, Capacity { rows: 64, blocks: 8 });
+    let logits = logits(&mut decoder, tokens, &[tokens.len()]);
+    let table = fixture.model.weights.tensors().find(|tensor| tensor.name == "model.embed_tokens.weight");
+    let output = dequantized(table.unwrap()).unwrap();
+    let hidden = decoder.hidden(vec![3..5, 0..1, 39..40]).concat();
+    for (hidden, row) in hidden.chunks(width).zip([3, 4, 0, 39]) {
+        let logits = &logits[row * output.len() / width..];
+        for (weights, logit) in output.chunks(width).zip(logits) {
+            let product: f32 = hidden.iter().zip(weights).map(|(a, b)| a * b).sum();
+            assert!((product - logit).abs() < 1e-3, "{product} is not {logit}");
         }
     }
 }

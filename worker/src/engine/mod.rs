@@ -9,6 +9,7 @@
 
 mod guide;
 mod metrics;
+mod pool;
 mod sequence;
 mod shaping;
 mod slots;
@@ -25,7 +26,7 @@ use volley_kernels::Backend;
 use volley_proto::v1::{self, ResultMessage, StepPlan, StepResult, WorkerHello, result_message::Message};
 
 pub(crate) use self::{guide::Guides, metrics::describe, slots::Slots};
-use crate::decoder::Decoder;
+use crate::{config::Pooling, decoder::Decoder};
 
 /// Plans that may wait for the step thread: a scheduler is one step ahead.
 pub(crate) const WAITING_JOBS: usize = 4;
@@ -44,6 +45,8 @@ pub(crate) struct Limits {
     /// Tokens of a sequence.
     pub(crate) context: usize,
     pub(crate) vocab: usize,
+    /// How embeddings are made, if they are.
+    pub(crate) pooling: Option<Pooling>,
 }
 
 /// Who may send plans: (revision of the claim, connection under it).
@@ -169,6 +172,11 @@ impl<B: Backend> Engine<B> {
         if rows > 0 {
             let forward = Instant::now();
             self.decoder.forward(&step.batch);
+            if !step.pooled.is_empty() {
+                let rows = step.pooled.iter().map(|pooled| pooled.rows.clone());
+                let hidden = self.decoder.hidden(rows.collect());
+                self.slots.pool(&mut step, &hidden);
+            }
             self.slots.guide(&mut step, forward.elapsed());
             drawn = self.decoder.draw(&step.rows, &step.draws);
         }

@@ -7,9 +7,11 @@ use volley_proto::v1::{Kind, NewSequence, Sampling};
 use super::{
     Limits,
     guide::{Guide, Guides},
+    pool::Pool,
     shaping::{Shaping, cannot_shape},
     trace,
 };
+use crate::config::Pooling;
 
 /// Everything that the worker keeps about a sequence between steps.
 pub(super) struct Sequence {
@@ -31,6 +33,8 @@ pub(super) struct Sequence {
     pub(super) blocks: Vec<BlockId>,
     /// Why it can't run: each run answers with this until the slot is released.
     failure: Option<String>,
+    /// Of one that is to be embedded.
+    pub(super) pool: Option<Pool>,
     /// Open as long as the slot is taken.
     _span: Span,
 }
@@ -44,6 +48,10 @@ pub(super) struct Run {
     pub(super) scores: Vec<(usize, Draw)>,
     /// The draw of a new token, from the run's last row.
     pub(super) sample: Option<Draw>,
+    /// How many of the last rows go into its embedding.
+    pub(super) pooled: usize,
+    /// Whether all that is known has run.
+    pub(super) ends: bool,
 }
 
 // === impl Sequence ===
@@ -83,6 +91,7 @@ impl Sequence {
             guide,
             blocks: Vec::new(),
             failure,
+            pool: limits.pooling.filter(|_| kind == Kind::Embed).map(Pool::new),
             _span: span,
         })
     }
@@ -120,7 +129,9 @@ impl Sequence {
             })
             .collect();
         let sample = (self.kind == Kind::Generate && end == known).then(|| self.draw_at_end(limits));
-        Ok(Run { position, tokens: self.tokens[position..end].to_vec(), scores, sample })
+        let ends = end == known;
+        let pooled = self.pool.as_ref().map_or(0, |pool| pool.wants(rows, ends));
+        Ok(Run { position, tokens: self.tokens[position..end].to_vec(), scores, sample, pooled, ends })
     }
 
     /// Keeps a drawn token: the next run may start with it.
@@ -179,7 +190,13 @@ fn cannot_run(new: &NewSequence, limits: &Limits) -> Option<String> {
     }
     match new.kind() {
         Kind::Generate | Kind::Score => {}
-        Kind::Embed => return Some("this worker computes no embeddings".to_owned()),
+        Kind::Embed if limits.pooling.is_none() => {
+            return Some("this worker computes no embeddings".to_owned());
+        }
+        Kind::Embed if limits.pooling == Some(Pooling::Mean) && new.computed > 0 => {
+            return Some("a mean needs every position of its prompt computed here".to_owned());
+        }
+        Kind::Embed => {}
         Kind::Unspecified => return Some("the kind of the sequence is not known to this worker".to_owned()),
     }
     if !new.adapter.is_empty() {

@@ -1,6 +1,6 @@
 //! The slots: plans go in, steps come out; drawn tokens go in, results come out. No device, no clock.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, ops::Range, time::Duration};
 
 use volley_kernels::{self as kernels, Batch, BlockId, Draw, Drawn};
 use volley_proto::v1::{Logprobs, SlotResult, SlotRun, StepPlan};
@@ -36,8 +36,20 @@ pub(crate) struct Step {
     pub(crate) draws: Vec<Draw>,
     /// Beside `draws`: the slot result that each belongs to.
     owners: Vec<usize>,
+    /// Rows whose final hidden states go into embeddings.
+    pub(crate) pooled: Vec<Pooled>,
     /// One for each run of the plan, to be filled.
     results: Vec<SlotResult>,
+}
+
+/// A run's part in its sequence's embedding.
+#[derive(Debug)]
+pub(crate) struct Pooled {
+    pub(crate) rows: Range<usize>,
+    /// The slot result that it belongs to.
+    owner: usize,
+    /// Whether it is the last part.
+    ends: bool,
 }
 
 // === impl Slots ===
@@ -126,8 +138,25 @@ impl Slots {
             step.draws.push(draw);
             step.owners.push(step.results.len());
         }
+        if run.pooled > 0 {
+            let rows = first_row + rows - run.pooled..first_row + rows;
+            step.pooled.push(Pooled { rows, owner: step.results.len(), ends: run.ends });
+        }
         step.results.push(result);
         Ok(())
+    }
+
+    /// Takes in the final hidden states of a step's pooled rows, beside `step.pooled`.
+    pub(crate) fn pool(&mut self, step: &mut Step, hidden: &[Vec<f32>]) {
+        for (pooled, hidden) in step.pooled.iter().zip(hidden) {
+            let result = &mut step.results[pooled.owner];
+            let sequence = self.slots.get_mut(result.slot as usize).and_then(Option::as_mut);
+            let Some(pool) = sequence.and_then(|sequence| sequence.pool.as_mut()) else { continue };
+            pool.add(hidden, hidden.len() / pooled.rows.len());
+            if pooled.ends {
+                result.embedding = pool.embedding();
+            }
+        }
     }
 
     /// Tells the draws of guided sequences what they may draw. The forward pass, in whose time masks are

@@ -4,6 +4,7 @@
 
 mod claims;
 mod driver;
+mod embeddings;
 mod exactness;
 mod guided;
 mod plans;

@@ -31,9 +31,10 @@ pub struct Etcd {
     client: Client,
     reach: Reach,
     prefix: String,
-    // Started when first asked for: a worker watches nothing, a router only the schedulers.
+    // Started when first asked for: a worker watches nothing, a router no workers.
     workers: OnceLock<View<Member>>,
     schedulers: OnceLock<View<Member>>,
+    routers: OnceLock<View<Member>>,
     claims: OnceLock<View<Claim>>,
 }
 
@@ -59,6 +60,7 @@ impl Etcd {
             prefix: prefix.trim_end_matches('/').to_owned(),
             workers: OnceLock::new(),
             schedulers: OnceLock::new(),
+            routers: OnceLock::new(),
             claims: OnceLock::new(),
         })
     }
@@ -85,6 +87,7 @@ impl Membership for Etcd {
         let view = match role {
             Role::Worker => &self.workers,
             Role::Scheduler => &self.schedulers,
+            Role::Router => &self.routers,
         };
         let folder = format!("{}/{}/", self.prefix, role.folder());
         view.get_or_init(|| View::start(self.client.clone(), self.reach.clone(), folder, parse_member))

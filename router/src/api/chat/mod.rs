@@ -1,9 +1,6 @@
 //! `POST /chat/completions`: the next turn of a conversation, by way of the model's template.
 
-mod messages;
 mod shape;
-mod tools;
-mod truncate;
 
 use std::sync::Arc;
 
@@ -11,32 +8,29 @@ use axum::{
     extract::{Request, State},
     response::Response,
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use self::{
-    messages::Message,
-    shape::{Chat, Legacy},
-    tools::{FunctionField, ToolField, Tools},
-    truncate::{Prompt, Turns},
-};
+use self::shape::{Chat, Legacy};
 use super::{
     App,
     common::{
         fields::Integer,
-        generate::{Ask, Caller},
-        parameters::Settings,
+        generate::Caller,
+        messages::{self, Message},
         parse,
+        tools::{FunctionField, ToolField, ToolFields, Tools},
+        turn::{Limit, Turn},
     },
 };
 use crate::{
-    engine::{ChatOptions, Generate, Model},
+    engine::Generate,
     http::{body, error::ApiError},
-    text::output::{Format, Thinking},
 };
 
 /// What chats take beside the shared parameters.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct ChatRequest {
     /// The conversation so far.
     pub messages: Option<Vec<Message>>,
@@ -65,32 +59,12 @@ pub(crate) async fn create<E: Generate>(
     let mut parsed = parse::request::<ChatRequest>(body, app.config.unknown_fields).await?;
     caller.name_model(&mut parsed.parameters);
     let settings = parsed.parameters.check(&app.config)?;
-    let limit = parsed.own.truncate_len()?;
-    let tools = Tools::check(&mut parsed.own)?;
-    if let (true, Some((_, param))) = (tools.forced(), &settings.grammar) {
-        let message = format!("{param} and a tool_choice that forces a call exclude each other");
-        return Err(ApiError::value(*param, message));
-    }
-    let messages = parsed.own.messages.ok_or_else(|| ApiError::missing("messages"))?;
-    let mut messages = messages::check(messages)?;
-    app.check_choices(1, settings.best_of)?;
-    let model = app.model(&settings.model).await?;
-    settings.reasoning.check_model(model.knows())?;
-    settings.reasoning.forget(&mut messages);
-    let options = ChatOptions {
-        safe: parsed.own.safe_tokenization.unwrap_or(true),
-        tools: tools.told(),
-        variables: settings.reasoning.variables(settings.grammar.is_some()),
-        ..ChatOptions::default()
-    };
-    let turns = Turns { model: &model, messages, options };
-    let prompt = match limit {
-        Some(limit) => turns.fitting(limit).await,
-        None => turns.all().await,
-    };
-    let prompt = prompt.map_err(|error| ApiError::text(error, "messages"))?;
-    let legacy = tools.legacy;
-    let ask = ask(settings, model, prompt, &tools, &app.config)?;
+    let mut own = parsed.own;
+    let limit = own.limit()?;
+    let tools = Tools::check(own.tool_fields())?;
+    let messages = messages::check(own.messages.ok_or_else(|| ApiError::missing("messages"))?)?;
+    let (legacy, safe) = (tools.legacy, own.safe_tokenization.unwrap_or(true));
+    let ask = app.ask(Turn { settings, messages, tools, safe, limit, param: "messages" }).await?;
     match legacy {
         true => app.generate::<Legacy>(caller, ask).await,
         false => app.generate::<Chat>(caller, ask).await,
@@ -100,49 +74,25 @@ pub(crate) async fn create<E: Generate>(
 // === impl ChatRequest ===
 
 impl ChatRequest {
-    fn truncate_len(&self) -> Result<Option<usize>, ApiError> {
+    fn tool_fields(&mut self) -> ToolFields {
+        ToolFields {
+            tools: self.tools.take(),
+            tool_choice: self.tool_choice.take(),
+            parallel_tool_calls: self.parallel_tool_calls,
+            functions: self.functions.take(),
+            function_call: self.function_call.take(),
+        }
+    }
+
+    fn limit(&self) -> Result<Limit, ApiError> {
         const NAME: &str = "prompt_truncate_len";
         match self.prompt_truncate_len {
             Some(Integer(length)) if length < 1 => {
                 Err(ApiError::value(NAME, format!("{NAME} must be at least 1: {length}")))
             }
-            _ if self.safe_tokenization == Some(true) => Ok(None),
-            length => Ok(length.map(|Integer(length)| usize::try_from(length).unwrap_or(usize::MAX))),
+            None => Ok(Limit::None),
+            _ if self.safe_tokenization == Some(true) => Ok(Limit::None),
+            Some(Integer(length)) => Ok(Limit::Tokens(usize::try_from(length).unwrap_or(usize::MAX))),
         }
     }
-}
-
-fn ask(
-    settings: Settings,
-    model: Arc<Model>,
-    Prompt { tokens, thinking }: Prompt,
-    tools: &Tools,
-    config: &crate::config::Config,
-) -> Result<Ask, ApiError> {
-    let known = model.knows().and_then(|knows| knows.tools);
-    let format = config.tool_format.or(known).unwrap_or(Format::Hermes);
-    let grammar = match tools.forced() {
-        true => Some((tools.grammar(format, &model)?, "tools")),
-        false => settings.grammar.clone(),
-    };
-    // Where the prompt has begun to reason, the form is that of the answer behind it.
-    let grammar = grammar.map(|(grammar, param)| match thinking {
-        Thinking::Open => (grammar.after_reasoning(model.tokenizer().vocabulary()), param),
-        Thinking::Never | Thinking::Tagged => (grammar, param),
-    });
-    // An echoed prompt is part of the text, and nothing that was said.
-    let hearing = match settings.echo {
-        0 => tools.hearing(format, thinking),
-        _ => Default::default(),
-    };
-    let default_max_tokens = config.chat_max_tokens;
-    Ok(Ask {
-        settings,
-        model,
-        prompts: vec![tokens],
-        param: "messages",
-        default_max_tokens,
-        grammar,
-        hearing,
-    })
 }

@@ -3,8 +3,9 @@
 //! SDKs and other languages write `5.0` for an integer and a bare string for a list of one; nothing writes
 //! `"5"` for a number by intention.
 
-use std::fmt;
+use std::{borrow::Cow, fmt, marker::PhantomData};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer,
     de::{self, SeqAccess, Visitor, value::SeqAccessDeserializer},
@@ -21,6 +22,15 @@ pub struct Number(pub f64);
 /// One string or a list of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Strings(pub Vec<String>);
+
+/// A string, or a list of parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TextOr<T> {
+    /// A string.
+    Text(String),
+    /// Parts.
+    Parts(Vec<T>),
+}
 
 /// `logprobs`: the type chooses the format of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +150,27 @@ impl<'de> Deserialize<'de> for Strings {
     }
 }
 
+// === impl TextOr ===
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOr<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextOrParts<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for TextOrParts<T> {
+            type Value = TextOr<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or a list of parts")
+            }
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<TextOr<T>, E> {
+                Ok(TextOr::Text(value.to_owned()))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, parts: A) -> Result<TextOr<T>, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(parts)).map(TextOr::Parts)
+            }
+        }
+        deserializer.deserialize_any(TextOrParts(PhantomData))
+    }
+}
+
 // === impl LogprobsField ===
 
 impl<'de> Deserialize<'de> for LogprobsField {
@@ -198,6 +229,51 @@ impl<'de> Deserialize<'de> for PromptItem {
             integers!(PromptItem::Token);
         }
         deserializer.deserialize_any(Item)
+    }
+}
+
+// === impl JsonSchema ===
+
+/// Describes types whose shape is their own, in place.
+macro_rules! described {
+    ($($kind:ty: $schema:tt)*) => {$(
+        impl JsonSchema for $kind {
+            fn inline_schema() -> bool {
+                true
+            }
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($kind).into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!($schema)
+            }
+        }
+    )*};
+}
+
+described! {
+    Integer: {"type": "integer"}
+    Number: {"type": "number"}
+    Strings: {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    LogprobsField: {"type": ["boolean", "integer"]}
+    PromptField: {"anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}},
+        {"type": "array", "items": {"type": "integer"}},
+        {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}}
+    ]}
+}
+
+impl<T: JsonSchema> JsonSchema for TextOr<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        format!("TextOr{}", T::schema_name()).into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let part = generator.subschema_for::<T>();
+        json_schema!({"anyOf": [{"type": "string"}, {"type": "array", "items": part}]})
     }
 }
 

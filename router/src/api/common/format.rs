@@ -1,5 +1,6 @@
 //! `response_format` and its relatives: what a text must be.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 use volley_grammar::Grammar;
@@ -8,7 +9,7 @@ use super::parameters::Parameters;
 use crate::{engine::GrammarError, http::error::ApiError};
 
 /// What the text must be.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct ResponseFormat {
     /// `text`, `json_object`, `json_schema`, `grammar`, `regex` or `choice`.
     pub r#type: Option<String>,

@@ -7,7 +7,7 @@ use std::{
 
 use axum::{body::Body, extract::Request, response::Response};
 use futures::TryStreamExt;
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use serde::Serialize;
 
 use super::{
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     api::App,
     engine::{Deltas, Generate, Model},
-    generation::{Generation, Mirostat, Prompt, Sampling},
+    generation::{Generation, Mirostat, Prompt, Sampling, Task},
     http::{
         auth::Tenant,
         edge::PathModel,
@@ -58,6 +58,15 @@ pub(crate) struct Ask {
     pub grammar: Option<Form>,
     /// How the text is read.
     pub hearing: Hearing,
+}
+
+/// A generation that was admitted.
+pub(crate) struct Begun {
+    pub deltas: Deltas,
+    pub tally: Tally,
+    /// How long that took, since the request came.
+    pub first_token: Duration,
+    pub options: Option<HeaderValue>,
 }
 
 /// What `fireworks-sampling-options` tells.
@@ -101,9 +110,12 @@ impl Caller {
 
     /// Where the body names no model, the path's is meant, or the header's.
     pub(crate) fn name_model(&self, parameters: &mut Parameters) {
-        if parameters.model.is_none() {
-            parameters.model.clone_from(&self.named_model);
-        }
+        parameters.model = self.named(parameters.model.take());
+    }
+
+    /// The model that the body names, else the path's, or the header's.
+    pub(crate) fn named(&self, model: Option<String>) -> Option<String> {
+        model.or_else(|| self.named_model.clone())
     }
 
     /// Where the request's like went before: the body's key says it best, then the headers, then who asks.
@@ -133,26 +145,14 @@ impl<E: Generate> App<E> {
 
     /// Generates and answers, in the shapes of one endpoint.
     pub(crate) async fn generate<S: Shape>(&self, caller: Caller, ask: Ask) -> Result<Response, ApiError> {
-        let lengths: Vec<usize> = ask.prompts.iter().map(Vec::len).collect();
         let id = format!("{}{}", S::ID, uuid::Uuid::new_v4());
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let settings = ask.settings.clone();
         let told = if settings.report.prompts() { ask.prompts.clone() } else { Vec::new() };
         let model = ask.model.clone();
-        if let Some((grammar, param)) = &ask.grammar {
-            let checked = model.check_grammar(grammar).await;
-            checked.map_err(|error| ApiError::grammar(error, param))?;
-        }
         let hearing = ask.hearing.clone();
-        let generation = ask.generation(id.clone(), &lengths, &caller)?;
-        let tally = Tally::new(&lengths, generation.n);
-        let options = sampling_options(&generation, settings.n);
-
-        caller.exchange.asks(&model.card.name, tally.prompt_tokens());
-        let deltas = self.engine.start(model.clone(), generation).await?;
-        let deltas = self.limiter.meter(&caller.tenant, tally.prompt_tokens(), deltas);
+        let Begun { deltas, tally, first_token, options } = self.begin(&caller, ask, id.clone()).await?;
         let exchange = caller.exchange;
-        let first_token = exchange.first_token();
         let head = Head {
             id,
             created,
@@ -171,18 +171,37 @@ impl<E: Generate> App<E> {
                 let answers = (0..tally.choices()).map(|_| Answer::new(&hearing)).collect();
                 let (answers, tally) = collect(&head, tally.clone(), answers, deltas, &exchange).await?;
                 let answers = ranking::best(answers, settings.best_of, settings.n);
-                let mut response = Response::new(Body::from(head.answer::<S>(&answers, &tally)));
-                complete(response.headers_mut(), &tally, first_token, exchange.elapsed());
-                response
+                let body = head.answer::<S>(&answers, &tally);
+                complete(body, &tally, first_token, exchange.elapsed())
             }
         };
-        let headers = response.headers_mut();
-        headers.insert("fireworks-prompt-tokens", HeaderValue::from(tally.prompt_tokens()));
-        if let Some(options) = options {
-            headers.insert("fireworks-sampling-options", options);
-        }
+        tell(response.headers_mut(), &tally, options);
         Ok(response)
     }
+
+    /// Starts a generation under the name `id`.
+    pub(crate) async fn begin(&self, caller: &Caller, ask: Ask, id: String) -> Result<Begun, ApiError> {
+        let lengths: Vec<usize> = ask.prompts.iter().map(Vec::len).collect();
+        let (model, n) = (ask.model.clone(), ask.settings.n);
+        if let Some((grammar, param)) = &ask.grammar {
+            let checked = model.check_grammar(grammar).await;
+            checked.map_err(|error| ApiError::grammar(error, param))?;
+        }
+        let generation = ask.generation(id, &lengths, caller)?;
+        let tally = Tally::new(&lengths, generation.n);
+        let options = sampling_options(&generation, n);
+        caller.exchange.asks(&model.card.name, tally.prompt_tokens());
+        let deltas = self.engine.start(model, generation).await?;
+        let deltas = self.limiter.meter(&caller.tenant, tally.prompt_tokens(), deltas);
+        let first_token = caller.exchange.first_token();
+        Ok(Begun { deltas, tally, first_token, options })
+    }
+}
+
+/// The headers of every answer, streamed or not.
+pub(crate) fn tell(headers: &mut HeaderMap, tally: &Tally, options: Option<HeaderValue>) {
+    headers.insert("fireworks-prompt-tokens", HeaderValue::from(tally.prompt_tokens()));
+    headers.extend(options.map(|options| (HeaderName::from_static("fireworks-sampling-options"), options)));
 }
 
 /// Waits until everything is there.
@@ -212,12 +231,15 @@ async fn collect(
     Ok((answers, tally))
 }
 
-/// The headers that only an answer in one piece can have: they tell what was known at its end.
-fn complete(headers: &mut HeaderMap, tally: &Tally, first_token: Duration, elapsed: Duration) {
+/// An answer in one piece: its headers tell what was known at its end.
+pub(crate) fn complete(body: String, tally: &Tally, first_token: Duration, elapsed: Duration) -> Response {
+    let mut response = Response::new(Body::from(body));
+    let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert("fireworks-cached-prompt-tokens", HeaderValue::from(tally.cached_tokens()));
     seconds(headers, "fireworks-server-time-to-first-token", first_token);
     seconds(headers, "fireworks-server-processing-time", elapsed);
+    response
 }
 
 fn seconds(headers: &mut HeaderMap, name: &'static str, duration: Duration) {
@@ -274,6 +296,7 @@ impl Ask {
         let ranked = (settings.best_of > settings.n).then_some(0);
         Ok(Generation {
             id,
+            task: Task::Generate,
             prompts: self.prompts.into_iter().map(|tokens| Prompt { tokens }).collect(),
             n: settings.best_of,
             max_tokens,

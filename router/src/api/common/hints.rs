@@ -1,12 +1,13 @@
 //! Fields that say how to serve a request, and change nothing about its text.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::http::error::ApiError;
 
 /// What the client pays for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)] // the names are the documentation
 pub enum ServiceTier {
@@ -25,7 +26,7 @@ pub(crate) enum ServedTier {
 }
 
 /// Text that the answer is likely to repeat.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Prediction {
     /// `content`.
     pub r#type: Option<String>,

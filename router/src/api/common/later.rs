@@ -28,6 +28,11 @@ const FIELDS: &[(&str, Harmless)] = &[
     ("web_search_options", NEVER),
 ];
 
+/// Their names.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    FIELDS.iter().map(|(name, _)| *name)
+}
+
 /// Takes these fields out of a request, or names the first that would have an effect.
 pub(super) fn refuse(request: &mut Map<String, Value>) -> Result<(), ApiError> {
     for (name, harmless) in FIELDS {

@@ -75,7 +75,8 @@ impl Listener {
         if let Some(second) = second.filter(|_| self.single_call) {
             parts.truncate(second);
             self.over = true;
-            let finish = Finish { reason: Reason::Stop, completion_tokens: self.tokens, cached_tokens: 0 };
+            let finish =
+                Finish { reason: Reason::Stop, completion_tokens: self.tokens, cached_tokens: 0, stop: None };
             delta.finish = Some(delta.finish.map_or(finish, |end| Finish { reason: Reason::Stop, ..end }));
         }
         for part in &parts {

@@ -5,18 +5,23 @@
 //!  answer ◀─ reply (logprobs, usage, extras) ◀─ listen: reasoning, content, calls ◀────────────────────────┘
 //! ```
 
+pub(crate) mod conversation;
 pub(crate) mod extras;
 pub mod fields;
 pub mod format;
 pub(crate) mod generate;
 pub mod hints;
-mod later;
+pub(crate) mod later;
 pub(crate) mod listen;
 pub(crate) mod logprobs;
+pub mod messages;
 pub mod parameters;
 pub(crate) mod parse;
+pub(crate) mod prompts;
 mod ranking;
 pub mod reasoning;
 pub(crate) mod reply;
 pub(crate) mod sampling;
+pub mod tools;
+pub(crate) mod turn;
 pub(crate) mod usage;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -19,7 +20,7 @@ use crate::{
 };
 
 /// As they arrive. `null` is absent.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct Parameters {
     /// Which model, in any of its spellings.
     pub model: Option<String>,
@@ -128,7 +129,7 @@ pub struct Parameters {
 }
 
 /// What happens when the prompt and `max_tokens` exceed the context window.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnOverflow {
     /// `max_tokens` is lowered.
@@ -139,7 +140,7 @@ pub enum OnOverflow {
 }
 
 /// How a stream reports.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 pub struct StreamOptions {
     /// Whether the last chunk, without choices, has the usage.
     pub include_usage: Option<bool>,

@@ -33,15 +33,36 @@ pub(crate) struct Parsed<T> {
     pub own: T,
 }
 
-/// Parses a body, on another thread if it is large.
+/// Parses the body of a text endpoint, on another thread if it is large.
 pub(crate) async fn request<T: DeserializeOwned + Send + 'static>(
     body: Bytes,
     unknown: UnknownFields,
 ) -> Result<Parsed<T>, ApiError> {
+    aside(body, move |body| parse(body, unknown)).await
+}
+
+/// Parses a body that has none of the [`Parameters`], on another thread if it is large.
+pub(crate) async fn only<T: DeserializeOwned + Send + 'static>(
+    body: Bytes,
+    unknown: UnknownFields,
+) -> Result<T, ApiError> {
+    let parse = move |body: &[u8]| {
+        let object = Value::Object(object(body)?);
+        let (own, strangers) = typed(&object)?;
+        refuse(&object, strangers.iter(), unknown)?;
+        Ok(own)
+    };
+    aside(body, parse).await
+}
+
+async fn aside<T: Send + 'static>(
+    body: Bytes,
+    parse: impl FnOnce(&[u8]) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
     if body.len() <= INLINE {
-        return parse(&body, unknown);
+        return parse(&body);
     }
-    match tokio::task::spawn_blocking(move || parse(&body, unknown)).await {
+    match tokio::task::spawn_blocking(move || parse(&body)).await {
         Ok(parsed) => parsed,
         Err(panic) => Err(ApiError::Internal(panic.to_string())),
     }
@@ -53,20 +74,30 @@ fn parse<T: DeserializeOwned>(body: &[u8], unknown: UnknownFields) -> Result<Par
     let object = Value::Object(object);
     let (parameters, shared_ignored) = typed(&object)?;
     let (own, own_ignored) = typed(&object)?;
-    if unknown != UnknownFields::Ignore {
-        for (mine, theirs) in [(&own_ignored, &shared_ignored), (&shared_ignored, &own_ignored)] {
-            // A whole field that the other type reads is no stranger; inside a field there is one owner.
-            let stranger = mine.iter().find(|path| path.len() > 1 || theirs.contains(path));
-            if let Some(path) = stranger {
-                let error = stray(&object, path);
-                match unknown {
-                    UnknownFields::Error => return Err(error),
-                    _ => tracing::warn!(%error, "served despite an unknown field"),
-                }
-            }
-        }
+    for (mine, theirs) in [(&own_ignored, &shared_ignored), (&shared_ignored, &own_ignored)] {
+        // A whole field that the other type reads is no stranger; inside a field there is one owner.
+        let strangers = mine.iter().filter(|path| path.len() > 1 || theirs.contains(path));
+        refuse(&object, strangers, unknown)?;
     }
     Ok(Parsed { parameters, own })
+}
+
+/// Treats fields that nobody knows as the server is told to.
+fn refuse<'a>(
+    object: &Value,
+    mut strangers: impl Iterator<Item = &'a Path>,
+    unknown: UnknownFields,
+) -> Result<(), ApiError> {
+    if unknown == UnknownFields::Ignore {
+        return Ok(());
+    }
+    let Some(path) = strangers.next() else { return Ok(()) };
+    let error = stray(object, path);
+    match unknown {
+        UnknownFields::Error => return Err(error),
+        _ => tracing::warn!(%error, "served despite an unknown field"),
+    }
+    Ok(())
 }
 
 // === Bytes to JSON ===

@@ -1,5 +1,6 @@
 //! How much a model is to reason before it answers: three fields, one meaning.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -7,7 +8,7 @@ use super::{fields::Integer, parameters::Parameters};
 use crate::{http::error::ApiError, text::template::Knows};
 
 /// `thinking`.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 pub struct ThinkingField {
     /// On or off.
     pub r#type: ThinkingType,
@@ -16,7 +17,7 @@ pub struct ThinkingField {
 }
 
 /// On or off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)] // the names are the documentation
 pub enum ThinkingType {
@@ -25,7 +26,7 @@ pub enum ThinkingType {
 }
 
 /// What becomes of the reasoning in earlier messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum History {
     /// It is left out.

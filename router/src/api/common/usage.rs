@@ -38,6 +38,14 @@ pub(crate) struct Tally {
     n: u32,
 }
 
+// === impl Usage ===
+
+impl Usage {
+    pub(crate) fn reasoning_tokens(self) -> u64 {
+        self.completion_tokens_details.reasoning_tokens
+    }
+}
+
 // === impl Tally ===
 
 impl Tally {

@@ -160,7 +160,7 @@ async fn methods_and_paths_that_are_not_there() {
     }
     let missing = client.get("/v1/nothing?x=1").await; // 20
     expect(&missing, 404, "error", "NOT_FOUND", "Path not found: /v1/nothing");
-    expect(&client.get("/v1/embeddings").await, 404, "error", "NOT_FOUND", "Path not found: /v1/embeddings");
+    expect(&client.get("/v1/rerank").await, 404, "error", "NOT_FOUND", "Path not found: /v1/rerank");
     for path in ["/v1/%2e%2e/models", "/v1/models/%00"] {
         expect(&client.get(path).await, 400, "invalid_request_error", "invalid_path", "malformed"); // 21
     }

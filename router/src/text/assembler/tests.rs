@@ -117,7 +117,7 @@ fn an_end_token_is_no_output() {
     assert_eq!((delta.choice, delta.text.as_str(), delta.tokens.len()), (3, "a", 1));
     assert_eq!(delta.finish.unwrap().completion_tokens, 1);
     let only = Assembler::new(0, rules(&[], true)).push(last(&[IM_END], Reason::Stop)).unwrap();
-    let finish = Finish { reason: Reason::Stop, completion_tokens: 0, cached_tokens: 0 };
+    let finish = Finish { reason: Reason::Stop, completion_tokens: 0, cached_tokens: 0, stop: None };
     assert_eq!((only.text.as_str(), only.tokens.len(), only.finish), ("", 0, Some(finish)));
 }
 
@@ -159,7 +159,7 @@ fn an_echoed_sentence_piece_prompt_reads_as_it_was_written() {
 fn no_tokens_at_all_is_an_empty_text_of_length_nought() {
     let zero = Rules { max_tokens: 0, ..Rules::clone(&rules(&[], true)) };
     let delta = Assembler::new(0, Arc::new(zero)).push(Step::default()).unwrap();
-    let finish = Finish { reason: Reason::Length, completion_tokens: 0, cached_tokens: 0 };
+    let finish = Finish { reason: Reason::Length, completion_tokens: 0, cached_tokens: 0, stop: None };
     assert_eq!((delta.text.as_str(), delta.finish), ("", Some(finish)));
 }
 

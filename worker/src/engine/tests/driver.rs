@@ -16,6 +16,7 @@ use volley_proto::v1::{
 
 use crate::{
     Activations,
+    config::Pooling,
     decoder::Capacity,
     engine::{Engine, Epoch, Guides, Job, Limits, WAITING_JOBS, WAITING_RESULTS},
     testing,
@@ -52,6 +53,7 @@ pub(super) struct Output {
     /// The sampler's state after each token, where it has one.
     pub(super) mirostat: Vec<f32>,
     pub(super) scored: Vec<Logprobs>,
+    pub(super) embedding: Vec<f32>,
 }
 
 /// A request in its slot.
@@ -67,9 +69,13 @@ struct Live {
 
 impl Driver {
     pub(super) fn start(model: &str, sequences: usize, rows: usize) -> Self {
+        Self::embedding(model, sequences, rows, None)
+    }
+
+    pub(super) fn embedding(model: &str, sequences: usize, rows: usize, pooling: Option<Pooling>) -> Self {
         let model = testing::fixture(model).model;
         let (context, vocab) = (model.description.context, model.description.vocab);
-        let limits = Limits { sequences, rows, blocks: sequences * 12, context, vocab };
+        let limits = Limits { sequences, rows, blocks: sequences * 12, context, vocab, pooling };
         let backend =
             CpuBackend::new(CpuOptions { threads: 2, activations: Activations::Int8, isa: None }).unwrap();
         let decoder = testing::decoder(backend, &model, Capacity { rows, blocks: limits.blocks });
@@ -135,6 +141,7 @@ impl Driver {
                     output.logprobs.extend(slot.logprobs);
                     output.mirostat.extend(slot.mirostat);
                     output.scored.extend(slot.scored);
+                    output.embedding.extend(slot.embedding);
                 }
             }
         }

@@ -3,9 +3,10 @@ use volley_proto::v1::{BlockAppend, BlockCopy, Kind, NewSequence, Sampling, Scor
 
 use crate::engine::{Limits, Slots};
 
-const LIMITS: Limits = Limits { sequences: 2, rows: 32, blocks: 4, context: 40, vocab: 100 };
+pub(super) const LIMITS: Limits =
+    Limits { sequences: 2, rows: 32, blocks: 4, context: 40, vocab: 100, pooling: None };
 
-fn sequence(slot: u32, tokens: u32) -> NewSequence {
+pub(super) fn sequence(slot: u32, tokens: u32) -> NewSequence {
     NewSequence {
         slot,
         kind: Kind::Generate.into(),

@@ -9,7 +9,7 @@ use self::fake::{Connection, Fake, Submitted, World};
 use super::*;
 use crate::{
     fixture,
-    generation::{Finish, Prompt, Reason, Sampling},
+    generation::{Finish, Prompt, Reason, Sampling, Task},
 };
 
 const END: u32 = fixture::WORDS + 1;
@@ -43,6 +43,7 @@ async fn served(world: &World) -> Arc<Model> {
 fn generation(prompts: &[&str]) -> Generation {
     Generation {
         id: "cmpl-1".into(),
+        task: Task::Generate,
         prompts: prompts
             .iter()
             .map(|text| Prompt { tokens: text.bytes().map(u32::from).collect() })
@@ -133,9 +134,28 @@ async fn a_stream_carries_each_step_and_then_the_finish() {
     assert_eq!(next(&mut deltas).await.text, "bc");
     link.step(vec![ended(sent.text("d"), FinishReason::Stop)]).await;
     let last = next(&mut deltas).await;
-    let finish = Finish { reason: Reason::Stop, completion_tokens: 4, cached_tokens: 1 };
+    let finish = Finish { reason: Reason::Stop, completion_tokens: 4, cached_tokens: 1, stop: None };
     assert_eq!((last.text.as_str(), last.finish), ("d", Some(finish)));
     assert!(deltas.next().await.is_none());
+    assert!(world.engine.shared.table.all().is_empty());
+}
+
+#[tokio::test]
+async fn an_embedding_comes_whole_with_the_end_of_its_prompt() {
+    let (world, _fake, mut link, model) = linked(config()).await;
+    let embed = Generation { task: Task::Embed, max_tokens: 0, ..generation(&["Hi"]) };
+    let start = world.engine.start(model.clone(), embed);
+    let answer = async {
+        let sent = link.submitted().await;
+        assert_eq!((sent.header.kind(), sent.header.choices.len()), (Kind::Embed, 1));
+        let output = SequenceOutput { embedding: vec![0.5, -2.0], ..sent.text("") };
+        link.step(vec![ended(output, FinishReason::Length)]).await;
+    };
+    let (deltas, ()) = tokio::join!(start, answer);
+    let mut deltas = deltas.unwrap();
+    let delta = next(&mut deltas).await;
+    assert_eq!((delta.embedding.as_slice(), delta.text.as_str()), (&[0.5, -2.0][..], ""));
+    assert!(delta.finish.is_some() && deltas.next().await.is_none());
     assert!(world.engine.shared.table.all().is_empty());
 }
 

@@ -3,23 +3,22 @@
 //! Whatever an answer's message has is accepted back, nulls included: SDK users append it to the conversation
 //! as it is.
 
-use std::fmt;
+use std::borrow::Cow;
 
-use serde::{
-    Deserialize, Deserializer,
-    de::{self, SeqAccess, Visitor, value::SeqAccessDeserializer},
-};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
+use super::fields::TextOr;
 use crate::http::error::ApiError;
 
 /// A message, as it arrives.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Message {
     /// Who speaks.
     pub role: Option<Role>,
     /// What is said.
-    pub content: Option<Content>,
+    pub content: Option<TextOr<Part>>,
     /// Which of several speakers; for `function`, which function.
     pub name: Option<String>,
     /// Which call a `tool` message answers.
@@ -43,7 +42,7 @@ pub struct Message {
 }
 
 /// Who speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Instructions.
@@ -60,17 +59,8 @@ pub enum Role {
     Function,
 }
 
-/// What is said.
-#[derive(Debug)]
-pub enum Content {
-    /// A string.
-    Text(String),
-    /// Parts.
-    Parts(Vec<Part>),
-}
-
 /// A part of a message's content.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Part {
     /// `text`, and for the assistant `refusal`.
     pub r#type: Option<String>,
@@ -94,6 +84,18 @@ pub struct Accepted;
 
 // === impl Accepted ===
 
+impl JsonSchema for Accepted {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        "Accepted".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({})
+    }
+}
+
 impl<'de> Deserialize<'de> for Accepted {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // Not `IgnoredAny`: that would report the field as unknown.
@@ -101,43 +103,20 @@ impl<'de> Deserialize<'de> for Accepted {
     }
 }
 
-// === impl Content ===
-
-impl<'de> Deserialize<'de> for Content {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextOrParts;
-        impl<'de> Visitor<'de> for TextOrParts {
-            type Value = Content;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string or a list of parts")
-            }
-            fn visit_str<E: de::Error>(self, value: &str) -> Result<Content, E> {
-                Ok(Content::Text(value.to_owned()))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, parts: A) -> Result<Content, A::Error> {
-                Vec::deserialize(SeqAccessDeserializer::new(parts)).map(Content::Parts)
-            }
-        }
-        deserializer.deserialize_any(TextOrParts)
+/// The text of a content; parts are joined without a separator.
+fn text(content: TextOr<Part>, path: &str, role: Role) -> Result<String, ApiError> {
+    let parts = match content {
+        TextOr::Text(text) => return Ok(text),
+        TextOr::Parts(parts) => parts,
+    };
+    if parts.is_empty() {
+        return Err(ApiError::value(format!("{path}.content"), "content must have at least one part"));
     }
-}
-
-impl Content {
-    /// The text; parts are joined without a separator.
-    fn into_text(self, path: &str, role: Role) -> Result<String, ApiError> {
-        let parts = match self {
-            Self::Text(text) => return Ok(text),
-            Self::Parts(parts) => parts,
-        };
-        if parts.is_empty() {
-            return Err(ApiError::value(format!("{path}.content"), "content must have at least one part"));
-        }
-        let mut whole = String::new();
-        for (index, part) in parts.into_iter().enumerate() {
-            whole += &part.into_text(&format!("{path}.content[{index}]"), role)?;
-        }
-        Ok(whole)
+    let mut whole = String::new();
+    for (index, part) in parts.into_iter().enumerate() {
+        whole += &part.into_text(&format!("{path}.content[{index}]"), role)?;
     }
+    Ok(whole)
 }
 
 impl Part {
@@ -162,7 +141,7 @@ impl Part {
 // === impl Message ===
 
 /// The messages as templates take them, or what is wrong with one.
-pub(super) fn check(messages: Vec<Message>) -> Result<Vec<Value>, ApiError> {
+pub(crate) fn check(messages: Vec<Message>) -> Result<Vec<Value>, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::value("messages", "messages must contain at least one message"));
     }
@@ -175,7 +154,7 @@ impl Message {
         let missing = |field: &str| ApiError::missing(format!("{path}.{field}"));
         let role = self.role.ok_or_else(|| missing("role"))?;
         let content = match self.content {
-            Some(content) => content.into_text(path, role)?,
+            Some(content) => text(content, path, role)?,
             // An assistant that only called tools has none.
             None if role == Role::Assistant => String::new(),
             None => return Err(missing("content")),

@@ -1,4 +1,4 @@
-//! `prompt_truncate_len`: a conversation cut to a length by leaving out its oldest turns.
+//! A conversation as the model gets it: whole, or cut to a length by leaving out its oldest turns.
 
 use serde_json::Value;
 
@@ -8,31 +8,31 @@ use crate::{
 };
 
 /// A conversation, to be rendered whole or in part.
-pub(super) struct Turns<'a> {
-    pub(super) model: &'a Model,
-    pub(super) messages: Vec<Value>,
-    pub(super) options: ChatOptions,
+pub(crate) struct Conversation<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) messages: Vec<Value>,
+    pub(crate) options: ChatOptions,
 }
 
 /// A conversation as the model gets it.
-pub(super) struct Prompt {
-    pub(super) tokens: Vec<u32>,
+pub(crate) struct Prompt {
+    pub(crate) tokens: Vec<u32>,
     /// How the answer begins.
-    pub(super) thinking: Thinking,
+    pub(crate) thinking: Thinking,
 }
 
-// === impl Turns ===
+// === impl Conversation ===
 
-impl Turns<'_> {
+impl Conversation<'_> {
     /// All of it.
-    pub(super) async fn all(self) -> Result<Prompt, TextError> {
+    pub(crate) async fn all(self) -> Result<Prompt, TextError> {
         self.render(self.messages.clone()).await
     }
 
     /// As many of the last turns as make at most `limit` tokens. A turn goes from a user's message
     /// to before the next, so that templates which insist on an alternation still have one; system messages
     /// stay unless not even the last turn fits beside them. If that alone is too long, it is what there is.
-    pub(super) async fn fitting(self, limit: usize) -> Result<Prompt, TextError> {
+    pub(crate) async fn fitting(self, limit: usize) -> Result<Prompt, TextError> {
         let whole = self.render(self.messages.clone()).await?;
         if whole.tokens.len() <= limit {
             return Ok(whole);

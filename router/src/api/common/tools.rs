@@ -1,15 +1,15 @@
-//! The functions that a chat's model may call, and whether it may, must, or must not: today's fields and the
+//! The functions that a model may call, and whether it may, must, or must not: today's fields and the
 //! ones before them.
 
 use std::collections::HashSet;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use volley_grammar::Grammar;
 
-use super::ChatRequest;
+use super::listen::Hearing;
 use crate::{
-    api::common::listen::Hearing,
     engine::{GrammarError, Model},
     http::error::ApiError,
     text::output::{Format, Reading, Thinking, Tool},
@@ -19,7 +19,7 @@ use crate::{
 const MOST: usize = 128;
 
 /// An entry of `tools`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct ToolField {
     /// `function`.
     pub r#type: Option<String>,
@@ -28,7 +28,7 @@ pub struct ToolField {
 }
 
 /// A function, in `tools` or in `functions`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct FunctionField {
     /// Letters, digits, `_` and `-`, at most 64.
     pub name: Option<String>,
@@ -40,14 +40,24 @@ pub struct FunctionField {
     pub strict: Option<bool>,
 }
 
+/// The fields of a request that are about calls.
+#[derive(Debug, Default)]
+pub(crate) struct ToolFields {
+    pub tools: Option<Vec<ToolField>>,
+    pub tool_choice: Option<Value>,
+    pub parallel_tool_calls: Option<bool>,
+    pub functions: Option<Vec<FunctionField>>,
+    pub function_call: Option<Value>,
+}
+
 /// What a request says of calls.
 #[derive(Debug, Default)]
-pub(super) struct Tools {
+pub(crate) struct Tools {
     tools: Vec<Tool>,
     choice: Choice,
     parallel: bool,
     /// The request used `functions`: it is answered alike.
-    pub(super) legacy: bool,
+    pub(crate) legacy: bool,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -63,9 +73,9 @@ enum Choice {
 
 impl Tools {
     /// Checks the fields.
-    pub(super) fn check(request: &mut ChatRequest) -> Result<Self, ApiError> {
-        let tools = request.tools.take().filter(|tools| !tools.is_empty());
-        let functions = request.functions.take().filter(|functions| !functions.is_empty());
+    pub(crate) fn check(fields: ToolFields) -> Result<Self, ApiError> {
+        let tools = fields.tools.filter(|tools| !tools.is_empty());
+        let functions = fields.functions.filter(|functions| !functions.is_empty());
         let legacy = functions.is_some();
         let tools = match (tools, functions) {
             (Some(_), Some(_)) => {
@@ -78,7 +88,7 @@ impl Tools {
             }
             (None, None) => Vec::new(),
         };
-        let choice = match (request.tool_choice.take(), request.function_call.take()) {
+        let choice = match (fields.tool_choice, fields.function_call) {
             (Some(_), Some(_)) => {
                 return Err(ApiError::value(
                     "function_call",
@@ -89,12 +99,12 @@ impl Tools {
             (None, Some(choice)) => Choice::of("function_call", &choice, &tools)?,
             (None, None) => Choice::Auto,
         };
-        let parallel = request.parallel_tool_calls.unwrap_or(true) && !legacy;
+        let parallel = fields.parallel_tool_calls.unwrap_or(true) && !legacy;
         Ok(Self { tools, choice, parallel, legacy })
     }
 
     /// Those that the template is told of.
-    pub(super) fn told(&self) -> Vec<Tool> {
+    pub(crate) fn told(&self) -> Vec<Tool> {
         match self.choice {
             Choice::None => Vec::new(),
             _ => self.tools.clone(),
@@ -102,12 +112,12 @@ impl Tools {
     }
 
     /// Whether the answer must be a call.
-    pub(super) fn forced(&self) -> bool {
+    pub(crate) fn forced(&self) -> bool {
         matches!(self.choice, Choice::Required | Choice::Named(_))
     }
 
     /// The grammar of forced calls.
-    pub(super) fn grammar(&self, format: Format, model: &Model) -> Result<Grammar, ApiError> {
+    pub(crate) fn grammar(&self, format: Format, model: &Model) -> Result<Grammar, ApiError> {
         let (tools, several): (Vec<Tool>, bool) = match &self.choice {
             // A named function is called once.
             Choice::Named(name) => {
@@ -120,7 +130,7 @@ impl Tools {
     }
 
     /// How the answer is read.
-    pub(super) fn hearing(&self, format: Format, reasoning: Thinking) -> Hearing {
+    pub(crate) fn hearing(&self, format: Format, reasoning: Thinking) -> Hearing {
         let told = !self.tools.is_empty() && self.choice != Choice::None;
         let names = self.tools.iter().map(|tool| tool.name.clone()).collect();
         let reading = Reading { reasoning, calls: told.then_some(format), names };

@@ -1,0 +1,289 @@
+//! `/responses`: OpenAI's newer API. A response can be kept, and the next one go on from it.
+//!
+//! ```text
+//!  request.rs: items ─▶ template messages ─┐ + the kept conversation   ┌─▶ object.rs: a response
+//!                                          └─▶ turn ─▶ Deltas ─────────┴─▶ stream.rs: its events
+//!  store.rs   what is kept, here           http/peers.rs   whoever else keeps it answers
+//! ```
+
+mod object;
+mod output;
+mod request;
+mod store;
+mod stream;
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, Request, State},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream as streams};
+use serde_json::{Value, json};
+
+pub use self::request::ResponsesRequest;
+pub(crate) use self::store::Store;
+use self::{
+    object::Object,
+    output::Output,
+    request::Truncation,
+    store::{Cancelled, Kept, Running},
+    stream::Events,
+};
+use super::{
+    App,
+    common::{
+        generate::{self, Begun, Caller},
+        listen::{Hearing, Listener},
+        parse,
+        turn::{Limit, Turn},
+        usage::Tally,
+    },
+};
+use crate::{
+    engine::{Deltas, Generate},
+    generation::{Delta, Finish, Reason},
+    http::{
+        auth::Tenant,
+        body,
+        error::ApiError,
+        exchange::Exchange,
+        json::line,
+        peers::{Forward, Owner, was_passed_on},
+        sse::EventStream,
+    },
+};
+
+/// What ids of responses begin with.
+const ID: &str = "resp_";
+
+/// What becomes of a response when it is over.
+pub(crate) struct Keeping {
+    /// `None`: it is forgotten.
+    store: Option<Arc<Store>>,
+    tenant: String,
+    conversation: Vec<Value>,
+}
+
+/// A response in the making.
+struct Making {
+    object: Object,
+    keeping: Keeping,
+    hearing: Hearing,
+}
+
+/// Who can answer about a response.
+enum Known {
+    /// This router; by whom it is asked.
+    Here(Tenant),
+    /// Another has answered.
+    Elsewhere(Response),
+}
+
+pub(crate) async fn create<E: Generate>(
+    State(app): State<Arc<App<E>>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let caller = Caller::of(&request)?;
+    let forward = forward(&request, &caller);
+    let body = body::read(request, app.config.body_limit).await?;
+    let mut request: ResponsesRequest = parse::only(body.clone(), app.config.unknown_fields).await?;
+    let settings = request.parameters()?.check(&app.config)?;
+    let tools = request.tools()?;
+    let mut messages = request.messages()?;
+    if let Some(previous) = &request.previous_response_id {
+        if let Some(address) = app.keeper(previous, "previous_response_id", &forward)? {
+            return app.peers.pass_on(&address, forward, body).await;
+        }
+        let kept = app.responses.get(previous, &caller.tenant.0);
+        let kept = kept.ok_or_else(|| unknown(previous, "previous_response_id"))?;
+        messages.splice(0..0, kept.conversation.iter().cloned());
+    }
+    let keeping = Keeping {
+        store: request.store.unwrap_or(true).then(|| app.responses.clone()),
+        tenant: caller.tenant.0.clone(),
+        conversation: messages.clone(),
+    };
+    if let Some(instructions) = &request.instructions {
+        messages.insert(0, json!({"role": "system", "content": instructions}));
+    }
+    let streamed = request.stream.unwrap_or(false);
+    let limit = match request.truncation {
+        Some(Truncation::Auto) => Limit::Window,
+        _ => Limit::None,
+    };
+    let id = app.peers.name(ID);
+    let object = Object::new(id.clone(), settings.model.clone(), request);
+    let turn = Turn { settings, messages, tools, safe: true, limit, param: "input" };
+    let ask = app.ask(turn).await?;
+    let hearing = ask.hearing.clone();
+    let begun = app.begin(&caller, ask, id).await?;
+    let making = Making { object, keeping, hearing };
+    app.answer(caller, making, begun, streamed).await
+}
+
+pub(crate) async fn retrieve<E: Generate>(
+    State(app): State<Arc<App<E>>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    match app.here(&id, request).await? {
+        Known::Elsewhere(answer) => Ok(answer),
+        Known::Here(Tenant(tenant)) => {
+            let found = app.responses.look(&id, &tenant);
+            Ok(Json(found.ok_or_else(|| unknown(&id, "response_id"))?).into_response())
+        }
+    }
+}
+
+pub(crate) async fn delete<E: Generate>(
+    State(app): State<Arc<App<E>>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    match app.here(&id, request).await? {
+        Known::Elsewhere(answer) => Ok(answer),
+        Known::Here(Tenant(tenant)) if app.responses.delete(&id, &tenant) => {
+            Ok(Json(json!({"id": id, "object": "response", "deleted": true})).into_response())
+        }
+        Known::Here(_) => Err(unknown(&id, "response_id")),
+    }
+}
+
+pub(crate) async fn cancel<E: Generate>(
+    State(app): State<Arc<App<E>>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let Tenant(tenant) = match app.here(&id, request).await? {
+        Known::Elsewhere(answer) => return Ok(answer),
+        Known::Here(tenant) => tenant,
+    };
+    match app.responses.cancel(&id, &tenant) {
+        Cancelled::Running(mut object) => {
+            object["status"] = "cancelled".into();
+            Ok(Json(object).into_response())
+        }
+        Cancelled::Over => {
+            let message = "Only a response that is in progress can be cancelled";
+            Err(ApiError::value("response_id", message))
+        }
+        Cancelled::Unknown => Err(unknown(&id, "response_id")),
+    }
+}
+
+// === impl App ===
+
+impl<E: Generate> App<E> {
+    async fn answer(
+        &self,
+        caller: Caller,
+        Making { mut object, mut keeping, hearing }: Making,
+        begun: Begun,
+        streamed: bool,
+    ) -> Result<Response, ApiError> {
+        let Begun { deltas, mut tally, first_token, options } = begun;
+        let mut response = if streamed {
+            let json = serde_json::to_value(&object).unwrap_or_default();
+            let running = self.responses.begin(object.id.clone(), keeping.tenant.clone(), json);
+            let deltas = until_cancelled(deltas, &running);
+            let events = Events::new(object, &hearing, tally.clone(), keeping, running);
+            EventStream::new(events, deltas, self.closing.clone(), caller.exchange).into_response()
+        } else {
+            let output = whole(deltas, &hearing, &mut tally, &mut object, &caller.exchange).await?;
+            keeping.keep(&object, output.template());
+            generate::complete(line(&object), &tally, first_token, caller.exchange.elapsed())
+        };
+        generate::tell(response.headers_mut(), &tally, options);
+        Ok(response)
+    }
+
+    /// The address of the router that keeps a response, if that isn't this one.
+    fn keeper(&self, id: &str, param: &'static str, forward: &Forward) -> Result<Option<String>, ApiError> {
+        match self.peers.owner(id, ID) {
+            Owner::Here => Ok(None),
+            Owner::At(address) if !was_passed_on(&forward.headers) => Ok(Some(address)),
+            Owner::At(_) | Owner::Gone => Err(unknown(id, param)),
+        }
+    }
+
+    /// Whether a response is kept here; if elsewhere, the answer from there.
+    async fn here(&self, id: &str, request: Request) -> Result<Known, ApiError> {
+        let caller = Caller::of(&request)?;
+        let forward = forward(&request, &caller);
+        body::discard(request);
+        match self.keeper(id, "response_id", &forward)? {
+            Some(address) => self.peers.pass_on(&address, forward, Bytes::new()).await.map(Known::Elsewhere),
+            None => Ok(Known::Here(caller.tenant)),
+        }
+    }
+}
+
+fn forward(request: &Request, caller: &Caller) -> Forward {
+    Forward {
+        method: request.method().clone(),
+        path: request.uri().path().to_owned(),
+        headers: request.headers().clone(),
+        exchange: caller.exchange.clone(),
+    }
+}
+
+fn unknown(id: &str, param: &'static str) -> ApiError {
+    let id = crate::http::json::split(id, 128).0;
+    ApiError::NotFound { param, message: format!("Response with id '{id}' not found") }
+}
+
+/// Waits for all of a response.
+async fn whole(
+    mut deltas: Deltas,
+    hearing: &Hearing,
+    tally: &mut Tally,
+    object: &mut Object,
+    exchange: &Exchange,
+) -> Result<Output, ApiError> {
+    let (mut listener, mut output, mut events) = (Listener::new(hearing), Output::default(), Vec::new());
+    while let Some(batch) = deltas.try_next().await? {
+        for mut delta in batch {
+            let parts = listener.hear(&mut delta);
+            output.take(parts, &listener, &mut events);
+            events.clear(); // nobody follows
+            if let Some(finish) = delta.finish {
+                exchange.generated(finish.completion_tokens.into());
+                tally.finish(0, finish);
+                tally.reason(listener.reasoning_tokens());
+                tally.record();
+                object.finish(finish, tally);
+                output.end(object.status.of_items(), &mut events);
+                object.output.clone_from(&output.items);
+                return Ok(output);
+            }
+        }
+    }
+    Err(ApiError::Internal("the output ended early".into()))
+}
+
+/// A cancelled response ends where it is.
+fn until_cancelled(deltas: Deltas, running: &Running) -> Deltas {
+    let finish = Finish { reason: Reason::Stop, completion_tokens: 0, cached_tokens: 0, stop: None };
+    let end = Delta { finish: Some(finish), ..Delta::default() };
+    let cancelled = running.cancel.clone().cancelled_owned();
+    Deltas::new(deltas.take_until(cancelled).chain(streams::iter([Ok(vec![end])])))
+}
+
+// === impl Keeping ===
+
+impl Keeping {
+    /// Keeps it, with the assistant's part of the conversation.
+    fn keep(&mut self, object: &Object, said: Value) {
+        let Some(store) = self.store.take() else { return };
+        self.conversation.push(said);
+        let kept = Kept {
+            tenant: std::mem::take(&mut self.tenant),
+            object: serde_json::to_value(object).unwrap_or_default(),
+            conversation: std::mem::take(&mut self.conversation),
+        };
+        store.keep(object.id.clone(), kept);
+    }
+}
