@@ -56,6 +56,7 @@ impl Llama {
                     self.state = State::Start;
                 } else if object.is_broken() || (end && !object.is_call()) {
                     // Of a call that has begun nothing can be taken back.
+                    self.calls += u32::from(object.is_call());
                     buffer.insert_str(0, &object.raw());
                     self.state = State::Text;
                 } else {

@@ -89,6 +89,12 @@ fn llama() {
         &[("f", "{}"), ("get_weather", "{\"b\":2}")],
     );
     reads("Let me see.<|python_tag|>{\"name\":\"f\",\"parameters\":{}}", "Let me see.", &[("f", "{}")]);
+    // A call that breaks off counts as one; the next has its own number.
+    reads(
+        "{\"name\":\"f\"!<|python_tag|>{\"name\":\"get_weather\",\"parameters\":{}}",
+        "",
+        &[("f", ""), ("get_weather", "{}")],
+    );
     // An answer that is JSON, and one that names something else.
     reads("{\"answer\": 42}", "{\"answer\": 42}", &[]);
     reads("{\"name\": \"Ann\", \"parameters\": 1}", "{\"name\": \"Ann\", \"parameters\": 1}", &[]);
@@ -242,7 +248,7 @@ fn texts() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(20000))]
     #[test]
     fn any_split_of_a_text_gives_the_same_parts(
         text in texts(),
