@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use volley_kernels::cpu::{Activations, Buffer, Cache, CpuBackend, CpuOptions, Pool};
 use volley_kernels::{
-    BLOCK_TOKENS, Backend, Batch, BlockId, DType, Draw, Error, Heads, Norm, Rope, RopePairing, Sequence,
-    Tensor,
+    BLOCK_TOKENS, Backend, Batch, BlockId, DType, Draw, Error, Heads, History, Mirostat, Norm, Penalties,
+    Rope, RopePairing, Sequence, Tensor,
 };
 
 const LAYERS: usize = 30;
@@ -156,13 +156,19 @@ fn draws(backend: &CpuBackend) -> Result<(), Error> {
     let batch = Batch { tokens: (0..64).collect(), sequences: Vec::new() };
     backend.embed(&batch, &table, &mut logits);
     let greedy = Draw::default();
+    let mut history = History::default();
+    (0..1000).for_each(|token| history.generated(token * 7));
+    let penalties = Penalties { frequency: 0.1, presence: 0.1, repetition: 1.1, history: history.into() };
     let sampled = Draw { temperature: 0.7, ..greedy.clone() };
     for (name, draw) in [
         ("greedy", greedy.clone()),
         ("temperature", sampled.clone()),
         ("temperature, top-p", Draw { top_p: 0.9, ..sampled.clone() }),
         ("hot, top-p", Draw { top_p: 0.9, temperature: 30.0, ..sampled.clone() }),
-        ("temperature, all filters", Draw { top_p: 0.9, top_k: 40, min_p: 0.05, ..sampled }),
+        ("temperature, all filters", Draw { top_p: 0.9, top_k: 40, min_p: 0.05, ..sampled.clone() }),
+        ("typical-p", Draw { typical_p: 0.9, ..sampled.clone() }),
+        ("mirostat", Draw { mirostat: Some(Mirostat::start(3.0, 0.1)), ..sampled.clone() }),
+        ("penalties, 1000 tokens", Draw { penalties: Some(penalties), ..sampled }),
         ("greedy, 5 log-probabilities", Draw { logprobs: Some(5), ..greedy }),
     ] {
         let one = time(|| _ = black_box(backend.draw(&logits, std::slice::from_ref(&draw))));

@@ -4,7 +4,9 @@
 //! prompts and decodes. A row's result depends on its own tokens only: never on the rows beside it, on how a
 //! prompt was cut into steps, on the number of threads, or on which blocks hold its past.
 
-use crate::{Error, Tensor};
+use std::sync::Arc;
+
+use crate::{Error, Mirostat, Penalties, Tensor};
 
 /// Tokens per KV block, on every backend.
 pub const BLOCK_TOKENS: usize = 16;
@@ -95,6 +97,14 @@ pub struct Draw {
     pub top_k: u32,
     /// Only tokens at least this probable relative to the best; 0 = off.
     pub min_p: f32,
+    /// Smallest set of tokens nearest to the expected surprise whose probabilities reach this; 1 = off.
+    pub typical_p: f32,
+    /// In place of the filters above.
+    pub mirostat: Option<Mirostat>,
+    /// For tokens that were there before.
+    pub penalties: Option<Penalties>,
+    /// Added to logits, finite: token and bias, each token once.
+    pub bias: Arc<[(u32, f32)]>,
     /// Keys the generator, with `choice` and `position`.
     pub seed: u64,
     /// The choice's index.
@@ -110,10 +120,12 @@ pub struct Draw {
 }
 
 /// What a [`Draw`] gave.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Drawn {
     /// The token drawn, or given.
     pub token: u32,
+    /// [`Mirostat::bound`] for the next draw, if this one had mirostat.
+    pub mirostat: Option<f32>,
     /// Natural log-probabilities of the raw logits, if asked for.
     pub logprobs: Option<Logprobs>,
 }
@@ -227,6 +239,10 @@ impl Default for Draw {
             top_p: 1.0,
             top_k: 0,
             min_p: 0.0,
+            typical_p: 1.0,
+            mirostat: None,
+            penalties: None,
+            bias: Arc::default(),
             seed: 0,
             choice: 0,
             position: 0,

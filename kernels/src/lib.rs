@@ -3,6 +3,7 @@
 //! ```text
 //! tensor.rs    weights as they lie in a model file
 //! backend.rs   the coarse, fused operations that the decoder is written against
+//! draw.rs      what a draw can ask for besides the filters
 //! cpu/         the CPU backend: quantized weights computed on directly, SIMD chosen at run time
 //! ```
 //!
@@ -12,9 +13,11 @@
 
 mod backend;
 pub mod cpu;
+mod draw;
 mod error;
 mod tensor;
 
 pub use backend::*;
+pub use draw::{History, Mirostat, Penalties, Seen};
 pub use error::Error;
 pub use tensor::{DType, Tensor};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::http::auth::Keys;
+use crate::http::{auth::Keys, limits::Limits};
 
 /// Everything that the HTTP side can be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub struct Config {
     pub aliases: Vec<(String, String)>,
     /// Who may ask.
     pub keys: Keys,
+    /// What each key may use per minute.
+    pub limits: Limits,
     /// Whether the output keeps the stop string; a request's `include_stop_str_in_output` wins.
     pub stop_word: StopWord,
     /// What a field that no version of the API knows does.
@@ -68,6 +70,7 @@ impl Default for Config {
             account: Self::ACCOUNT.into(),
             aliases: Vec::new(),
             keys: Keys::none(),
+            limits: Limits::default(),
             stop_word: StopWord::default(),
             unknown_fields: UnknownFields::default(),
             body_limit: 10 << 20,

@@ -1,5 +1,7 @@
 //! The one internal request that every API translates to, and the deltas that come back.
 
+use std::sync::Arc;
+
 /// A request for text: some prompts, `n` choices of each, one way of sampling.
 #[derive(Clone, Debug)]
 pub struct Generation {
@@ -17,20 +19,30 @@ pub struct Generation {
     pub include_stop: bool,
     /// Whether end-of-sequence tokens are ordinary tokens.
     pub ignore_eos: bool,
-    /// Whether the prompt comes before the output.
-    pub echo: bool,
+    /// End-of-sequence tokens end no choice that has fewer tokens.
+    pub min_tokens: u32,
+    /// So many of the prompt's last tokens come before the output; `u32::MAX`: all.
+    pub echo: u32,
     /// Report log-probabilities, with this many alternatives.
     pub logprobs: Option<u32>,
     /// How tokens are drawn.
     pub sampling: Sampling,
     /// Who asks: separates caches and queues.
     pub tenant: String,
+    /// Higher runs first.
+    pub priority: i32,
+    /// Requests of one session are likely to share a prefix.
+    pub session: Option<u64>,
+    /// Requests share cached prefixes only within one salt.
+    pub cache_salt: String,
+    /// Tokens of the prompt that may come from the prefix cache.
+    pub max_cached_tokens: Option<u32>,
     /// W3C trace context.
     pub traceparent: String,
 }
 
-/// How tokens are drawn.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// How tokens are drawn. The default changes nothing about the model's own distribution.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// 0 = greedy.
     pub temperature: f32,
@@ -40,8 +52,29 @@ pub struct Sampling {
     pub top_k: u32,
     /// 0 = off.
     pub min_p: f32,
+    /// 1 = off.
+    pub typical_p: f32,
+    /// In place of the filters above.
+    pub mirostat: Option<Mirostat>,
+    /// Per time that a token was generated; 0 = off.
+    pub frequency_penalty: f32,
+    /// Once a token was generated; 0 = off.
+    pub presence_penalty: f32,
+    /// For tokens of prompt and output; 1 = off.
+    pub repetition_penalty: f32,
+    /// Added to the logits of tokens, each of which is there once.
+    pub bias: Arc<[(u32, f32)]>,
     /// Drawn at admission when the client gave none.
     pub seed: u64,
+}
+
+/// Mirostat's two numbers, both above 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mirostat {
+    /// Wanted surprise of a token, bits.
+    pub target: f32,
+    /// Learning rate.
+    pub rate: f32,
 }
 
 /// A tokenized prompt.
@@ -73,6 +106,8 @@ pub struct Token {
     pub bytes: Vec<u8>,
     /// Where its text starts: characters from the start of the choice's text.
     pub text_offset: u32,
+    /// Of the prompt, not generated.
+    pub echoed: bool,
     /// `None` where there is none: not asked for, or an echoed prompt's first token.
     pub logprob: Option<f32>,
     /// The best alternatives: id, bytes, log-probability; best first.
@@ -97,4 +132,24 @@ pub struct Finish {
     pub completion_tokens: u32,
     /// Prompt tokens that came from the prefix cache.
     pub cached_tokens: u32,
+}
+
+// === impl Sampling ===
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            typical_p: 1.0,
+            mirostat: None,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            repetition_penalty: 1.0,
+            bias: Arc::default(),
+            seed: 0,
+        }
+    }
 }

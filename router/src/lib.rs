@@ -21,6 +21,6 @@ mod tests;
 mod text;
 
 pub use self::{
-    http::{auth, error, server},
+    http::{auth, error, limits, server},
     text::{assembler, model, stop, template, tokenizer, vocabulary},
 };

@@ -79,6 +79,7 @@ impl Submission {
                 let tokens = prompt.iter().chain(&choice.generated).copied().map(TokenId).collect();
                 let mut sequence = Sequence::new(key, 0, spec.clone(), tokens, prompt.len());
                 sequence.deaths = header.deaths;
+                sequence.mirostat = choice.mirostat;
                 (sequence.span, sequence.traceparent) = telemetry::sequence_span(&header, choice.index);
                 sequence
             })
@@ -91,7 +92,7 @@ fn spec(header: &v1::Submission) -> Spec {
         request_id: header.request_id.clone(),
         model_hash: header.model_hash.clone(),
         kind: header.kind(),
-        sampling: header.sampling.unwrap_or_default(),
+        sampling: header.sampling.clone().unwrap_or_default(),
         max_tokens: header.max_tokens as usize,
         min_tokens: header.min_tokens as usize,
         stop_tokens: header.stop_tokens.iter().copied().map(TokenId).collect(),
@@ -109,7 +110,8 @@ mod tests {
     use super::*;
 
     fn chunk(request: u64, header: bool, prompt: &[u32], last: bool) -> v1::Submit {
-        let choices = vec![v1::Choice { index: 0, generated: vec![9] }, v1::Choice::default()];
+        let choices =
+            vec![v1::Choice { index: 0, generated: vec![9], mirostat: Some(3.5) }, v1::Choice::default()];
         let header = header.then(|| v1::Submission { choices, ..Default::default() });
         v1::Submit { request, attempt: 2, header, prompt: prompt.to_vec(), last }
     }
@@ -124,6 +126,7 @@ mod tests {
         let sequences = first.sequences(LinkId(5));
         assert_eq!(sequences[0].tokens, [1, 2, 3, 9].map(TokenId));
         assert_eq!((sequences[0].prompt_tokens, sequences[0].moved), (3, true));
+        assert_eq!((sequences[0].mirostat, sequences[1].mirostat), (Some(3.5), None));
         assert_eq!((sequences[1].tokens.len(), sequences[1].moved), (3, false));
         assert_eq!(sequences[0].key.attempt, 2);
         assembler.forget(2);

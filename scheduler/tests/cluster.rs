@@ -15,7 +15,7 @@ const FREELY: usize = 1 << 20;
 fn submission(max_tokens: u32, choices: u32) -> v1::Submission {
     v1::Submission {
         kind: Kind::Generate.into(),
-        choices: (0..choices).map(|index| v1::Choice { index, generated: vec![] }).collect(),
+        choices: (0..choices).map(|index| v1::Choice { index, ..Default::default() }).collect(),
         sampling: Some(v1::Sampling { seed: u64::from(max_tokens), ..Default::default() }),
         max_tokens,
         ..Default::default()

@@ -121,7 +121,7 @@ impl World {
         let s = &request.submission;
         let spec = Arc::new(Spec {
             kind: s.kind(),
-            sampling: s.sampling.unwrap(),
+            sampling: s.sampling.clone().unwrap(),
             max_tokens: s.max_tokens as usize,
             min_tokens: s.min_tokens as usize,
             stop_tokens: s.stop_tokens.iter().copied().map(TokenId).collect(),
@@ -136,12 +136,17 @@ impl World {
             let stream = Stream {
                 tokens: whole.tokens[..received].to_vec(),
                 logprobs: whole.logprobs[..received.min(whole.logprobs.len())].to_vec(),
+                states: whole.states[..received.min(whole.states.len())].to_vec(),
                 ..Default::default()
             };
             let tokens = request.prompt.iter().chain(&stream.tokens).copied().map(TokenId).collect();
+            let state = stream.states.last().copied();
             self.streams.insert(key(nth, choice), stream);
             self.arrivals += 1;
-            Sequence::new(key(nth, choice), self.arrivals, spec.clone(), tokens, request.prompt.len())
+            let (key, prompt) = (key(nth, choice), request.prompt.len());
+            let mut sequence = Sequence::new(key, self.arrivals, spec.clone(), tokens, prompt);
+            sequence.mirostat = state;
+            sequence
         });
         let sequences: Vec<_> = sequences.collect();
         self.requests.push(request);
@@ -210,10 +215,12 @@ fn request() -> impl Strategy<Value = Request> {
     let prompt = prop::collection::vec(0..fake::VOCABULARY, 1..24);
     let lengths = (0..30u32, 0..6u32, 1..3u32, 0..6usize);
     let flags = (any::<bool>(), prop::option::of(0..8u32), any::<bool>(), -1..2i32, any::<u64>());
+    let flags = (flags, prop::option::weighted(0.3, Just(3.0)));
     (prompt, lengths, flags).prop_map(|(prompt, lengths, flags)| {
-        let ((max_tokens, min_tokens, choices, received), (stops, score, logprobs, priority, seed)) =
-            (lengths, flags);
-        let sampling = v1::Sampling { seed, logprobs: logprobs.then_some(0), ..Default::default() };
+        let (max_tokens, min_tokens, choices, received) = lengths;
+        let ((stops, score, logprobs, priority, seed), mirostat_target) = flags;
+        let logprobs = logprobs.then_some(0);
+        let sampling = v1::Sampling { seed, logprobs, mirostat_target, ..Default::default() };
         let submission = v1::Submission {
             kind: Kind::Generate.into(),
             sampling: Some(sampling),

@@ -227,6 +227,23 @@ pub(crate) struct ApiArgs {
     /// A file with an API key a line (# comments).
     #[arg(long, env = "VOLLEY_API_KEYS_FILE", value_name = "FILE")]
     pub(crate) api_keys_file: Option<PathBuf>,
+    /// Requests that each API key may make per minute. Without any of these limits, as many as there is room for.
+    #[arg(long, env = "VOLLEY_LIMIT_REQUESTS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit_requests: Option<u32>,
+    /// Prompt tokens per API key and minute.
+    #[arg(long, env = "VOLLEY_LIMIT_PROMPT_TOKENS", value_name = "TOKENS",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit_prompt_tokens: Option<u32>,
+    /// Generated tokens per API key and minute. An answer that exceeds them is served, and the next ones wait.
+    #[arg(long, env = "VOLLEY_LIMIT_GENERATED_TOKENS", value_name = "TOKENS",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit_generated_tokens: Option<u32>,
+    /// The largest `top_k` of a request. 100, as Fireworks documents.
+    #[arg(long, env = "VOLLEY_MAX_TOP_K", default_value_t = 100, value_name = "N")]
+    pub(crate) max_top_k: u32,
+    /// The largest `top_logprobs` of a request. 20, as OpenAI documents; Fireworks has 5.
+    #[arg(long, env = "VOLLEY_MAX_TOP_LOGPROBS", default_value_t = 20, value_name = "N")]
+    pub(crate) max_top_logprobs: u32,
     /// Whether text keeps the stop word that ended it: `include` as Fireworks documents, `exclude` as OpenAI does. A
     /// request's include_stop_str_in_output wins.
     #[arg(long, env = "VOLLEY_STOP_WORD", default_value = "include")]

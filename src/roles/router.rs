@@ -11,6 +11,7 @@ use volley_router::{
     auth::Keys,
     config::{Config, StopWord, UnknownFields},
     engine::{Engine, EngineConfig},
+    limits::Limits,
     server,
 };
 
@@ -62,6 +63,13 @@ pub(super) fn config(args: &ApiArgs) -> Result<Config, Error> {
         account: args.account.clone(),
         aliases: args.alias.clone(),
         keys: keys(args)?,
+        limits: Limits {
+            requests: args.limit_requests,
+            prompt_tokens: args.limit_prompt_tokens,
+            generated_tokens: args.limit_generated_tokens,
+        },
+        top_k_max: args.max_top_k,
+        top_logprobs_max: args.max_top_logprobs,
         stop_word: match args.stop_word {
             cli::StopWord::Include => StopWord::Include,
             cli::StopWord::Exclude => StopWord::Exclude,

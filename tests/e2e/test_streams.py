@@ -29,6 +29,10 @@ def request(i):
     }
     if i % 6 == 0:
         body["stop"] = [" the", "ing"]
+    if i % 4 == 1:
+        body |= {"frequency_penalty": 0.4, "repetition_penalty": 1.1, "logit_bias": {"28": -5, "30": 1.5}}
+    if i % 9 == 2:
+        body |= {"mirostat_target": 3, "presence_penalty": 0.3}
     if i % 5 == 1:
         body["logprobs"] = 2
     if i % 3 == 0:

@@ -136,9 +136,9 @@ async fn texts_do_not_depend_on_what_runs_beside_them() {
     let Some(config) = model(Activations::Int8) else { return };
     let sampling = Sampling { temperature: 0.8, seed: 7, ..Sampling::default() };
     let items = reference();
-    let together = generate(config.clone(), &items, sampling).await;
+    let together = generate(config.clone(), &items, sampling.clone()).await;
     for (item, text) in items.chunks(1).zip(together) {
-        assert_eq!(generate(config.clone(), item, sampling).await, [text]);
+        assert_eq!(generate(config.clone(), item, sampling.clone()).await, [text]);
     }
 }
 
@@ -150,7 +150,7 @@ async fn generate(config: Config, items: &[Item], sampling: Sampling) -> Vec<Vec
         kind: Kind::Generate.into(),
         prompt_tokens: item.prompt_ids.len() as u32,
         tokens: item.prompt_ids.clone(),
-        sampling: Some(sampling),
+        sampling: Some(sampling.clone()),
         ..Default::default()
     };
     let lengths: Vec<_> = items.iter().map(|item| item.prompt_ids.len() + item.gen_ids.len()).collect();

@@ -1,11 +1,13 @@
 //! Drawing tokens from logits.
 //!
-//! Order: log-probabilities are of the raw logits; then banned tokens, temperature, top-k, top-p, min-p. What
-//! the filters keep is always a beginning of the tokens in falling order of logits (by token among equals),
-//! so each filter only says where to cut. The token is the one at which the weights, summed in token order,
+//! Order: log-probabilities are of the raw logits; then repetition, frequency and presence penalties, bias,
+//! banned tokens, temperature; then top-k, top-p, min-p and typical-p, or mirostat in their place. What
+//! the first three keep is always a beginning of the tokens in falling order of logits (by token among
+//! equals), so each only says where to cut. The token is the one at which the weights, summed in token order,
 //! pass one uniform number.
 
 mod passes;
+mod surprise;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +30,8 @@ const FEW: f64 = 512.0;
 struct Row<'a> {
     isa: Isa,
     vocabulary: usize,
+    /// As they came, not padded.
+    raw: &'a [f32],
     logits: &'a mut [f32],
     weights: &'a mut [f32],
     /// A number per block: the largest logit, or the sum of the weights.
@@ -74,7 +78,7 @@ pub(crate) fn draw(pool: &Pool, isa: Isa, logits: &[f32], vocabulary: usize, dra
             let from = &logits[i * vocabulary..][..vocabulary];
             // SAFETY: copying asks for nothing.
             unsafe { simd::run(isa, Copy { from, to: row_logits }) };
-            let row = Row { isa, vocabulary, logits: row_logits, weights, blocks };
+            let row = Row { isa, vocabulary, raw: from, logits: row_logits, weights, blocks };
             drawn[i].get_or_init(|| row.draw(&draws[i]));
         });
     });
@@ -86,16 +90,18 @@ pub(crate) fn draw(pool: &Pool, isa: Isa, logits: &[f32], vocabulary: usize, dra
 impl Row<'_> {
     fn draw(mut self, draw: &Draw) -> Drawn {
         let raw = draw.logprobs.map(|alternatives| self.logprobs(alternatives as usize));
-        // A banned token's own log-probability is wanted where it is given.
-        let given = draw.given.map(|token| (token, self.logit(token)));
-        let (token, logit) = given.unwrap_or_else(|| self.choose(draw));
-        let logprobs = raw.map(|(normalizer, top)| Logprobs { logprob: logprob(logit, normalizer), top });
-        Drawn { token, logprobs }
+        let (token, mirostat) = match draw.given {
+            Some(token) => (token, None),
+            None => self.choose(draw),
+        };
+        let logprob = |(normalizer, top)| Logprobs { logprob: logprob(self.raw(token), normalizer), top };
+        Drawn { token, mirostat, logprobs: raw.map(logprob) }
     }
 
-    /// The raw logit of a token.
-    fn logit(&self, token: u32) -> f32 {
-        self.logits[..self.vocabulary].get(token as usize).copied().unwrap_or(f32::NEG_INFINITY)
+    /// The logit of a token before anything was done to it.
+    fn raw(&self, token: u32) -> f32 {
+        let logit = self.raw.get(token as usize).copied();
+        logit.filter(|logit| !logit.is_nan()).unwrap_or(f32::NEG_INFINITY).min(f32::MAX)
     }
 
     /// What to subtract from a logit for its log-probability, and the best tokens.
@@ -117,23 +123,56 @@ impl Row<'_> {
         (normalizer, best.iter().map(|best| (best.token, logprob(best.logit, normalizer))).collect())
     }
 
-    /// Draws a token; gives its logit too.
-    fn choose(&mut self, draw: &Draw) -> (u32, f32) {
-        for &token in &draw.banned {
-            if let Some(logit) = self.logits[..self.vocabulary].get_mut(token as usize) {
-                *logit = f32::NEG_INFINITY;
-            }
-        }
+    /// Draws a token; gives mirostat's next bound too.
+    fn choose(&mut self, draw: &Draw) -> (u32, Option<f32>) {
+        self.shift(draw);
+        let bound = draw.mirostat.map(|mirostat| mirostat.bound);
         let largest = self.largest();
         if largest == f32::NEG_INFINITY {
-            return (self.first_allowed(&draw.banned), largest);
+            return (self.first_allowed(&draw.banned), bound);
         }
         let best = self.first(largest);
         if draw.temperature <= 0.0 || draw.temperature.is_nan() {
-            return (best, largest);
+            return (best, bound);
         }
         let factor = draw.temperature.recip().min(f32::MAX);
         self.weigh(largest, factor);
+        let total = self.total();
+        match draw.mirostat {
+            // The best weight is 1.
+            Some(mirostat) => self.keep(false, (total * (-f64::from(mirostat.bound)).exp2()) as f32),
+            None => self.filter(draw, largest, factor),
+        }
+        let passed = self.pass(rng::uniform(draw.seed, draw.choice, draw.position));
+        let weight = passed.map_or(1.0, |token| self.weights[token as usize]);
+        let bound = draw.mirostat.map(|mirostat| mirostat.next_bound((total / f64::from(weight)).log2()));
+        (passed.unwrap_or(best), bound)
+    }
+
+    /// Penalties, bias and bans.
+    fn shift(&mut self, draw: &Draw) {
+        let logits = &mut self.logits[..self.vocabulary];
+        if let Some(penalties) = &draw.penalties {
+            for &seen in penalties.history.seen() {
+                if let Some(logit) = logits.get_mut(seen.token as usize) {
+                    // Never +∞; and 0 for −0.
+                    *logit = penalties.apply(*logit, seen).min(f32::MAX) + 0.0;
+                }
+            }
+        }
+        for &(token, bias) in &*draw.bias {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = (*logit + bias).min(f32::MAX);
+            }
+        }
+        for &token in &draw.banned {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+
+    fn filter(&mut self, draw: &Draw, largest: f32, factor: f32) {
         if draw.top_k > 0 && (draw.top_k as usize) < self.vocabulary {
             self.cut(largest, factor, Measure::Tokens, f64::from(draw.top_k));
         }
@@ -145,8 +184,9 @@ impl Row<'_> {
             // The best weight is 1.
             self.keep(false, draw.min_p);
         }
-        let token = self.pass(rng::uniform(draw.seed, draw.choice, draw.position)).unwrap_or(best);
-        (token, self.logits[token as usize])
+        if draw.typical_p < 1.0 {
+            self.typical(draw.typical_p);
+        }
     }
 
     /// The first token that isn't banned, where no logit says which to take; 0 if all are.

@@ -54,7 +54,7 @@ pub(crate) async fn create<E: Generate>(
     caller.name_model(&mut parsed.parameters);
     let settings = parsed.parameters.check(&app.config)?;
     let sources = sources(parsed.own.prompt.ok_or_else(|| ApiError::missing("prompt"))?)?;
-    app.check_choices(sources.len(), settings.n)?;
+    app.check_choices(sources.len(), settings.best_of)?;
     let model = app.model(&settings.model).await?;
     let mut prompts = Vec::with_capacity(sources.len());
     for source in sources {

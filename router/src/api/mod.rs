@@ -23,13 +23,14 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Config,
     engine::{Generate, Model, ModelError},
-    http::error::ApiError,
+    http::{error::ApiError, limits::Limiter},
 };
 
 /// What every handler shares.
 pub(crate) struct App<E> {
     pub config: Config,
     pub engine: Arc<E>,
+    pub limiter: Limiter,
     pub metrics: PrometheusHandle,
     /// The server takes no new requests.
     pub draining: CancellationToken,

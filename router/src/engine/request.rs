@@ -35,6 +35,8 @@ pub(crate) struct Request {
     pub(crate) failure: Arc<OnceLock<StreamError>>,
     header: Submission,
     prompt: Arc<[u32]>,
+    /// The first prompt token that is echoed, if any is.
+    echo_from: usize,
     live: Mutex<Live>,
 }
 
@@ -63,6 +65,8 @@ enum Place {
 struct Choice {
     assembler: Assembler,
     log: Vec<u32>,
+    /// The sampler's state after the log.
+    mirostat: Option<f32>,
     /// Outputs that came before the echo was complete.
     early: Vec<SequenceOutput>,
     /// The scheduler has ended it, or was told to.
@@ -104,7 +108,8 @@ impl Request {
     ) -> Self {
         let prompt: Arc<[u32]> = generation.prompts[index].tokens.as_slice().into();
         let stops = Stops::new(&generation.stop, model.tokenizer());
-        let header = header(&model, generation, &stops, prompt.len());
+        let echo_from = prompt.len().saturating_sub(generation.echo as usize);
+        let header = header(&model, generation, &stops, prompt.len(), echo_from);
         let rules = Arc::new(Rules {
             tokenizer: model.tokenizer().clone(),
             stops,
@@ -116,12 +121,13 @@ impl Request {
             .map(|choice| Choice {
                 assembler: Assembler::new(choice, rules.clone()),
                 log: Vec::new(),
+                mirostat: None,
                 early: Vec::new(),
                 over: false,
             })
             .collect();
-        let scores = header.score.map_or(0, |_| prompt.len() - 1);
-        let echo = generation.echo.then(|| Echo { scores, source: None, log: Vec::new() });
+        let scores = header.score.map_or(0, |range| prompt.len() - range.from as usize);
+        let echo = (generation.echo > 0).then(|| Echo { scores, source: None, log: Vec::new() });
         let live = Live {
             place: Place::Nowhere,
             attempt: 0,
@@ -131,7 +137,7 @@ impl Request {
             choices,
             echo,
         };
-        Self { id, model, out, failure, header, prompt, live: Mutex::new(live) }
+        Self { id, model, out, failure, header, prompt, echo_from, live: Mutex::new(live) }
     }
 
     /// Whether there is a token to generate or to score.
@@ -145,7 +151,7 @@ impl Request {
         let echo = live.echo.take();
         let finish = |choice: &mut Choice| {
             if echo.is_some() {
-                choice.assembler.echo(&self.prompt, self.model.card.bos_token, &[]);
+                choice.assembler.echo(&self.prompt, self.echo_from, self.model.card.bos_token, &[]);
             }
             choice.assembler.push(Step::default())
         };
@@ -235,7 +241,7 @@ impl Request {
         let log = live.echo.take().map_or_else(Vec::new, |echo| echo.log);
         let cached_tokens = live.cached_tokens;
         for choice in &mut live.choices {
-            choice.assembler.echo(&self.prompt, self.model.card.bos_token, &log);
+            choice.assembler.echo(&self.prompt, self.echo_from, self.model.card.bos_token, &log);
             for output in std::mem::take(&mut choice.early) {
                 batch.extend(choice.take(output, cached_tokens));
             }
@@ -279,7 +285,11 @@ impl Request {
     fn order(&self, live: &Live) -> Order {
         let mut header = self.header.clone();
         let choices = live.choices.iter().zip(0..).filter(|(choice, _)| !choice.assembler.is_finished());
-        let choices = choices.map(|(choice, index)| v1::Choice { index, generated: choice.log.clone() });
+        let choices = choices.map(|(choice, index)| v1::Choice {
+            index,
+            generated: choice.log.clone(),
+            mirostat: choice.mirostat,
+        });
         // Scores are the same for all choices: one sequence is enough.
         let count = if header.kind() == Kind::Score { 1 } else { live.choices.len() };
         header.choices = choices.take(count).collect();
@@ -316,6 +326,7 @@ impl Choice {
             return None;
         }
         self.log.extend_from_slice(&output.tokens);
+        self.mirostat = output.mirostat.or(self.mirostat);
         let end = match output.finish() {
             FinishReason::Unspecified => None,
             FinishReason::Stop => Some(Reason::Stop),
@@ -325,29 +336,55 @@ impl Choice {
     }
 }
 
-fn header(model: &Model, generation: &Generation, stops: &Stops, prompt_tokens: usize) -> Submission {
+fn header(
+    model: &Model,
+    generation: &Generation,
+    stops: &Stops,
+    prompt_tokens: usize,
+    echo_from: usize,
+) -> Submission {
     let card = &model.card;
     let end_tokens = if generation.ignore_eos { &[] } else { card.stop_tokens.as_slice() };
-    let alternatives = generation.logprobs.filter(|_| generation.echo && prompt_tokens > 1);
-    let sampling = generation.sampling;
+    // The prompt's first token has no log-probability.
+    let from = echo_from.max(1);
+    let alternatives = generation.logprobs.filter(|_| generation.echo > 0 && from < prompt_tokens);
     Submission {
         request_id: generation.id.clone(),
         model_hash: card.hash.clone(),
         kind: if generation.max_tokens == 0 { Kind::Score } else { Kind::Generate }.into(),
-        sampling: Some(v1::Sampling {
-            temperature: sampling.temperature,
-            top_p: (sampling.top_p < 1.0).then_some(sampling.top_p),
-            top_k: (sampling.top_k > 0).then_some(sampling.top_k),
-            min_p: (sampling.min_p > 0.0).then_some(sampling.min_p),
-            seed: sampling.seed,
-            logprobs: generation.logprobs,
-        }),
+        sampling: Some(sampling(generation)),
         max_tokens: generation.max_tokens,
+        min_tokens: generation.min_tokens,
         stop_tokens: end_tokens.iter().chain(stops.tokens()).copied().collect(),
-        score: alternatives.map(|alternatives| ScoreRange { from: 1, alternatives }),
+        score: alternatives.map(|alternatives| ScoreRange { from: from as u32, alternatives }),
         tenant: generation.tenant.clone(),
+        priority: generation.priority,
+        session: generation.session,
+        cache_salt: generation.cache_salt.clone(),
+        max_cached_tokens: generation.max_cached_tokens,
         traceparent: generation.traceparent.clone(),
         ..Submission::default()
+    }
+}
+
+fn sampling(generation: &Generation) -> v1::Sampling {
+    let sampling = &generation.sampling;
+    let (bias_tokens, bias_values) = sampling.bias.iter().copied().unzip();
+    v1::Sampling {
+        temperature: sampling.temperature,
+        top_p: (sampling.top_p < 1.0).then_some(sampling.top_p),
+        top_k: (sampling.top_k > 0).then_some(sampling.top_k),
+        min_p: (sampling.min_p > 0.0).then_some(sampling.min_p),
+        typical_p: (sampling.typical_p < 1.0).then_some(sampling.typical_p),
+        frequency_penalty: sampling.frequency_penalty,
+        presence_penalty: sampling.presence_penalty,
+        repetition_penalty: (sampling.repetition_penalty != 1.0).then_some(sampling.repetition_penalty),
+        bias_tokens,
+        bias_values,
+        mirostat_target: sampling.mirostat.map(|mirostat| mirostat.target),
+        mirostat_rate: sampling.mirostat.map(|mirostat| mirostat.rate),
+        seed: sampling.seed,
+        logprobs: generation.logprobs,
     }
 }
 

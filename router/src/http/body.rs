@@ -1,4 +1,4 @@
-//! Request bodies: read whole, within bounds of size and time.
+//! Request bodies: read whole, within bounds of size and time, and decompressed.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout_at};
 
-use super::error::ApiError;
+use super::{decode::Coding, error::ApiError};
 
 /// The longest silence inside a body.
 const IDLE: Duration = Duration::from_secs(30);
@@ -20,18 +20,21 @@ const DRAIN: u64 = 64 << 20;
 /// And for how long.
 const DRAIN_FOR: Duration = Duration::from_secs(10);
 
-/// The body of `request`, of at most `limit` bytes.
+/// The body of `request`, of at most `limit` bytes, compressed or not.
 pub(crate) async fn read(request: Request, limit: usize) -> Result<Bytes, ApiError> {
     let (parts, mut body) = request.into_parts();
     let read = match check(&parts.headers, &body, limit) {
-        Ok(()) => collect(&mut body, limit).await,
+        Ok(coding) => collect(&mut body, limit).await.map(|bytes| (bytes, coding)),
         Err(refusal) => Err(refusal),
     };
-    if read.is_err() {
-        discard(Request::from_parts(parts, body));
-        return read;
-    }
-    let bytes = read?;
+    let (bytes, coding) = match read {
+        Ok(read) => read,
+        Err(refusal) => {
+            discard(Request::from_parts(parts, body));
+            return Err(refusal);
+        }
+    };
+    let bytes = coding.decode(bytes, limit).await?;
     if is_form(&parts.headers) && !bytes.trim_ascii_start().starts_with(b"{") {
         return Err(ApiError::UnsupportedMediaType("expected application/json".into()));
     }
@@ -48,24 +51,19 @@ pub(crate) fn discard(request: Request) {
 }
 
 /// What the headers alone decide; nothing of the body was read, so no `100 Continue` was sent.
-fn check(headers: &HeaderMap, body: &Body, limit: usize) -> Result<(), ApiError> {
+fn check(headers: &HeaderMap, body: &Body, limit: usize) -> Result<Coding, ApiError> {
     if body.size_hint().lower() > limit as u64 {
         return Err(ApiError::BodyTooLarge { limit });
     }
-    if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
-        && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
-    {
-        let encoding = String::from_utf8_lossy(encoding.as_bytes());
-        return Err(ApiError::UnsupportedMediaType(format!("content-encoding {encoding}")));
-    }
-    let Some(media) = media_type(headers) else { return Ok(()) };
+    let coding = Coding::of(headers)?;
+    let Some(media) = media_type(headers) else { return Ok(coding) };
     let (essence, parameters) = media.split_once(';').unwrap_or((&media, ""));
     let charset = parameters.split(';').find_map(|one| one.trim().strip_prefix("charset="));
     let json = essence.trim() == "application/json" || essence.trim().ends_with("+json");
     // `fetch` and `curl -d` label JSON as these two unless told otherwise.
     let lenient = ["text/plain", "application/x-www-form-urlencoded"].contains(&essence.trim());
     let utf8 = charset.is_none_or(|name| ["utf-8", "utf8"].contains(&name.trim_matches('"')));
-    if (json || lenient) && utf8 { Ok(()) } else { Err(ApiError::UnsupportedMediaType(media)) }
+    if (json || lenient) && utf8 { Ok(coding) } else { Err(ApiError::UnsupportedMediaType(media)) }
 }
 
 fn media_type(headers: &HeaderMap) -> Option<String> {

@@ -41,7 +41,9 @@ const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, DELETE, OPTION
 const EXPOSED: HeaderValue = HeaderValue::from_static(
     "x-request-id, request-id, retry-after, openai-processing-ms, fireworks-prompt-tokens, \
      fireworks-cached-prompt-tokens, fireworks-server-time-to-first-token, fireworks-server-processing-time, \
-     fireworks-sampling-options",
+     fireworks-sampling-options, x-should-retry, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, \
+     x-ratelimit-limit-tokens-prompt, x-ratelimit-remaining-tokens-prompt, x-ratelimit-limit-tokens-generated, \
+     x-ratelimit-remaining-tokens-generated, x-ratelimit-over-limit",
 );
 
 /// Every route, by its canonical path.
@@ -98,9 +100,12 @@ pub(crate) async fn serve(routes: Router, request: Request) -> Result<Response, 
         }
     };
     if let Some(error) = response.extensions().get::<Arc<ApiError>>() {
-        let allow = response.headers().get(header::ALLOW).cloned();
-        response = error.clone().respond(&exchange.id);
-        response.headers_mut().extend(allow.map(|allow| (header::ALLOW, allow)));
+        let mut rendered = error.respond(&exchange.id);
+        // What the route said beside the error: `Allow`, the rates.
+        for (name, value) in response.headers() {
+            rendered.headers_mut().entry(name).or_insert_with(|| value.clone());
+        }
+        response = rendered;
     }
     finish_headers(response.headers_mut(), &exchange, origin);
     if response.extensions().get::<Streamed>().is_none() {
@@ -172,13 +177,21 @@ async fn method_not_allowed(request: Request) -> Response {
     refused(request, ApiError::MethodNotAllowed(method))
 }
 
-/// Lets a request through with its tenant, before anything of its body is read.
+/// Lets a request through with its tenant, before anything of its body is read. What costs something counts
+/// against its key's rates.
 async fn admit<E: Generate>(State(app): State<Arc<App<E>>>, mut request: Request, next: Next) -> Response {
-    match app.check_open().and_then(|()| app.config.keys.check(request.headers())) {
-        Ok(tenant) => {
-            request.extensions_mut().insert(tenant);
-            next.run(request).await
-        }
-        Err(error) => refused(request, error),
+    let tenant = match app.check_open().and_then(|()| app.config.keys.check(request.headers())) {
+        Ok(tenant) => tenant,
+        Err(error) => return refused(request, error),
+    };
+    request.extensions_mut().insert(tenant.clone());
+    if request.method() != Method::POST {
+        return next.run(request).await;
     }
+    let (mut response, over) = match app.limiter.admit(&tenant) {
+        Ok(()) => (next.run(request).await, false),
+        Err(error) => (refused(request, error), true),
+    };
+    app.limiter.tell(&tenant, over, response.headers_mut());
+    response
 }

@@ -48,6 +48,16 @@ pub enum ApiError {
     /// The client must send JSON: 415.
     #[error("Unsupported media type: {0}")]
     UnsupportedMediaType(String),
+    /// The client's key has used up its rate: 429.
+    #[error("Rate limit reached: {limit} {kind} per minute. Try again in {} s", .retry_after.as_secs())]
+    RateLimited {
+        /// Of what.
+        kind: &'static str,
+        /// How many a minute.
+        limit: u32,
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// A bound was reached; later is better: 503.
     #[error("The service is overloaded: {message}")]
     Overloaded {
@@ -162,6 +172,9 @@ impl ApiError {
             Self::UnsupportedMediaType(_) => {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, REQUEST, "unsupported_media_type")
             }
+            Self::RateLimited { .. } => {
+                (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded")
+            }
             Self::Overloaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "error", "OVERLOADED"),
             Self::Loading { .. } => (StatusCode::SERVICE_UNAVAILABLE, "error", "DEPLOYMENT_SCALING_UP"),
             Self::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "error", "UNAVAILABLE"),
@@ -180,7 +193,8 @@ impl ApiError {
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Overloaded { retry_after, .. }
+            Self::RateLimited { retry_after, .. }
+            | Self::Overloaded { retry_after, .. }
             | Self::Loading { retry_after }
             | Self::Unavailable { retry_after, .. } => Some(*retry_after),
             _ => None,
@@ -205,6 +219,10 @@ impl ApiError {
         }
         if matches!(self, Self::BodyTimeout) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        // SDKs would try a 5xx again, and these end the same way.
+        if matches!(self, Self::Deadline | Self::Internal(_)) {
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
         if let Some(after) = self.retry_after() {
             // Clients obey 1 to 60 s; beyond, some fall back to hammering.

@@ -27,7 +27,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{edge, stall::StallGuard};
+use super::{edge, limits::Limiter, stall::StallGuard};
 use crate::{api::App, config::Config, engine::Generate};
 
 /// The most open connections; more wait in the listener's backlog.
@@ -65,6 +65,7 @@ pub async fn serve<E: Generate>(
     listener.local_addr().map_err(Error::Listener)?;
     let (grace, closing) = (config.grace, CancellationToken::new());
     let app = Arc::new(App {
+        limiter: Limiter::new(config.limits),
         config,
         engine,
         metrics: metrics.clone(),

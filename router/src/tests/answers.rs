@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Client, Step, done, end, post, text, token};
 use crate::{
     config::{Config, StopWord},
-    generation::{Delta, Finish, Reason},
+    generation::{Delta, Finish, Reason, Sampling},
 };
 
 const CHAT: &str =
@@ -86,7 +86,7 @@ async fn both_formats_of_logprobs_work_at_both_endpoints() {
         assert!(completion["choices"][0]["logprobs"][format].is_array(), "{completion}");
         let asked = client.engine.asked();
         assert_eq!(asked.logprobs, Some(u32::from(top.is_some() || format == "tokens")));
-        assert!(asked.echo);
+        assert_eq!(asked.echo, u32::MAX);
 
         client.engine.will(deltas());
         let mut chat: Value = serde_json::from_str(CHAT).unwrap();
@@ -101,10 +101,10 @@ async fn parameters_reach_the_engine_checked_and_complete() {
     let client = Client::new();
     client.complete(body(json!({}))).await;
     let plain = client.engine.asked();
-    assert_eq!((plain.max_tokens, plain.n, plain.echo, plain.ignore_eos), (16, 1, false, false));
+    assert_eq!((plain.max_tokens, plain.n, plain.echo, plain.ignore_eos), (16, 1, 0, false));
     assert_eq!((plain.stop.len(), plain.include_stop, plain.logprobs), (0, true, None));
     let sampling = plain.sampling;
-    assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p), (1.0, 1.0, 0, 0.0));
+    assert_eq!(sampling, Sampling { seed: sampling.seed, ..Sampling::default() });
     assert_eq!((plain.tenant.as_str(), &plain.id[..5]), ("anonymous", "cmpl-"));
     client.complete(body(json!({}))).await;
     assert_ne!(client.engine.asked().sampling.seed, sampling.seed, "each request has its own seed");

@@ -2,6 +2,8 @@
 
 mod answers;
 mod errors;
+mod limits;
+mod parameters;
 mod served;
 mod streams;
 
@@ -30,7 +32,7 @@ use crate::{
     engine::{Deltas, Generate, Model, ModelError, StartError, StreamError},
     fixture,
     generation::{Delta, Finish, Generation, Reason, Token},
-    http::edge,
+    http::{edge, limits::Limiter},
 };
 
 /// What the engine does next for a generation.
@@ -194,7 +196,7 @@ pub(super) fn done(choice: u32, text: &str, reason: Reason, completion_tokens: u
 /// A token with one alternative, of id 9.
 pub(super) fn token(id: u32, bytes: &[u8], text_offset: u32, logprob: Option<f32>) -> Token {
     let top = logprob.map(|logprob| (9, b"z".to_vec(), logprob - 1.0));
-    Token { id, bytes: bytes.to_vec(), text_offset, logprob, top: top.into_iter().collect() }
+    Token { id, bytes: bytes.to_vec(), text_offset, echoed: false, logprob, top: top.into_iter().collect() }
 }
 
 // === impl Client ===
@@ -207,6 +209,7 @@ impl Client {
     pub(super) fn with(config: Config) -> Self {
         let (engine, closing) = (Arc::new(Scripted::new()), CancellationToken::new());
         let app = App {
+            limiter: Limiter::new(config.limits),
             config,
             engine: engine.clone(),
             metrics: PrometheusBuilder::new().build_recorder().handle(),

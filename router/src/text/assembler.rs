@@ -90,13 +90,14 @@ impl Assembler {
         self.finished
     }
 
-    /// Puts the prompt in front: once, before any output. `scored` are the log-probabilities from the second
-    /// token on, when asked for. Special tokens show their names, but for a `bos` that starts the prompt.
-    pub fn echo(&mut self, prompt: &[u32], bos: Option<u32>, scored: &[Logprobs]) {
+    /// Puts the prompt, from its token `from` on, in front: once, before any output. `scored` are the
+    /// log-probabilities of these tokens, when asked for; the prompt's first token has none. Special tokens show
+    /// their names, but for a `bos` that starts the prompt.
+    pub fn echo(&mut self, prompt: &[u32], from: usize, bos: Option<u32>, scored: &[Logprobs]) {
         let rules = self.rules.clone();
         let vocabulary = rules.tokenizer.vocabulary();
-        let mut at_start = true;
-        for (i, &id) in prompt.iter().enumerate() {
+        let mut at_start = from == 0;
+        for (i, &id) in prompt.iter().enumerate().skip(from) {
             let mut bytes = vocabulary.bytes(id);
             if i == 0 && Some(id) == bos {
                 bytes = &[];
@@ -106,8 +107,8 @@ impl Assembler {
                     bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
                 }
             }
-            let logprobs = i.checked_sub(1).and_then(|position| scored.get(position));
-            self.add(id, logprobs, bytes);
+            let logprobs = i.checked_sub(from.max(1)).and_then(|nth| scored.get(nth));
+            self.add(id, true, logprobs, bytes);
         }
     }
 
@@ -139,7 +140,7 @@ impl Assembler {
             return Some(Reason::Stop);
         }
         self.generated += 1;
-        let new = self.add(id, logprobs, rules.tokenizer.vocabulary().text(id));
+        let new = self.add(id, false, logprobs, rules.tokenizer.vocabulary().text(id));
         if self.find_stop(new) {
             Some(Reason::Stop)
         } else if self.generated >= rules.max_tokens {
@@ -150,7 +151,7 @@ impl Assembler {
     }
 
     /// Decodes a token's bytes into the tail; returns where the new characters start in it.
-    fn add(&mut self, id: u32, logprobs: Option<&Logprobs>, bytes: &[u8]) -> usize {
+    fn add(&mut self, id: u32, echoed: bool, logprobs: Option<&Logprobs>, bytes: &[u8]) -> usize {
         let new = self.tail.len();
         let text_offset = self.characters;
         if self.partial.is_empty() {
@@ -162,7 +163,7 @@ impl Assembler {
         }
         // A token that leaves a character open needs at least the next byte of text.
         let open = !self.partial.is_empty() && !bytes.is_empty();
-        let token = self.token(id, text_offset, logprobs);
+        let token = Token { echoed, ..self.token(id, text_offset, logprobs) };
         self.pending.push_back((self.decoded + u64::from(open), token));
         new
     }
@@ -254,6 +255,7 @@ impl Assembler {
             id,
             bytes: vocabulary.bytes(id).to_vec(),
             text_offset,
+            echoed: false,
             logprob: logprobs.map(|logprobs| logprobs.logprob),
             top,
         }

@@ -31,6 +31,8 @@ pub struct Defaults {
     pub top_k: Option<u32>,
     /// As in a request.
     pub min_p: Option<f32>,
+    /// As in a request.
+    pub typical_p: Option<f32>,
 }
 
 /// What special-token strings inside a text mean.
@@ -200,6 +202,7 @@ impl Defaults {
             top_p: number("top_p"),
             top_k: config["top_k"].as_u64().and_then(|k| u32::try_from(k).ok()),
             min_p: number("min_p"),
+            typical_p: number("typical_p"),
         };
         // `do_sample: false` is how a model asks for greedy decoding.
         if config["do_sample"] == serde_json::Value::Bool(false) {

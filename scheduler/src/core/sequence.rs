@@ -51,6 +51,8 @@ pub struct Sequence {
     pub tokens: Vec<TokenId>,
     /// Of these, the prompt.
     pub prompt_tokens: TokenCount,
+    /// The sampler's state after them, where it has one that they don't tell.
+    pub mirostat: Option<f32>,
     /// Prompt positions whose log-probabilities have been reported.
     pub scored: TokenCount,
     /// Whether anything has been reported.
@@ -94,6 +96,7 @@ impl Sequence {
             moved: tokens.len() > prompt_tokens,
             tokens,
             prompt_tokens,
+            mirostat: None,
             scored: 0,
             reported: false,
             deaths: 0,

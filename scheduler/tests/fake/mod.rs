@@ -28,6 +28,8 @@ struct Slot {
     /// Prompt and whatever was drawn.
     tokens: Vec<u32>,
     computed: usize,
+    /// A sampler's state that its tokens don't tell.
+    mirostat: Option<f32>,
     tables: HashMap<u32, Vec<u32>>,
 }
 
@@ -53,6 +55,7 @@ impl FakeWorker {
             let slot = Slot {
                 tokens: sequence.tokens.clone(),
                 computed: sequence.computed as usize,
+                mirostat: start(sequence.mirostat, sequence.sampling.as_ref()),
                 tables: HashMap::new(),
                 sequence,
             };
@@ -100,13 +103,15 @@ impl FakeWorker {
                 result.scored.push(score(&past, slot.tokens[next]));
             }
             if next == slot.tokens.len() && slot.sequence.kind() == Kind::Generate {
-                let sampling = slot.sequence.sampling.unwrap_or_default();
-                let mut token = draw(&past, sampling.seed, slot.sequence.choice);
+                let sampling = slot.sequence.sampling.clone().unwrap_or_default();
+                let mut token = draw(&past, sampling.seed, slot.sequence.choice, slot.mirostat);
                 let generated = next - slot.sequence.prompt_tokens as usize;
                 if generated < slot.sequence.min_tokens as usize && slot.sequence.banned.contains(&token) {
                     token += 1;
                 }
                 result.tokens.push(token);
+                slot.mirostat = slot.mirostat.map(|state| next_state(state, token));
+                result.mirostat = slot.mirostat;
                 if sampling.logprobs.is_some() {
                     result.logprobs.push(score(&past, token));
                 }
@@ -134,8 +139,19 @@ fn hash(tokens: &[u32], salt: u64) -> u64 {
     })
 }
 
-fn draw(past: &[u32], seed: u64, choice: u32) -> u32 {
-    (hash(past, seed ^ u64::from(choice) << 32) >> 17) as u32 % VOCABULARY
+fn draw(past: &[u32], seed: u64, choice: u32, mirostat: Option<f32>) -> u32 {
+    let state = mirostat.map_or(0, f32::to_bits);
+    (hash(past, seed ^ u64::from(choice) << 32 ^ u64::from(state) << 16) >> 17) as u32 % VOCABULARY
+}
+
+/// A sampler's state before the first draw here.
+fn start(moved: Option<f32>, sampling: Option<&v1::Sampling>) -> Option<f32> {
+    let target = sampling.and_then(|sampling| sampling.mirostat_target);
+    target.map(|target| moved.unwrap_or(2.0 * target))
+}
+
+fn next_state(state: f32, token: u32) -> f32 {
+    (state * 31.0 + token as f32) % 1009.0
 }
 
 fn score(past: &[u32], token: u32) -> v1::Logprobs {
@@ -148,6 +164,8 @@ fn score(past: &[u32], token: u32) -> v1::Logprobs {
 pub struct Stream {
     pub tokens: Vec<u32>,
     pub logprobs: Vec<f32>,
+    /// The sampler's state after each token.
+    pub states: Vec<f32>,
     pub scored: Vec<f32>,
     pub finish: FinishReason,
 }
@@ -159,17 +177,20 @@ pub fn alone(prompt: &[u32], submission: &v1::Submission, choice: u32, context: 
         let from = (range.from as usize).max(1);
         stream.scored = (from..prompt.len()).map(|at| score(&prompt[..at], prompt[at]).logprob).collect();
     }
-    let sampling = submission.sampling.unwrap_or_default();
+    let sampling = submission.sampling.clone().unwrap_or_default();
+    let mut mirostat = start(None, Some(&sampling));
     let mut tokens = prompt.to_vec();
     let limit = context.min(prompt.len() + submission.max_tokens as usize);
     while submission.kind() == Kind::Generate && tokens.len() < limit {
         let generated = tokens.len() - prompt.len();
-        let mut token = draw(&tokens, sampling.seed, choice);
+        let mut token = draw(&tokens, sampling.seed, choice, mirostat);
         let early = generated < submission.min_tokens as usize;
         if early && submission.stop_tokens.contains(&token) {
             token += 1;
         }
         stream.tokens.push(token);
+        mirostat = mirostat.map(|state| next_state(state, token));
+        stream.states.extend(mirostat);
         if sampling.logprobs.is_some() {
             stream.logprobs.push(score(&tokens, token).logprob);
         }
@@ -189,6 +210,7 @@ impl Stream {
         self.finish = output.finish();
         self.tokens.extend(output.tokens);
         self.logprobs.extend(output.logprobs.iter().map(|l| l.logprob));
+        self.states.extend(output.mirostat);
         self.scored.extend(output.scored.iter().map(|l| l.logprob));
     }
 
@@ -196,6 +218,7 @@ impl Stream {
     pub fn begins(&self, whole: &Stream) -> bool {
         whole.tokens.starts_with(&self.tokens)
             && whole.logprobs.starts_with(&self.logprobs)
+            && whole.states.starts_with(&self.states)
             && whole.scored.starts_with(&self.scored)
     }
 }

@@ -9,6 +9,7 @@
 
 mod metrics;
 mod sequence;
+mod shaping;
 mod slots;
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,14 @@
 //! One sequence in its slot.
 
 use tracing::Span;
-use volley_kernels::{BLOCK_TOKENS, BlockId, Draw};
+use volley_kernels::{BLOCK_TOKENS, BlockId, Draw, Drawn};
 use volley_proto::v1::{Kind, NewSequence, Sampling};
 
-use super::{Limits, trace};
+use super::{
+    Limits,
+    shaping::{Shaping, cannot_shape},
+    trace,
+};
 
 /// Everything that the worker keeps about a sequence between steps.
 pub(super) struct Sequence {
@@ -15,6 +19,7 @@ pub(super) struct Sequence {
     computed: usize,
     prompt_tokens: usize,
     sampling: Sampling,
+    shaping: Shaping,
     choice: u32,
     /// First position to score, and how many alternatives to report.
     score: Option<(usize, u32)>,
@@ -43,7 +48,7 @@ pub(super) struct Run {
 impl Sequence {
     /// Takes a sequence in. The error is a plan that contradicts itself; what this worker can't do for a
     /// sequence is the sequence's own failure.
-    pub(super) fn admit(new: NewSequence, limits: &Limits) -> Result<Self, String> {
+    pub(super) fn admit(mut new: NewSequence, limits: &Limits) -> Result<Self, String> {
         let (slot, known) = (new.slot, new.tokens.len());
         let (computed, prompt_tokens) = (new.computed as usize, new.prompt_tokens as usize);
         if computed >= known {
@@ -57,12 +62,14 @@ impl Sequence {
         let failure = cannot_run(&new, limits);
         let span = trace::sequence(&new);
         let kind = new.kind();
+        let sampling = new.sampling.take().unwrap_or_default();
         Ok(Self {
             kind,
+            shaping: Shaping::new(&new, &sampling),
             tokens: new.tokens,
             computed,
             prompt_tokens,
-            sampling: new.sampling.unwrap_or_default(),
+            sampling,
             choice: new.choice,
             score: new.score.map(|score| (score.from.max(1) as usize, score.alternatives)),
             banned: new.banned,
@@ -110,39 +117,36 @@ impl Sequence {
     }
 
     /// Keeps a drawn token: the next run may start with it.
-    pub(super) fn push(&mut self, token: u32) {
-        self.tokens.push(token);
+    pub(super) fn push(&mut self, drawn: &Drawn) {
+        self.tokens.push(drawn.token);
+        self.shaping.push(drawn);
     }
 
     fn draw_at_end(&self, limits: &Limits) -> Draw {
         let generated = self.tokens.len() - self.prompt_tokens;
         let sampling = &self.sampling;
-        Draw {
+        self.shaping.shape(Draw {
             temperature: sampling.temperature,
             top_p: sampling.top_p.unwrap_or(1.0),
             top_k: sampling.top_k.unwrap_or(0),
             min_p: sampling.min_p.unwrap_or(0.0),
+            typical_p: sampling.typical_p.unwrap_or(1.0),
             seed: sampling.seed,
             choice: self.choice,
             position: self.tokens.len() as u32,
             banned: if generated < self.min_tokens { self.banned.clone() } else { Vec::new() },
-            given: None,
             logprobs: sampling.logprobs.map(|alternatives| alternatives.min(limits.vocab as u32)),
-        }
+            ..Draw::default()
+        })
     }
 
     fn score_at(&self, position: usize, alternatives: u32) -> Draw {
         Draw {
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            min_p: 0.0,
-            seed: 0,
             choice: self.choice,
             position: position as u32,
-            banned: Vec::new(),
             given: Some(self.tokens[position]),
             logprobs: Some(alternatives),
+            ..Draw::default()
         }
     }
 }
@@ -161,13 +165,9 @@ fn cannot_run(new: &NewSequence, limits: &Limits) -> Option<String> {
     if !new.adapter.is_empty() {
         return Some(format!("this worker has no adapter {:?}", new.adapter));
     }
-    let sampling = new.sampling.unwrap_or_default();
-    let unit = |value: Option<f32>| value.is_none_or(|value| (0.0..=1.0).contains(&value));
+    let sampling = new.sampling.as_ref()?;
     if !(sampling.temperature >= 0.0 && sampling.temperature.is_finite()) {
         return Some(format!("temperature {}; expected a number from 0", sampling.temperature));
     }
-    if !unit(sampling.top_p) || !unit(sampling.min_p) {
-        return Some("top_p and min_p are expected between 0 and 1".to_owned());
-    }
-    None
+    cannot_shape(sampling, limits)
 }

@@ -130,16 +130,17 @@ impl Slots {
         let Step { mut results, owners, draws, .. } = step;
         for ((drawn, draw), owner) in drawn.into_iter().zip(draws).zip(owners) {
             let result = &mut results[owner];
-            let logprobs = drawn.logprobs.map(to_wire);
             if draw.given.is_some() {
-                result.scored.extend(logprobs);
+                result.scored.extend(drawn.logprobs.map(to_wire));
                 continue;
             }
+            drop(draw); // it shares the history of tokens, which grows in place
             result.tokens.push(drawn.token);
-            result.logprobs.extend(logprobs);
+            result.mirostat = drawn.mirostat;
             if let Some(Some(sequence)) = self.slots.get_mut(result.slot as usize) {
-                sequence.push(drawn.token);
+                sequence.push(&drawn);
             }
+            result.logprobs.extend(drawn.logprobs.map(to_wire));
         }
         results
     }

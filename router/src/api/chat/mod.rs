@@ -1,6 +1,7 @@
 //! `POST /chat/completions`: the next turn of a conversation, by way of the model's template.
 
 mod messages;
+mod truncate;
 
 use std::sync::Arc;
 
@@ -10,17 +11,18 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
-use self::messages::Message;
+use self::{messages::Message, truncate::Turns};
 use super::{
     App,
     common::{
+        fields::Integer,
         generate::{Ask, Caller},
         parse,
         reply::{Said, Shape},
     },
 };
 use crate::{
-    engine::{ChatOptions, Generate, Model},
+    engine::Generate,
     http::{body, error::ApiError},
 };
 
@@ -31,6 +33,8 @@ pub struct ChatRequest {
     pub messages: Option<Vec<Message>>,
     /// Whether special-token strings inside messages stay text (the default).
     pub safe_tokenization: Option<bool>,
+    /// Evict the oldest turns of a prompt that is longer, tokens. Without effect beside `safe_tokenization: true`.
+    pub prompt_truncate_len: Option<Integer>,
 }
 
 /// The shapes of the answer.
@@ -71,24 +75,36 @@ pub(crate) async fn create<E: Generate>(
     let mut parsed = parse::request::<ChatRequest>(body, app.config.unknown_fields).await?;
     caller.name_model(&mut parsed.parameters);
     let settings = parsed.parameters.check(&app.config)?;
+    let limit = parsed.own.truncate_len()?;
     let messages = parsed.own.messages.ok_or_else(|| ApiError::missing("messages"))?;
     let messages = messages::check(messages)?;
-    app.check_choices(1, settings.n)?;
+    app.check_choices(1, settings.best_of)?;
     let model = app.model(&settings.model).await?;
     let safe = parsed.own.safe_tokenization.unwrap_or(true);
-    let prompts = vec![render(&model, messages, safe).await.map_err(|e| ApiError::text(e, "messages"))?];
+    let turns = Turns { model: &model, messages, safe };
+    let prompt = match limit {
+        Some(limit) => turns.fitting(limit).await,
+        None => turns.all().await,
+    };
+    let prompts = vec![prompt.map_err(|error| ApiError::text(error, "messages"))?];
     let default_max_tokens = app.config.chat_max_tokens;
     let ask = Ask { settings, model, prompts, param: "messages", default_max_tokens };
     app.generate::<Chat>(caller, ask).await
 }
 
-async fn render(
-    model: &Model,
-    messages: Vec<serde_json::Value>,
-    safe: bool,
-) -> Result<Vec<u32>, crate::engine::TextError> {
-    let rendered = model.render_chat(messages, ChatOptions { safe, ..ChatOptions::default() }).await?;
-    model.encode_chat(rendered).await
+// === impl ChatRequest ===
+
+impl ChatRequest {
+    fn truncate_len(&self) -> Result<Option<usize>, ApiError> {
+        const NAME: &str = "prompt_truncate_len";
+        match self.prompt_truncate_len {
+            Some(Integer(length)) if length < 1 => {
+                Err(ApiError::value(NAME, format!("{NAME} must be at least 1: {length}")))
+            }
+            _ if self.safe_tokenization == Some(true) => Ok(None),
+            length => Ok(length.map(|Integer(length)| usize::try_from(length).unwrap_or(usize::MAX))),
+        }
+    }
 }
 
 // === impl Chat ===

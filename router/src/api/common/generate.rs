@@ -11,14 +11,17 @@ use http::{HeaderMap, HeaderValue, header};
 use serde::Serialize;
 
 use super::{
+    extras::Extras,
+    hints::{self, ServiceTier},
     parameters::{Parameters, Settings},
+    ranking,
     reply::{Answer, Chunks, Head, Shape},
     usage::Tally,
 };
 use crate::{
     api::App,
     engine::{Deltas, Generate, Model},
-    generation::{Generation, Prompt, Sampling},
+    generation::{Generation, Mirostat, Prompt, Sampling},
     http::{
         auth::Tenant,
         edge::PathModel,
@@ -33,8 +36,11 @@ pub(crate) struct Caller {
     pub exchange: Arc<Exchange>,
     pub tenant: Tenant,
     pub traceparent: String,
-    /// The path's model.
-    pub path_model: Option<PathModel>,
+    /// The model of the path, or of Fireworks' header for it.
+    named_model: Option<String>,
+    /// What the headers say of the session and of whose caches are whose.
+    session: Option<Vec<u8>>,
+    isolation: Option<Vec<u8>>,
 }
 
 /// Everything that a generation needs.
@@ -55,6 +61,14 @@ struct SamplingOptions {
     top_p: f32,
     top_k: u32,
     min_p: f32,
+    typical_p: f32,
+    frequency_penalty: f32,
+    presence_penalty: f32,
+    repetition_penalty: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mirostat_target: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mirostat_lr: Option<f32>,
     seed: u64,
     max_tokens: u32,
     n: u32,
@@ -64,21 +78,38 @@ struct SamplingOptions {
 
 impl Caller {
     pub(crate) fn of(request: &Request) -> Result<Self, ApiError> {
-        let extensions = request.extensions();
+        let (extensions, headers) = (request.extensions(), request.headers());
         let absent = || ApiError::Internal("a request came past the edge".into());
+        let header = |name: &str| headers.get(name).map(|value| value.as_bytes().to_vec());
+        let path = extensions.get::<PathModel>().map(|PathModel(name)| name.clone());
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         Ok(Self {
             exchange: extensions.get::<Arc<Exchange>>().cloned().ok_or_else(absent)?,
             tenant: extensions.get::<Tenant>().cloned().ok_or_else(absent)?,
-            traceparent: traceparent(request.headers()),
-            path_model: extensions.get::<PathModel>().cloned(),
+            traceparent: traceparent(headers),
+            named_model: path.or_else(|| text("fireworks-model")),
+            session: header("x-session-affinity").or_else(|| header("x-multi-turn-session-id")),
+            isolation: header("x-prompt-cache-isolation-key"),
         })
     }
 
-    /// Where the body names no model, the path's is meant.
+    /// Where the body names no model, the path's is meant, or the header's.
     pub(crate) fn name_model(&self, parameters: &mut Parameters) {
         if parameters.model.is_none() {
-            parameters.model = self.path_model.clone().map(|PathModel(name)| name);
+            parameters.model.clone_from(&self.named_model);
         }
+    }
+
+    /// Where the request's like went before: the body's key says it best, then the headers, then who asks.
+    fn session(&self, settings: &Settings) -> Option<u64> {
+        let key = settings.session.as_deref().map(str::as_bytes).or(self.session.as_deref());
+        let key = key.or(settings.user.as_deref().map(str::as_bytes)).filter(|key| !key.is_empty());
+        key.map(|key| hints::session(&self.tenant.0, key))
+    }
+
+    fn cache_salt(&self, settings: &Settings) -> String {
+        let key = settings.isolation.as_deref().map(str::as_bytes).or(self.isolation.as_deref());
+        key.filter(|key| !key.is_empty()).map_or_else(String::new, hints::cache_salt)
     }
 }
 
@@ -98,28 +129,39 @@ impl<E: Generate> App<E> {
     pub(crate) async fn generate<S: Shape>(&self, caller: Caller, ask: Ask) -> Result<Response, ApiError> {
         let lengths: Vec<usize> = ask.prompts.iter().map(Vec::len).collect();
         let id = format!("{}{}", S::ID, uuid::Uuid::new_v4());
-        let tally = Tally::new(&lengths, ask.settings.n);
-        let head = Head {
-            id: id.clone(),
-            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-            model: ask.settings.model.clone(),
-            fingerprint: fingerprint(&ask.model),
-            logprobs: ask.settings.logprobs.map(|logprobs| logprobs.format),
-        };
-        let stream = ask.settings.stream;
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let settings = ask.settings.clone();
+        let told = if settings.report.prompts() { ask.prompts.clone() } else { Vec::new() };
         let model = ask.model.clone();
-        let generation = ask.generation(id, &lengths, caller.tenant, caller.traceparent)?;
-        let options = sampling_options(&generation);
+        let generation = ask.generation(id.clone(), &lengths, &caller)?;
+        let tally = Tally::new(&lengths, generation.n);
+        let options = sampling_options(&generation, settings.n);
 
-        let deltas = self.engine.start(model, generation).await?;
-        let first_token = caller.exchange.first_token();
-        let mut response = match stream {
+        let deltas = self.engine.start(model.clone(), generation).await?;
+        let deltas = self.limiter.meter(&caller.tenant, tally.prompt_tokens(), deltas);
+        let exchange = caller.exchange;
+        let first_token = exchange.first_token();
+        let head = Head {
+            id,
+            created,
+            fingerprint: fingerprint(&model),
+            logprobs: settings.logprobs.map(|logprobs| logprobs.format),
+            service_tier: settings.service_tier.map(ServiceTier::served),
+            extras: Extras::new(settings.report, told, &model, exchange.clone(), first_token),
+            model: settings.model,
+        };
+        let mut response = match settings.stream {
             Some(usage_at) => {
                 let chunks = Chunks::<S>::new(head, usage_at, tally.clone());
-                let exchange = caller.exchange;
                 EventStream::new(chunks, deltas, self.closing.clone(), exchange).into_response()
             }
-            None => collect::<S>(&head, tally.clone(), deltas, &caller.exchange, first_token).await?,
+            None => {
+                let (answers, tally) = collect(&head, tally.clone(), deltas).await?;
+                let answers = ranking::best(answers, settings.best_of, settings.n);
+                let mut response = Response::new(Body::from(head.answer::<S>(&answers, &tally)));
+                complete(response.headers_mut(), &tally, first_token, exchange.elapsed());
+                response
+            }
         };
         let headers = response.headers_mut();
         headers.insert("fireworks-prompt-tokens", HeaderValue::from(tally.prompt_tokens()));
@@ -130,15 +172,14 @@ impl<E: Generate> App<E> {
     }
 }
 
-/// The whole answer, once everything is there.
-async fn collect<S: Shape>(
+/// Waits until everything is there.
+async fn collect(
     head: &Head,
     mut tally: Tally,
     mut deltas: Deltas,
-    exchange: &Exchange,
-    first_token: Duration,
-) -> Result<Response, ApiError> {
+) -> Result<(Vec<Answer>, Tally), ApiError> {
     let mut answers: Vec<Answer> = (0..tally.choices()).map(|_| Answer::default()).collect();
+    let keep = head.tells_tokens() || head.extras.report().keeps_tokens();
     while tally.first_running().is_some() {
         let Some(batch) = deltas.try_next().await? else {
             return Err(ApiError::Internal("the output ended early".into()));
@@ -146,19 +187,21 @@ async fn collect<S: Shape>(
         for delta in batch {
             let choice = delta.choice;
             let Some(answer) = answers.get_mut(choice as usize) else { continue };
-            if let Some(finish) = answer.extend(delta, head.logprobs.is_some()) {
+            if let Some(finish) = answer.extend(delta, keep) {
                 tally.finish(choice, finish);
             }
         }
     }
     tally.record();
-    let mut response = Response::new(Body::from(head.answer::<S>(&answers, &tally)));
-    let headers = response.headers_mut();
+    Ok((answers, tally))
+}
+
+/// The headers that only an answer in one piece can have: they tell what was known at its end.
+fn complete(headers: &mut HeaderMap, tally: &Tally, first_token: Duration, elapsed: Duration) {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert("fireworks-cached-prompt-tokens", HeaderValue::from(tally.cached_tokens()));
     seconds(headers, "fireworks-server-time-to-first-token", first_token);
-    seconds(headers, "fireworks-server-processing-time", exchange.elapsed());
-    Ok(response)
+    seconds(headers, "fireworks-server-processing-time", elapsed);
 }
 
 fn seconds(headers: &mut HeaderMap, name: &'static str, duration: Duration) {
@@ -173,40 +216,64 @@ fn fingerprint(model: &Model) -> String {
     format!("fp_{}", &hash.to_hex()[..10])
 }
 
-fn sampling_options(generation: &Generation) -> Option<HeaderValue> {
-    let Sampling { temperature, top_p, top_k, min_p, seed } = generation.sampling;
-    let (max_tokens, n) = (generation.max_tokens, generation.n);
-    let options = SamplingOptions { temperature, top_p, top_k, min_p, seed, max_tokens, n };
+fn sampling_options(generation: &Generation, n: u32) -> Option<HeaderValue> {
+    let Sampling {
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        typical_p,
+        mirostat,
+        frequency_penalty,
+        presence_penalty,
+        repetition_penalty,
+        bias: _, // a thousand entries are no header
+        seed,
+    } = generation.sampling;
+    let options = SamplingOptions {
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        typical_p,
+        frequency_penalty,
+        presence_penalty,
+        repetition_penalty,
+        mirostat_target: mirostat.map(|Mirostat { target, .. }| target),
+        mirostat_lr: mirostat.map(|Mirostat { rate, .. }| rate),
+        seed,
+        max_tokens: generation.max_tokens,
+        n,
+    };
     HeaderValue::from_str(&crate::http::json::line(&options)).ok()
 }
 
 // === impl Ask ===
 
 impl Ask {
-    fn generation(
-        self,
-        id: String,
-        lengths: &[usize],
-        Tenant(tenant): Tenant,
-        traceparent: String,
-    ) -> Result<Generation, ApiError> {
+    fn generation(self, id: String, lengths: &[usize], caller: &Caller) -> Result<Generation, ApiError> {
         let window = self.model.card.context_length as usize;
-        let max_tokens =
-            self.settings.clip_max_tokens(self.default_max_tokens, lengths, window, self.param)?;
-        let sampling = self.settings.sampling(&self.model.defaults);
+        let settings = self.settings;
+        let max_tokens = settings.clip_max_tokens(self.default_max_tokens, lengths, window, self.param)?;
+        let ranked = (settings.best_of > settings.n).then_some(0);
         Ok(Generation {
             id,
             prompts: self.prompts.into_iter().map(|tokens| Prompt { tokens }).collect(),
-            n: self.settings.n,
+            n: settings.best_of,
             max_tokens,
-            stop: self.settings.stop,
-            include_stop: self.settings.include_stop,
-            ignore_eos: self.settings.ignore_eos,
-            echo: self.settings.echo,
-            logprobs: self.settings.logprobs.map(|logprobs| logprobs.top),
-            sampling,
-            tenant,
-            traceparent,
+            min_tokens: settings.min_tokens.min(max_tokens),
+            include_stop: settings.include_stop,
+            ignore_eos: settings.ignore_eos,
+            echo: settings.echo,
+            logprobs: settings.logprobs.map(|logprobs| logprobs.top).or(ranked),
+            sampling: settings.draws.with(&self.model)?,
+            tenant: caller.tenant.0.clone(),
+            priority: settings.service_tier.map_or(0, ServiceTier::priority),
+            session: caller.session(&settings),
+            cache_salt: caller.cache_salt(&settings),
+            max_cached_tokens: settings.max_cached_tokens,
+            traceparent: caller.traceparent.clone(),
+            stop: settings.stop,
         })
     }
 }

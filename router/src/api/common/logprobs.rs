@@ -139,7 +139,7 @@ mod tests {
 
     fn token(id: u32, bytes: &[u8], logprob: Option<f32>, top: &[(u32, &[u8], f32)]) -> Token {
         let top = top.iter().map(|(id, bytes, logprob)| (*id, bytes.to_vec(), *logprob)).collect();
-        Token { id, bytes: bytes.to_vec(), text_offset: 7, logprob, top }
+        Token { id, bytes: bytes.to_vec(), text_offset: 7, echoed: false, logprob, top }
     }
 
     #[test]

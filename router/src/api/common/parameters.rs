@@ -3,13 +3,17 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
-use super::fields::{Integer, LogprobsField, Number, Strings};
+use super::{
+    extras::Report,
+    fields::{Integer, LogprobsField, Number, PromptField, PromptItem, Strings},
+    hints::{Prediction, ServiceTier},
+    sampling::Draws,
+};
 use crate::{
     config::{Config, StopWord},
-    generation::Sampling,
     http::error::ApiError,
-    text::model::Defaults,
 };
 
 /// As they arrive. `null` is absent.
@@ -31,27 +35,57 @@ pub struct Parameters {
     pub top_k: Option<Integer>,
     /// 0 to 1; 0 is off.
     pub min_p: Option<Number>,
+    /// 0 to 1; 1 is off.
+    pub typical_p: Option<Number>,
+    /// −2 to 2, for each time that a token was generated.
+    pub frequency_penalty: Option<Number>,
+    /// −2 to 2, once a token was generated.
+    pub presence_penalty: Option<Number>,
+    /// Above 0 to 2, for tokens of prompt and output; 1 is off.
+    pub repetition_penalty: Option<Number>,
+    /// Bits of surprise to aim at; in place of the filters.
+    pub mirostat_target: Option<Number>,
+    /// How fast it is followed.
+    pub mirostat_lr: Option<Number>,
+    /// Token ids (as strings), and −100 to 100 to add to each one's logit.
+    pub logit_bias: Option<Map<String, Value>>,
     /// Equal seeds give equal texts.
     pub seed: Option<Integer>,
     /// Choices per prompt.
     pub n: Option<Integer>,
+    /// Candidates per prompt, of which the best `n` are answered.
+    pub best_of: Option<Integer>,
     /// Strings that end the text.
     pub stop: Option<Strings>,
     /// Whether the text keeps the stop string (vLLM's name).
     pub include_stop_str_in_output: Option<bool>,
     /// Prompt before output.
     pub echo: Option<bool>,
+    /// So many of the prompt's last tokens before output.
+    pub echo_last: Option<Integer>,
     /// A boolean or a number of alternatives; the type chooses the format.
     pub logprobs: Option<LogprobsField>,
     /// Alternatives, with `logprobs: true`.
     pub top_logprobs: Option<Integer>,
     /// Whether end-of-sequence tokens are ordinary.
     pub ignore_eos: Option<bool>,
+    /// End-of-sequence tokens end nothing shorter.
+    pub min_tokens: Option<Integer>,
+    /// Whether the answer has the ids of its tokens.
+    pub return_token_ids: Option<bool>,
+    /// Whether the answer has what went into the model and came out of it.
+    pub raw_output: Option<bool>,
+    /// Whether the body has what the headers tell of time and tokens.
+    pub perf_metrics_in_response: Option<bool>,
+    /// Text that is likely to be generated: a hint.
+    pub speculation: Option<PromptField>,
+    /// The same, as OpenAI writes it.
+    pub prediction: Option<Prediction>,
     /// Answer with server-sent events.
     pub stream: Option<bool>,
     /// Only with `stream`.
     pub stream_options: Option<StreamOptions>,
-    /// An end user's name: accepted.
+    /// An end user's name: one session, where nothing names another.
     pub user: Option<String>,
     /// Accepted: at most 16 pairs.
     pub metadata: Option<BTreeMap<String, String>>,
@@ -63,13 +97,13 @@ pub struct Parameters {
     pub prompt_cache_retention: Option<serde_json::Value>,
     /// Accepted.
     pub prompt_cache_options: Option<serde_json::Value>,
-    /// Accepted: caches never change an answer.
+    /// Requests with equal keys are placed where their common prefix is likely to be cached.
     pub prompt_cache_key: Option<String>,
-    /// Accepted: caches are never shared between tenants.
+    /// Cached prefixes are shared only between equal keys.
     pub prompt_cache_isolation_key: Option<String>,
-    /// Accepted.
+    /// Tokens of the prompt that may come from the cache.
     pub prompt_cache_max_len: Option<Integer>,
-    /// Accepted.
+    /// `priority` runs first.
     pub service_tier: Option<ServiceTier>,
     /// Accepted.
     pub verbosity: Option<String>,
@@ -84,17 +118,6 @@ pub enum OnOverflow {
     Truncate,
     /// 400.
     Error,
-}
-
-/// Accepted without effect.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs)] // the names are the documentation
-pub enum ServiceTier {
-    Auto,
-    Default,
-    Flex,
-    Priority,
 }
 
 /// How a stream reports.
@@ -139,18 +162,24 @@ pub(crate) enum LogprobsFormat {
 pub(crate) struct Settings {
     pub model: String,
     pub n: u32,
+    /// Candidates per prompt: `n` at least.
+    pub best_of: u32,
     pub max_tokens: Option<u64>,
     pub on_overflow: OnOverflow,
-    pub temperature: Option<f64>,
-    pub top_p: Option<f64>,
-    pub top_k: Option<u32>,
-    pub min_p: Option<f64>,
-    pub seed: Option<u64>,
+    pub draws: Draws,
     pub stop: Vec<String>,
     pub include_stop: bool,
-    pub echo: bool,
+    /// So many of the prompt's last tokens; `u32::MAX`: all.
+    pub echo: u32,
     pub ignore_eos: bool,
+    pub min_tokens: u32,
     pub logprobs: Option<Logprobs>,
+    pub report: Report,
+    pub service_tier: Option<ServiceTier>,
+    pub session: Option<String>,
+    pub user: Option<String>,
+    pub isolation: Option<String>,
+    pub max_cached_tokens: Option<u32>,
     /// `None`: answer in one piece.
     pub stream: Option<UsageAt>,
 }
@@ -163,24 +192,62 @@ impl Parameters {
         let model = self.model.clone().filter(|model| !model.is_empty());
         let model = model.ok_or_else(|| ApiError::missing("model"))?;
         self.check_metadata()?;
+        self.check_hints()?;
         let include_stop = config.stop_word == StopWord::Include;
+        let (n, max_tokens, stream) = (self.n()?, self.max_tokens()?, self.stream()?);
         Ok(Settings {
-            n: self.n.map_or(Ok(1), |n| integer("n", n, 1, 128))? as u32,
-            max_tokens: self.max_tokens()?,
+            best_of: self.best_of(n, stream.is_some())?,
+            min_tokens: self.min_tokens(max_tokens)?,
+            n,
+            max_tokens,
             on_overflow: self.context_length_exceeded_behavior.unwrap_or_default(),
-            temperature: between("temperature", self.temperature, 0.0, 2.0)?,
-            top_p: between("top_p", self.top_p, 0.0, 1.0)?,
-            top_k: self.top_k(config.top_k_max)?,
-            min_p: between("min_p", self.min_p, 0.0, 1.0)?,
-            seed: self.seed.map(|seed| seed.0 as u64),
+            draws: Draws::check(&self, config.top_k_max)?,
             stop: self.stops()?,
             include_stop: self.include_stop_str_in_output.unwrap_or(include_stop),
-            echo: self.echo.unwrap_or(false),
+            echo: self.echo()?,
             ignore_eos: self.ignore_eos.unwrap_or(false),
             logprobs: self.logprobs(config.top_logprobs_max)?,
-            stream: self.stream()?,
+            report: Report {
+                token_ids: self.return_token_ids.unwrap_or(false),
+                raw_output: self.raw_output.unwrap_or(false),
+                perf_metrics: self.perf_metrics_in_response.unwrap_or(false),
+            },
+            max_cached_tokens: count("prompt_cache_max_len", self.prompt_cache_max_len)?,
+            service_tier: self.service_tier,
+            session: self.prompt_cache_key,
+            user: self.user,
+            isolation: self.prompt_cache_isolation_key,
+            stream,
             model,
         })
+    }
+
+    fn n(&self) -> Result<u32, ApiError> {
+        self.n.map_or(Ok(1), |n| integer("n", n, 1, 128).map(|n| n as u32))
+    }
+
+    fn best_of(&self, n: u32, stream: bool) -> Result<u32, ApiError> {
+        let wrong = |message| Err(ApiError::value("best_of", message));
+        match self.best_of.map(|best_of| integer("best_of", best_of, 1, 128)).transpose()? {
+            Some(best_of) if best_of < i64::from(n) => wrong("best_of must be at least n"),
+            Some(best_of) if best_of > i64::from(n) && stream => {
+                wrong("best_of must be n in a stream: the best is only known at the end")
+            }
+            best_of => Ok(best_of.map_or(n, |best_of| best_of as u32)),
+        }
+    }
+
+    fn min_tokens(&self, max_tokens: Option<u64>) -> Result<u32, ApiError> {
+        let min_tokens = count("min_tokens", self.min_tokens)?.unwrap_or(0);
+        if max_tokens.is_some_and(|max_tokens| max_tokens < u64::from(min_tokens)) {
+            return Err(ApiError::value("min_tokens", "min_tokens must not be above max_tokens"));
+        }
+        Ok(min_tokens)
+    }
+
+    fn echo(&self) -> Result<u32, ApiError> {
+        let last = count("echo_last", self.echo_last)?;
+        Ok(if self.echo == Some(true) { u32::MAX } else { last.unwrap_or(0) })
     }
 
     fn max_tokens(&self) -> Result<Option<u64>, ApiError> {
@@ -196,14 +263,6 @@ impl Parameters {
         let tokens = u64::try_from(given)
             .map_err(|_| ApiError::value(name, format!("{name} must not be negative: {given}")))?;
         Ok(Some(tokens))
-    }
-
-    fn top_k(&self, max: u32) -> Result<Option<u32>, ApiError> {
-        match self.top_k {
-            Some(Integer(-1)) => Ok(Some(0)),
-            Some(k) => integer("top_k", k, 0, i64::from(max)).map(|k| Some(k as u32)),
-            None => Ok(None),
-        }
     }
 
     fn stops(&self) -> Result<Vec<String>, ApiError> {
@@ -254,6 +313,16 @@ impl Parameters {
         }
     }
 
+    /// A likely text changes no answer, so its form is all there is to check.
+    fn check_hints(&self) -> Result<(), ApiError> {
+        let token = |item: &PromptItem| matches!(item, PromptItem::Token(_));
+        if matches!(&self.speculation, Some(PromptField::List(items)) if !items.iter().all(token)) {
+            let message = "speculation must be a string or a list of token ids";
+            return Err(ApiError::with_code("invalid_type", "speculation", message));
+        }
+        self.prediction.as_ref().map_or(Ok(()), Prediction::check)
+    }
+
     fn check_metadata(&self) -> Result<(), ApiError> {
         let Some(metadata) = &self.metadata else { return Ok(()) };
         let long = |text: &String, limit| text.chars().nth(limit).is_some();
@@ -266,14 +335,28 @@ impl Parameters {
 }
 
 /// `value` if it is in `low..=high`.
-fn integer(name: &str, value: Integer, low: i64, high: i64) -> Result<i64, ApiError> {
+pub(super) fn integer(name: &str, value: Integer, low: i64, high: i64) -> Result<i64, ApiError> {
     if (low..=high).contains(&value.0) {
         return Ok(value.0);
     }
     Err(ApiError::value(name, format!("{name} must be between {low} and {high}")))
 }
 
-fn between(name: &str, value: Option<Number>, low: f64, high: f64) -> Result<Option<f64>, ApiError> {
+/// A number from 0; what 32 bits don't hold is more than there can be anyway.
+fn count(name: &str, value: Option<Integer>) -> Result<Option<u32>, ApiError> {
+    let Some(Integer(value)) = value else { return Ok(None) };
+    if value < 0 {
+        return Err(ApiError::value(name, format!("{name} must not be negative: {value}")));
+    }
+    Ok(Some(u32::try_from(value).unwrap_or(u32::MAX)))
+}
+
+pub(super) fn between(
+    name: &str,
+    value: Option<Number>,
+    low: f64,
+    high: f64,
+) -> Result<Option<f64>, ApiError> {
     match value {
         Some(Number(value)) if !(low..=high).contains(&value) => {
             Err(ApiError::value(name, format!("{name} must be between {low} and {high}")))
@@ -284,25 +367,7 @@ fn between(name: &str, value: Option<Number>, low: f64, high: f64) -> Result<Opt
 
 // === impl Settings ===
 
-/// Below this a temperature only overflows: greedy is its limit.
-const GREEDY: f64 = 1e-6;
-
 impl Settings {
-    /// How tokens are drawn: what the request says, else the model, else plain sampling.
-    pub(crate) fn sampling(&self, defaults: &Defaults) -> Sampling {
-        let temperature = self.temperature.or(defaults.temperature.map(f64::from)).unwrap_or(1.0);
-        let top_p = self.top_p.or(defaults.top_p.map(f64::from)).unwrap_or(1.0);
-        // An empty nucleus still has its best token.
-        let greedy = temperature < GREEDY || top_p == 0.0;
-        Sampling {
-            temperature: if greedy { 0.0 } else { temperature as f32 },
-            top_p: if greedy { 1.0 } else { top_p as f32 },
-            top_k: self.top_k.or(defaults.top_k).unwrap_or(0),
-            min_p: self.min_p.or(defaults.min_p.map(f64::from)).unwrap_or(0.0) as f32,
-            seed: self.seed.unwrap_or_else(random),
-        }
-    }
-
     /// Tokens per choice, given the prompts' lengths and the window: what the shortest prompt has room for. A
     /// longer one ends at the window.
     pub(crate) fn clip_max_tokens(
@@ -336,11 +401,4 @@ impl Settings {
             wanted => Ok(wanted.unwrap_or(u64::from(default)).min((window - shortest) as u64) as u32),
         }
     }
-}
-
-/// 64 random bits.
-fn random() -> u64 {
-    // A v4 UUID's halves have a few fixed bits each, at different places.
-    let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
-    high ^ low
 }

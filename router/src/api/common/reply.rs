@@ -5,6 +5,8 @@ use std::marker::PhantomData;
 use serde::Serialize;
 
 use super::{
+    extras::{Extras, PerfMetrics, PromptIds, RawOutput, generated},
+    hints::ServedTier,
     logprobs::{self, View},
     parameters::{LogprobsFormat, UsageAt},
     usage::{Tally, Usage},
@@ -57,10 +59,13 @@ struct Choice<'a, B> {
     body: B,
     logprobs: Option<View<'a>>,
     finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raw_output: Option<RawOutput<'a>>,
 }
 
-/// What every chunk repeats.
-#[derive(Clone, Debug)]
+/// What every chunk repeats, and what some add.
 pub(crate) struct Head {
     pub id: String,
     /// Unix seconds.
@@ -69,6 +74,9 @@ pub(crate) struct Head {
     pub model: String,
     pub fingerprint: String,
     pub logprobs: Option<LogprobsFormat>,
+    /// Of a request that named one.
+    pub service_tier: Option<ServedTier>,
+    pub extras: Extras,
 }
 
 /// An answer or a chunk.
@@ -81,6 +89,12 @@ struct Frame<'a, C> {
     system_fingerprint: &'a str,
     choices: &'a [C],
     usage: Option<Usage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_tier: Option<ServedTier>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<PromptIds<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    perf_metrics: Option<PerfMetrics>,
 }
 
 /// A choice of an answer in the making.
@@ -89,6 +103,8 @@ pub(crate) struct Answer {
     text: String,
     tokens: Vec<Token>,
     reason: Option<Reason>,
+    /// Sum of the log-probabilities of what was generated, and of how many tokens.
+    logprobs: (f64, u32),
 }
 
 /// Turns deltas into the events of a stream.
@@ -96,6 +112,8 @@ pub(crate) struct Chunks<S> {
     head: Head,
     usage_at: UsageAt,
     tally: Tally,
+    /// Per choice all its tokens, where something tells of them at its end.
+    kept: Vec<Vec<Token>>,
     shape: PhantomData<S>,
 }
 
@@ -111,25 +129,51 @@ impl Head {
             system_fingerprint: &self.fingerprint,
             choices,
             usage,
+            service_tier: self.service_tier,
+            prompt_token_ids: None,
+            perf_metrics: None,
         }
+    }
+
+    /// Whether tokens are told of as they come.
+    pub(crate) fn tells_tokens(&self) -> bool {
+        self.logprobs.is_some() || self.extras.report().token_ids
     }
 
     /// The whole answer.
     pub(crate) fn answer<S: Shape>(&self, answers: &[Answer], tally: &Tally) -> String {
+        let per_prompt = (answers.len() / tally.prompts()).max(1);
         let choices: Vec<_> = (0..)
             .zip(answers)
-            .map(|(index, answer)| {
-                let logprobs = View::new(self.logprobs, &answer.tokens);
-                let finish_reason = Some(spell(answer.reason));
-                Choice { logprobs, finish_reason, ..choice::<S>(index, Said::Whole(&answer.text)) }
+            .map(|(index, answer)| Choice {
+                logprobs: View::new(self.logprobs, &answer.tokens),
+                finish_reason: Some(spell(answer.reason)),
+                token_ids: self.extras.token_ids(&answer.tokens),
+                raw_output: self.extras.raw_output(
+                    index as usize / per_prompt,
+                    &answer.tokens,
+                    self.logprobs,
+                ),
+                ..choice::<S>(index, Said::Whole(&answer.text))
             })
             .collect();
-        crate::http::json::line(&self.frame(S::OBJECT, &choices, Some(tally.usage())))
+        crate::http::json::line(&Frame {
+            prompt_token_ids: self.extras.prompt_token_ids(),
+            perf_metrics: self.extras.perf_metrics(tally),
+            ..self.frame(S::OBJECT, &choices, Some(tally.usage()))
+        })
     }
 }
 
 fn choice<'a, S: Shape>(index: u32, said: Said<'a>) -> Choice<'a, S::Body<'a>> {
-    Choice { index, body: S::body(said), logprobs: None, finish_reason: None }
+    Choice {
+        index,
+        body: S::body(said),
+        logprobs: None,
+        finish_reason: None,
+        token_ids: None,
+        raw_output: None,
+    }
 }
 
 /// An answer is only sent when every choice has a reason.
@@ -146,11 +190,21 @@ impl Answer {
     /// Takes a delta in, and says how the choice ended if it did.
     pub(crate) fn extend(&mut self, delta: Delta, keep_tokens: bool) -> Option<Finish> {
         self.text.push_str(&delta.text);
+        for logprob in generated(&delta.tokens).iter().filter_map(|token| token.logprob) {
+            self.logprobs.0 += f64::from(logprob);
+            self.logprobs.1 += 1;
+        }
         if keep_tokens {
             self.tokens.extend(delta.tokens);
         }
         self.reason = self.reason.or(delta.finish.map(|finish| finish.reason));
         delta.finish
+    }
+
+    /// How likely it was, by token.
+    pub(crate) fn mean_logprob(&self) -> Option<f64> {
+        let (sum, tokens) = self.logprobs;
+        (tokens > 0).then(|| sum / f64::from(tokens))
     }
 }
 
@@ -158,7 +212,9 @@ impl Answer {
 
 impl<S: Shape> Chunks<S> {
     pub(crate) fn new(head: Head, usage_at: UsageAt, tally: Tally) -> Self {
-        Self { head, usage_at, tally, shape: PhantomData }
+        let keeping = if head.extras.report().keeps_tokens() { tally.choices() } else { 0 };
+        let kept = (0..keeping).map(|_| Vec::new()).collect();
+        Self { head, usage_at, tally, kept, shape: PhantomData }
     }
 
     fn chunk(&self, choice: Choice<'_, S::Body<'_>>, usage: Option<Usage>, out: &mut Outbox) {
@@ -167,14 +223,16 @@ impl<S: Shape> Chunks<S> {
 
     /// A delta's text and log-probabilities, in as many chunks as keep each line short.
     fn text(&self, delta: &Delta, out: &mut Outbox) {
-        let tokens: &[Token] = if self.head.logprobs.is_some() { &delta.tokens } else { &[] };
+        let tokens: &[Token] = if self.head.tells_tokens() { &delta.tokens } else { &[] };
         let (mut text, mut tokens) = (delta.text.as_str(), tokens);
         while !text.is_empty() || !tokens.is_empty() {
             let (piece, rest) = crate::http::json::split(text, TEXT);
             let (some, more) = tokens.split_at(fitting(tokens));
             (text, tokens) = (rest, more);
             let logprobs = if some.is_empty() { None } else { View::new(self.head.logprobs, some) };
-            self.chunk(Choice { logprobs, ..choice::<S>(delta.choice, Said::More(piece)) }, None, out);
+            let token_ids = self.head.extras.token_ids(some);
+            let said = choice::<S>(delta.choice, Said::More(piece));
+            self.chunk(Choice { logprobs, token_ids, ..said }, None, out);
         }
     }
 
@@ -185,8 +243,15 @@ impl<S: Shape> Chunks<S> {
             self.tally.record();
         }
         let usage = (last && self.usage_at == UsageAt::LastFinish).then(|| self.tally.usage());
-        let finish_reason = Some(spell(Some(finish.reason)));
-        self.chunk(Choice { finish_reason, ..choice::<S>(index, Said::Nothing) }, usage, out);
+        let Head { extras, logprobs, .. } = &self.head;
+        let kept = self.kept.get(index as usize).map_or(&[][..], Vec::as_slice);
+        let end = Choice {
+            finish_reason: Some(spell(Some(finish.reason))),
+            raw_output: extras.raw_output(self.tally.prompt_of(index), kept, *logprobs),
+            ..choice::<S>(index, Said::Nothing)
+        };
+        let perf_metrics = if last { extras.perf_metrics(&self.tally) } else { None };
+        out.event(&Frame { perf_metrics, ..self.head.frame(S::CHUNK, &[end], usage) });
         if last && self.usage_at == UsageAt::OwnChunk {
             let none: [Choice<'_, S::Body<'_>>; 0] = [];
             out.event(&self.head.frame(S::CHUNK, &none, Some(self.tally.usage())));
@@ -206,15 +271,27 @@ fn fitting(tokens: &[Token]) -> usize {
 
 impl<S: Shape> Events for Chunks<S> {
     fn open(&mut self, out: &mut Outbox) {
-        if S::OPENS {
-            (0..self.tally.choices()).for_each(|index| self.chunk(choice::<S>(index, Said::Open), None, out));
+        let mut prompt_token_ids = self.head.extras.prompt_token_ids();
+        let opening = match (S::OPENS, &prompt_token_ids) {
+            (true, _) => self.tally.choices(),
+            (false, Some(_)) => 1,
+            (false, None) => 0,
+        };
+        for index in 0..opening {
+            let open = [choice::<S>(index, Said::Open)];
+            let prompt_token_ids = prompt_token_ids.take();
+            out.event(&Frame { prompt_token_ids, ..self.head.frame(S::CHUNK, &open, None) });
         }
     }
 
     fn delta(&mut self, delta: Delta, out: &mut Outbox) {
         self.text(&delta, out);
-        if let Some(finish) = delta.finish {
-            self.finish(delta.choice, finish, out);
+        let Delta { choice, tokens, finish, .. } = delta;
+        if let Some(kept) = self.kept.get_mut(choice as usize) {
+            kept.extend(tokens);
+        }
+        if let Some(finish) = finish {
+            self.finish(choice, finish, out);
         }
     }
 

@@ -63,6 +63,15 @@ impl Tally {
         self.finished.len() as u32
     }
 
+    pub(crate) fn prompts(&self) -> usize {
+        self.cached.len()
+    }
+
+    /// Which prompt a choice answers.
+    pub(crate) fn prompt_of(&self, choice: u32) -> usize {
+        (choice / self.n) as usize
+    }
+
     /// The lowest choice that goes on.
     pub(crate) fn first_running(&self) -> Option<u32> {
         self.finished.iter().position(|finished| !finished).map(|choice| choice as u32)

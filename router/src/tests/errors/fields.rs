@@ -58,7 +58,14 @@ async fn odd_but_good_bodies_are_served() {
         (62, Complete, with!(r#""top_k":-1"#)),
         (66, Complete, with!(r#""seed":-1"#)),
         (67, Chat, chat!(r#""logprobs":false,"top_logprobs":0"#)),
+        (61, Complete, with!(r#""top_p":0"#)),
+        (63, Complete, with!(r#""typical_p":0"#)),
+        (64, Complete, with!(r#""frequency_penalty":-2,"presence_penalty":2,"repetition_penalty":2"#)),
+        (64, Complete, with!(r#""mirostat_target":3,"mirostat_lr":0.1"#)),
+        (65, Chat, chat!(r#""n":2,"temperature":0"#)),
+        (68, Complete, with!(r#""logit_bias":{"5":-100,"257":100.0,"05":1}"#)),
         (69, Complete, with!(r#""best_of":1,"suffix":null"#)),
+        (69, Complete, with!(r#""best_of":2,"n":2,"stream":true"#)),
         (70, Complete, with!(r#""stop":[]"#)),
         (76, Chat, chat!(r#""tools":[]"#)),
         (78, Chat, chat!(r#""tool_choice":"none","parallel_tool_calls":true"#)),
@@ -68,7 +75,15 @@ async fn odd_but_good_bodies_are_served() {
             93,
             Chat,
             chat!(
-                r#""store":false,"modalities":["text"],"frequency_penalty":0,"logit_bias":{},"service_tier":"auto","verbosity":"low","prompt_cache_key":"k","metadata":{"a":"b"},"user":"u","response_format":{"type":"text"},"audio":null"#
+                r#""store":false,"modalities":["text"],"frequency_penalty":0,"logit_bias":{},"moderation":null,"service_tier":"auto","verbosity":"low","prompt_cache_key":"k","metadata":{"a":"b"},"user":"u","response_format":{"type":"text"},"audio":null"#
+            ),
+        ),
+        (93, Complete, with!(r#""speculation":"hi","prediction":{"type":"content","content":"hi"}"#)),
+        (
+            93,
+            Chat,
+            chat!(
+                r#""speculation":[1,2],"prediction":{"type":"content","content":[{"type":"text","text":"x"}]}"#
             ),
         ),
     ] {
@@ -78,6 +93,20 @@ async fn odd_but_good_bodies_are_served() {
         };
         assert_eq!(answer.status, 200, "{number}: {}", answer.body);
     }
+}
+
+#[tokio::test]
+async fn a_thousand_biases_are_enough() {
+    let client = Client::new(); // 68
+    let body = |count: usize| {
+        // Token 7 in ever more digits: the map has so many entries, whatever they come to.
+        let biases: serde_json::Map<_, _> = (1..=count).map(|i| (format!("{:0i$}", 7), json!(1))).collect();
+        json!({"model": "tiny", "prompt": "hi", "logit_bias": biases}).to_string()
+    };
+    assert_eq!(client.complete(body(1024)).await.status, 200);
+    assert_eq!(*client.engine.asked().sampling.bias, [(7, 1.0)]);
+    let answer = client.complete(body(1025)).await;
+    expect(&answer, 400, "invalid_request_error", "invalid_value", "at most 1024 entries: 1025");
 }
 
 #[tokio::test]

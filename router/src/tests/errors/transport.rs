@@ -1,5 +1,7 @@
 //! Everything about a request but its fields: bytes, sizes, times, labels, methods, paths, keys.
 
+use std::io::Read;
+
 use axum::{body::Body, extract::Request};
 use http::Method;
 
@@ -67,9 +69,79 @@ async fn only_json_is_read_however_it_is_labelled() {
     let mut form = post("/v1/completions", "model=tiny&prompt=hi");
     form.headers_mut().insert("content-type", "application/x-www-form-urlencoded".parse().unwrap());
     expect(&client.send(form).await, 415, "invalid_request_error", "unsupported_media_type", "json");
-    let mut zipped = post("/v1/completions", "x"); // 13
-    zipped.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
-    expect(&client.send(zipped).await, 415, "invalid_request_error", "unsupported_media_type", "gzip");
+}
+
+/// A completion request in a content coding.
+fn coded(coding: &'static str, body: Vec<u8>) -> Request {
+    let mut request = post("/v1/completions", body);
+    request.headers_mut().insert("content-encoding", coding.parse().unwrap());
+    request
+}
+
+fn gzip(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    flate2::read::GzEncoder::new(text, flate2::Compression::best()).read_to_end(&mut out).unwrap();
+    out
+}
+
+fn zlib(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    flate2::read::ZlibEncoder::new(text, flate2::Compression::best()).read_to_end(&mut out).unwrap();
+    out
+}
+
+fn zstd(text: &[u8]) -> Vec<u8> {
+    ruzstd::encoding::compress_to_vec(text, ruzstd::encoding::CompressionLevel::Fastest)
+}
+
+#[tokio::test]
+async fn compressed_bodies_are_read() {
+    let client = Client::new(); // 13
+    let body = prompt!(r#""hi""#).as_bytes();
+    let raw_deflate = zlib(body)[2..].to_vec();
+    let halves = [gzip(&body[..9]), gzip(&body[9..])].concat();
+    let frames = [zstd(&body[..9]), zstd(&body[9..])].concat();
+    for (coding, body) in [
+        ("gzip", gzip(body)),
+        ("X-GZIP", halves),
+        ("deflate", zlib(body)),
+        ("deflate", raw_deflate),
+        ("zstd", frames),
+        ("identity", body.to_vec()),
+    ] {
+        let answer = client.send(coded(coding, body)).await;
+        assert_eq!(answer.status, 200, "{coding}: {}", answer.body);
+        assert_eq!(client.engine.asked().prompts[0].tokens, [104, 105]);
+    }
+    for (coding, body) in
+        [("gzip", b"x".to_vec()), ("zstd", zlib(body)), ("deflate", zlib(body)[..9].to_vec())]
+    {
+        let answer = client.send(coded(coding, body)).await;
+        expect(&answer, 400, "invalid_request_error", "invalid_encoding", "content-encoding");
+    }
+    for coding in ["br", "gzip, gzip"] {
+        let answer = client.send(coded(coding, body.to_vec())).await;
+        expect(&answer, 415, "invalid_request_error", "unsupported_media_type", coding);
+    }
+}
+
+#[tokio::test]
+async fn a_bomb_is_refused_before_it_goes_off() {
+    let client = Client::with(Config { body_limit: 4 << 20, ..Config::default() }); // 13
+    let large = vec![b' '; 5 << 20];
+    // Within the limit, and larger than honest text gets by a small body.
+    let dense = vec![b' '; 3 << 20];
+    for text in [large, dense] {
+        for (coding, body) in [("gzip", gzip(&text)), ("deflate", zlib(&text)), ("zstd", zstd(&text))] {
+            assert!(body.len() < 64 << 10);
+            let answer = client.send(coded(coding, body)).await;
+            expect(&answer, 413, "invalid_request_error", "payload_too_large", "Payload Too Large");
+        }
+    }
+    // A frame whose decoder would have to keep 2 TiB.
+    let greedy = [&[0x28, 0xb5, 0x2f, 0xfd, 0x00, 31 << 3][..], &[0; 20]].concat();
+    let answer = client.send(coded("zstd", greedy)).await;
+    expect(&answer, 400, "invalid_request_error", "invalid_encoding", "window");
 }
 
 #[tokio::test]

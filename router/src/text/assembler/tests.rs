@@ -128,7 +128,7 @@ fn an_echo_shows_the_prompt_with_its_scores_and_is_not_searched_for_stops() {
     let mut assembler = Assembler::new(0, rules(&["b"], true));
     let score = |logprob| Logprobs { logprob, top_tokens: vec![7], top_logprobs: vec![-0.5] };
     let prompt = [IM_START, 0x61, 0x62];
-    assembler.echo(&prompt, Some(IM_START), &[score(-1.0), score(-2.0)]);
+    assembler.echo(&prompt, 0, Some(IM_START), &[score(-1.0), score(-2.0)]);
     let delta = assembler.push(step(&bytes("c"))).unwrap();
     assert_eq!(delta.text, "abc");
     let tokens: Vec<_> = delta.tokens.iter().map(|token| (token.text_offset, token.logprob)).collect();
@@ -144,7 +144,7 @@ fn an_echoed_sentence_piece_prompt_reads_as_it_was_written() {
     let mut prompt = vec![1];
     prompt.extend(rules.tokenizer.encode("so é", crate::text::model::Special::Parse).unwrap());
     let mut assembler = Assembler::new(0, Arc::new(rules));
-    assembler.echo(&prompt, Some(1), &[]);
+    assembler.echo(&prompt, 0, Some(1), &[]);
     assert_eq!(assembler.push(step(&[259, 260])).unwrap().text, "so é a");
 }
 

@@ -360,11 +360,13 @@ impl Running {
             finish = Some(FinishReason::Length);
         }
         self.sequence.scored += answer.scored.len();
+        self.sequence.mirostat = answer.mirostat.or(self.sequence.mirostat);
         let message = &mut output.message;
         message.tokens = answer.tokens;
         message.logprobs = answer.logprobs;
         message.scored = answer.scored;
         message.embedding = answer.embedding;
+        message.mirostat = answer.mirostat;
         message.set_finish(finish.unwrap_or_default());
         let something = finish.is_some()
             || !(message.tokens.is_empty() && message.scored.is_empty() && message.embedding.is_empty());

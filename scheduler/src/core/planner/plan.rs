@@ -211,7 +211,7 @@ fn new_sequence(sequence: &super::Sequence, slot: SlotId, context: TokenCount) -
         tokens: sequence.tokens.iter().map(|token| token.0).collect(),
         computed: 0,
         prompt_tokens: sequence.prompt_tokens as u32,
-        sampling: Some(spec.sampling),
+        sampling: Some(spec.sampling.clone()),
         choice: sequence.key.choice,
         score: sequence.score_left(),
         adapter: spec.adapter.clone(),
@@ -219,5 +219,6 @@ fn new_sequence(sequence: &super::Sequence, slot: SlotId, context: TokenCount) -
         traceparent: sequence.traceparent.clone(),
         banned: if spec.min_tokens > 0 { spec.stop_tokens.iter().map(|t| t.0).collect() } else { vec![] },
         min_tokens: spec.min_tokens as u32,
+        mirostat: sequence.mirostat,
     }
 }

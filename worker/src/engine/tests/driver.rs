@@ -48,6 +48,8 @@ pub(super) struct Request {
 pub(super) struct Output {
     pub(super) tokens: Vec<u32>,
     pub(super) logprobs: Vec<Logprobs>,
+    /// The sampler's state after each token, where it has one.
+    pub(super) mirostat: Vec<f32>,
     pub(super) scored: Vec<Logprobs>,
 }
 
@@ -121,6 +123,7 @@ impl Driver {
                     let output = &mut outputs[owners[&slot.slot]];
                     output.tokens.extend(slot.tokens);
                     output.logprobs.extend(slot.logprobs);
+                    output.mirostat.extend(slot.mirostat);
                     output.scored.extend(slot.scored);
                 }
             }

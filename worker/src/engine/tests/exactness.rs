@@ -20,9 +20,9 @@ fn request(number: u32) -> Request {
                 temperature: if number.is_multiple_of(4) { 0.0 } else { 0.7 },
                 top_p: number.is_multiple_of(5).then_some(0.9),
                 top_k: number.is_multiple_of(7).then_some(20),
-                min_p: None,
                 seed: number.into(),
                 logprobs: number.is_multiple_of(2).then_some(3),
+                ..shaped(number)
             }),
             choice: number % 3,
             score,
@@ -33,6 +33,23 @@ fn request(number: u32) -> Request {
         generate: 1 + (number * 5 % 30) as usize,
         chunk: 1 + (number * 11 % 40) as usize,
         arrival: (number * 3 % 20) as usize,
+    }
+}
+
+/// Penalties, bias and mirostat, in all combinations over the numbers.
+fn shaped(number: u32) -> Sampling {
+    let when = |divisor: u32, rest: u32| number % divisor == rest;
+    let biased = when(3, 1);
+    Sampling {
+        frequency_penalty: if when(2, 1) { 0.7 } else { 0.0 },
+        presence_penalty: if when(5, 2) { -0.5 } else { 0.0 },
+        repetition_penalty: when(3, 2).then_some(1.3),
+        bias_tokens: if biased { vec![17, 200] } else { vec![] },
+        bias_values: if biased { vec![3.0, -100.0] } else { vec![] },
+        typical_p: when(7, 3).then_some(0.8),
+        mirostat_target: when(4, 3).then_some(4.0),
+        mirostat_rate: when(8, 3).then_some(0.3),
+        ..Sampling::default()
     }
 }
 
@@ -81,14 +98,41 @@ fn scoring_what_was_generated_gives_the_log_probabilities_of_generating_it() {
 #[test]
 fn a_sequence_that_moves_continues_as_if_it_had_not() {
     let mut driver = Driver::start("tiny-llama", 4, 64);
-    for number in [1, 2, 5] {
+    for number in 0..32 {
         let mut request = request(number);
         (request.generate, request.sequence.score) = (20, None);
         let whole = alone(&mut driver, &request);
         let mut moved = request.clone();
         moved.sequence.tokens.extend(&whole.tokens[..8]);
+        moved.sequence.mirostat = whole.mirostat.get(7).copied();
         moved.generate = 12;
-        assert_eq!(alone(&mut driver, &moved).tokens, whole.tokens[8..]);
+        let rest = alone(&mut driver, &moved);
+        assert_eq!(rest.tokens, whole.tokens[8..], "request {number}");
+        assert_eq!(rest.mirostat, whole.mirostat.get(8..).unwrap_or_default());
+    }
+    driver.stop();
+}
+
+/// Else the test above would say nothing about them.
+#[test]
+fn each_penalty_bias_and_mirostat_changes_a_text() {
+    let mut driver = Driver::start("tiny-llama", 4, 64);
+    let mut plain = request(16);
+    let sampling = Sampling { temperature: 0.7, seed: 1, ..Sampling::default() };
+    (plain.generate, plain.sequence.sampling) = (20, Some(sampling.clone()));
+    let text = alone(&mut driver, &plain).tokens;
+    let likely = text[10];
+    for shaped in [
+        Sampling { frequency_penalty: 2.0, ..sampling.clone() },
+        Sampling { presence_penalty: 2.0, ..sampling.clone() },
+        Sampling { repetition_penalty: Some(2.0), ..sampling.clone() },
+        Sampling { bias_tokens: vec![likely], bias_values: vec![-100.0], ..sampling.clone() },
+        Sampling { typical_p: Some(0.1), ..sampling.clone() },
+        Sampling { mirostat_target: Some(0.5), ..sampling.clone() },
+    ] {
+        let mut request = plain.clone();
+        request.sequence.sampling = Some(shaped.clone());
+        assert_ne!(alone(&mut driver, &request).tokens, text, "{shaped:?}");
     }
     driver.stop();
 }

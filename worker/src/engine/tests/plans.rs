@@ -119,6 +119,9 @@ fn what_one_sequence_cannot_have_fails_that_sequence_alone() {
         change(&mut sampling);
         NewSequence { sampling: Some(sampling), ..sequence(0, 3) }
     };
+    const FILTERS: &str = "top_p, min_p and typical_p are expected between 0 and 1";
+    const FINITE: &str = "penalties and biases are expected to be finite";
+    const POSITIVE: &str = "repetition_penalty, mirostat_target and mirostat_rate are expected above 0";
     let cases = [
         (
             NewSequence { tokens: vec![1, 100, 2], ..sequence(0, 3) },
@@ -130,8 +133,19 @@ fn what_one_sequence_cannot_have_fails_that_sequence_alone() {
         (NewSequence { adapter: "a".into(), ..sequence(0, 3) }, "this worker has no adapter \"a\""),
         (sampling(|s| s.temperature = f32::NAN), "temperature NaN; expected a number from 0"),
         (sampling(|s| s.temperature = -1.0), "temperature -1; expected a number from 0"),
-        (sampling(|s| s.top_p = Some(1.5)), "top_p and min_p are expected between 0 and 1"),
-        (sampling(|s| s.min_p = Some(f32::NAN)), "top_p and min_p are expected between 0 and 1"),
+        (sampling(|s| s.top_p = Some(1.5)), FILTERS),
+        (sampling(|s| s.min_p = Some(f32::NAN)), FILTERS),
+        (sampling(|s| s.typical_p = Some(-0.1)), FILTERS),
+        (sampling(|s| s.presence_penalty = f32::NAN), FINITE),
+        (sampling(|s| (s.bias_tokens, s.bias_values) = (vec![1], vec![f32::INFINITY])), FINITE),
+        (sampling(|s| s.repetition_penalty = Some(0.0)), POSITIVE),
+        (sampling(|s| s.mirostat_target = Some(f32::INFINITY)), POSITIVE),
+        (sampling(|s| s.mirostat_rate = Some(0.0)), POSITIVE),
+        (sampling(|s| s.bias_tokens = vec![1]), "each bias is expected to have a token"),
+        (
+            sampling(|s| (s.bias_tokens, s.bias_values) = (vec![100], vec![1.0])),
+            "token 100 is outside the vocabulary of 100",
+        ),
     ];
     for (bad, expected) in cases {
         let mut slots = Slots::new(LIMITS);
@@ -143,7 +157,7 @@ fn what_one_sequence_cannot_have_fails_that_sequence_alone() {
         };
         let step = slots.apply(plan).unwrap();
         assert_eq!((&step.batch.tokens[..], step.draws.len()), (&[0, 1][..], 1));
-        let results = slots.settle(step, vec![Drawn { token: 5, logprobs: None }]);
+        let results = slots.settle(step, vec![Drawn { token: 5, ..Default::default() }]);
         assert_eq!(results[0].failure.as_deref(), Some(expected));
         assert_eq!((results[1].failure.as_deref(), &results[1].tokens[..]), (None, &[5][..]));
         slots.apply(StepPlan { release: vec![0], run: vec![run(1, 1)], ..Default::default() }).unwrap();
@@ -159,7 +173,7 @@ fn a_step_draws_only_where_a_sequence_reached_its_end() {
 
     let step = slots.apply(StepPlan { run: vec![run(0, 1)], ..Default::default() }).unwrap();
     assert_eq!((&step.rows[..], step.draws[0].position), (&[0][..], 20));
-    slots.settle(step, vec![Drawn { token: 42, logprobs: None }]);
+    slots.settle(step, vec![Drawn { token: 42, ..Default::default() }]);
 
     let step = slots.apply(StepPlan { run: vec![run(0, 1)], ..Default::default() }).unwrap();
     assert_eq!(step.batch.tokens, [42], "the drawn token was kept");
@@ -177,7 +191,7 @@ fn stop_tokens_are_banned_before_min_tokens() {
     for rows in [3, 1] {
         let mut step = slots.apply(StepPlan { run: vec![run(0, rows)], ..Default::default() }).unwrap();
         banned.push(std::mem::take(&mut step.draws[0].banned));
-        slots.settle(step, vec![Drawn { token: 1, logprobs: None }]);
+        slots.settle(step, vec![Drawn { token: 1, ..Default::default() }]);
     }
     assert_eq!(banned, [vec![9], vec![]]);
 }

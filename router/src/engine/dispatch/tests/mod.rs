@@ -52,10 +52,15 @@ fn generation(prompts: &[&str]) -> Generation {
         stop: Vec::new(),
         include_stop: true,
         ignore_eos: false,
-        echo: false,
+        min_tokens: 0,
+        echo: 0,
         logprobs: None,
-        sampling: Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0, seed: 7 },
+        sampling: Sampling { seed: 7, ..Sampling::default() },
         tenant: "t".into(),
+        priority: 0,
+        session: None,
+        cache_salt: String::new(),
+        max_cached_tokens: None,
         traceparent: "00-trace".into(),
     }
 }
@@ -358,7 +363,7 @@ async fn a_long_prompt_goes_in_chunks() {
 async fn an_echo_waits_for_its_scores_and_every_choice_gets_them() {
     let (world, _fake, mut link, model) = linked(config()).await;
     let mut request = generation(&["Hey"]);
-    (request.echo, request.logprobs, request.n) = (true, Some(1), 2);
+    (request.echo, request.logprobs, request.n) = (u32::MAX, Some(1), 2);
     let score = |logprob| Logprobs { logprob, ..Logprobs::default() };
     let serve = async {
         let sent = link.submitted().await;
@@ -391,7 +396,7 @@ async fn an_echo_waits_for_its_scores_and_every_choice_gets_them() {
 async fn a_prompt_is_scored_without_generating() {
     let (world, _fake, mut link, model) = linked(config()).await;
     let mut request = generation(&["Hey"]);
-    (request.echo, request.logprobs, request.max_tokens) = (true, Some(0), 0);
+    (request.echo, request.logprobs, request.max_tokens) = (u32::MAX, Some(0), 0);
     let serve = async {
         let sent = link.submitted().await;
         assert_eq!(sent.header.kind(), Kind::Score);
@@ -408,7 +413,7 @@ async fn a_prompt_is_scored_without_generating() {
 async fn nothing_to_generate_needs_no_scheduler() {
     let (world, _fake, _link, model) = linked(config()).await;
     let mut request = generation(&["A", "B"]);
-    (request.echo, request.max_tokens) = (true, 0);
+    (request.echo, request.max_tokens) = (u32::MAX, 0);
     let all = collect(&mut world.engine.start(model, request).await.unwrap(), 2).await;
     assert_eq!((all[0].0.as_str(), all[1].0.as_str()), ("A", "B"));
     assert_eq!(all[0].1.unwrap().reason, Reason::Length);
@@ -470,4 +475,72 @@ async fn a_model_that_was_served_is_away_and_not_unknown() {
     changed.changed().await.unwrap();
     assert!(world.engine.models().is_empty());
     assert!(matches!(world.engine.model("tiny").await, Err(ModelError::NotReady { .. })));
+}
+
+#[tokio::test]
+async fn what_a_submission_carries() {
+    let (world, _fake, mut connection, model) = linked(config()).await;
+    let mut request = generation(&["hi"]);
+    request.sampling = Sampling {
+        frequency_penalty: 0.5,
+        presence_penalty: -0.5,
+        repetition_penalty: 1.5,
+        typical_p: 0.5,
+        mirostat: Some(crate::generation::Mirostat { target: 3.0, rate: 0.25 }),
+        bias: [(7, 2.5), (9, -100.0)].into(),
+        ..Sampling::default()
+    };
+    (request.min_tokens, request.priority, request.session) = (3, 1, Some(5));
+    (request.cache_salt, request.max_cached_tokens) = ("salt".into(), Some(0));
+    let (_deltas, submitted) = started(&world, &model, request, &mut connection, "a").await;
+    let header = submitted.header;
+    assert_eq!((header.min_tokens, header.priority, header.session), (3, 1, Some(5)));
+    assert_eq!((header.cache_salt.as_str(), header.max_cached_tokens), ("salt", Some(0)));
+    let expected = volley_proto::v1::Sampling {
+        temperature: 1.0,
+        frequency_penalty: 0.5,
+        presence_penalty: -0.5,
+        repetition_penalty: Some(1.5),
+        bias_tokens: vec![7, 9],
+        bias_values: vec![2.5, -100.0],
+        typical_p: Some(0.5),
+        mirostat_target: Some(3.0),
+        mirostat_rate: Some(0.25),
+        ..Default::default()
+    };
+    assert_eq!(header.sampling, Some(expected));
+}
+
+#[tokio::test]
+async fn the_samplers_state_moves_with_its_request() {
+    let (world, mut fake, mut connection, model) = linked(config()).await;
+    let (_deltas, submitted) = started(&world, &model, generation(&["hi"]), &mut connection, "a").await;
+    let state = SequenceOutput { mirostat: Some(4.5), ..submitted.text("b") };
+    connection.step(vec![state]).await;
+    connection.step(vec![SequenceOutput { attempt: 9, mirostat: Some(9.0), ..submitted.text("x") }]).await;
+    drop(connection);
+    let moved = fake.linked().await.submitted().await;
+    let choice = &moved.header.choices[0];
+    assert_eq!((choice.generated.as_slice(), choice.mirostat), (&[97, 98][..], Some(4.5)));
+}
+
+#[tokio::test]
+async fn the_end_of_a_prompt_is_echoed_with_its_own_scores() {
+    let (world, _fake, mut connection, model) = linked(config()).await;
+    let mut request = generation(&["hello"]);
+    (request.echo, request.logprobs) = (2, Some(0));
+    let start = world.engine.start(model.clone(), request);
+    let answer = async {
+        let submitted = connection.submitted().await;
+        assert_eq!(submitted.header.score.unwrap().from, 3);
+        let scored = [-1.0, -2.0].map(|logprob| Logprobs { logprob, ..Logprobs::default() });
+        let score = Logprobs { logprob: -3.0, ..Logprobs::default() };
+        let output = SequenceOutput { scored: scored.into(), logprobs: vec![score], ..submitted.text("!") };
+        connection.step(vec![ended(output, FinishReason::Length)]).await;
+    };
+    let (deltas, ()) = tokio::join!(start, answer);
+    let delta = next(&mut deltas.unwrap()).await;
+    assert_eq!(delta.text, "lo!");
+    let tokens: Vec<_> = delta.tokens.iter().map(|token| (token.echoed, token.logprob)).collect();
+    assert_eq!(tokens, [(true, Some(-1.0)), (true, Some(-2.0)), (false, Some(-3.0))]);
 }
