@@ -30,8 +30,8 @@ use tokio_util::sync::CancellationToken;
 use super::{edge, limits::Limiter, stall::StallGuard};
 use crate::{api::App, config::Config, engine::Generate};
 
-/// The most open connections; more wait in the listener's backlog.
-const CONNECTIONS: usize = 16_384;
+/// The most open connections, where there are file descriptors for them; more wait in the listener's backlog.
+const CONNECTIONS: usize = 64 << 10;
 /// The longest wait for a request's headers.
 const HEADERS: Duration = Duration::from_secs(10);
 /// The largest headers, bytes.
