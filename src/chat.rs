@@ -46,12 +46,14 @@ pub(crate) async fn run(args: ChatArgs) -> Result<(), Error> {
         match line.trim() {
             "" => {}
             "/new" => chat.start_over(),
+            command if chat.terminal && command.starts_with('/') => {
+                eprintln!("no command {command}; /new starts over, Ctrl-D ends");
+            }
             text => {
-                if let Err(error) = chat.turn(text).await {
-                    eprintln!("{error}");
-                    if !chat.terminal {
-                        return Err(error);
-                    }
+                let said = chat.turn(text).await;
+                match said {
+                    Err(error) if chat.terminal => eprintln!("{error}"),
+                    said => said?,
                 }
             }
         }

@@ -13,7 +13,7 @@ mod telemetry;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, error::ContextKind};
 use cli::{Cli, Command, ModelsArgs, ModelsCommand, TelemetryArgs};
 use indicatif::DecimalBytes;
 use models::{CATALOGUE, Cache, Model, Sources};
@@ -21,7 +21,15 @@ use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| {
+        let wrong = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
+        if ["--port", "--host"].contains(&wrong.as_str()) {
+            let _ = error.print(); // as exit() does
+            eprintln!("\n  tip: use --listen HOST:PORT");
+            std::process::exit(error.exit_code());
+        }
+        error.exit()
+    });
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

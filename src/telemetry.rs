@@ -7,7 +7,10 @@ use std::{io::IsTerminal, time::Duration};
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::trace::TracerProvider as _;
-use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig};
+use opentelemetry_otlp::{
+    ExporterBuildError, SpanExporter, WithExportConfig, WithTonicConfig,
+    tonic_types::transport::ClientTlsConfig,
+};
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{
@@ -103,7 +106,9 @@ fn exporting(args: &TelemetryArgs) -> bool {
 }
 
 fn tracer_provider(args: &TelemetryArgs, service: &str) -> Result<SdkTracerProvider, Error> {
-    let exporter = SpanExporter::builder().with_tonic();
+    // Matters to an https endpoint only.
+    let tls = ClientTlsConfig::new().with_enabled_roots();
+    let exporter = SpanExporter::builder().with_tonic().with_tls_config(tls);
     let exporter = match &args.otlp_endpoint {
         Some(endpoint) => exporter.with_endpoint(endpoint).build()?,
         None => exporter.build()?, // reads the standard variables

@@ -16,6 +16,7 @@ pub mod engine;
 mod fixture;
 pub mod generation;
 mod http;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod text;

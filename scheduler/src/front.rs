@@ -21,7 +21,7 @@ use volley_proto::v1::{self, scheduler_message::Message};
 use crate::{
     Readiness,
     core::{
-        placement::{Action, Facts, Patience, Placement},
+        placement::{Action, Facts, Placement},
         planner::Load,
         sequence::Sequence,
         types::{LinkId, Millis, SequenceKey, WorkerId},
@@ -30,7 +30,7 @@ use crate::{
     runner::Command,
 };
 
-/// How often waiting sequences are looked through for those that waited too long, and loads are sent.
+/// How often loads are sent.
 const TICK: Duration = Duration::from_secs(1);
 
 /// What links say.
@@ -72,7 +72,6 @@ pub(crate) struct Front {
     links: HashMap<LinkId, Arc<Link>>,
     workers: BTreeMap<WorkerId, Joined>,
     arrivals: u64,
-    clock: Clock,
     cards: BTreeMap<String, v1::ModelCard>,
     directory: watch::Sender<Directory>,
     readiness: Readiness,
@@ -83,13 +82,12 @@ pub(crate) struct Front {
 // === impl Front ===
 
 impl Front {
-    pub(crate) fn new(patience: Patience, readiness: Readiness, directory: watch::Sender<Directory>) -> Self {
+    pub(crate) fn new(readiness: Readiness, directory: watch::Sender<Directory>) -> Self {
         Self {
-            placement: Placement::new(patience),
+            placement: Placement::default(),
             links: HashMap::new(),
             workers: BTreeMap::new(),
             arrivals: 0,
-            clock: Clock::start(),
             cards: BTreeMap::new(),
             directory,
             readiness,
@@ -111,7 +109,7 @@ impl Front {
             tokio::select! {
                 Some(event) = runners.recv() => self.hear_runner(event, &mut actions),
                 Some(event) = links.recv() => self.hear_link(event, &mut actions),
-                _ = tick.tick() => self.tick(&mut actions),
+                _ = tick.tick() => self.tick(),
                 () = stop.cancelled() => return,
             }
             self.act(actions);
@@ -130,7 +128,7 @@ impl Front {
                     self.arrivals += 1;
                     sequence.arrival = self.arrivals;
                 }
-                self.placement.submit(self.clock.now(), request, actions);
+                self.placement.submit(request, actions);
             }
             FromLink::Cancel(link, cancel) => {
                 self.placement.cancel(link, cancel.request, cancel.choice, actions);
@@ -145,21 +143,27 @@ impl Front {
     fn hear_runner(&mut self, event: FromRunner, actions: &mut Vec<Action>) {
         match event {
             FromRunner::Joined(id, joined) => {
-                self.placement.worker_joined(self.clock.now(), id, joined.facts.clone(), actions);
+                self.placement.worker_joined(id, joined.facts.clone());
                 self.workers.insert(id, *joined);
                 self.workers_changed();
             }
             FromRunner::Ended(keys) => keys.iter().for_each(|key| self.placement.ended(key)),
-            FromRunner::Left(id, sequences) => {
-                self.workers.remove(&id);
-                self.workers_changed();
-                self.placement.worker_left(self.clock.now(), id, sequences, actions);
-            }
+            FromRunner::Left(id, sequences) => self.worker_left(id, sequences, actions),
         }
     }
 
-    fn tick(&mut self, actions: &mut Vec<Action>) {
-        self.placement.expire(self.clock.now(), actions);
+    /// Routers learn what is still served here before they get sequences back.
+    fn worker_left(&mut self, id: WorkerId, sequences: Vec<Sequence>, actions: &mut Vec<Action>) {
+        if self.workers.remove(&id).is_some() {
+            self.workers_changed();
+        }
+        let before = actions.len();
+        self.placement.worker_left(id, sequences, actions);
+        let back = actions[before..].iter().filter(|action| matches!(action, Action::Report(_))).count();
+        metrics::counter!("volley_scheduler_handed_back_total").increment(back as u64);
+    }
+
+    fn tick(&mut self) {
         metrics::counter!("volley_scheduler_moves_total").increment(self.placement.moves() - self.moves);
         self.moves = self.placement.moves();
         let load = self.sum_load();
@@ -171,12 +175,12 @@ impl Front {
 
     fn act(&mut self, actions: Vec<Action>) {
         let mut todo = std::collections::VecDeque::from(actions);
+        // Together: a lost worker may give back more sequences than a link's outbox has room for messages.
+        let mut reports: BTreeMap<LinkId, Vec<v1::SequenceOutput>> = BTreeMap::new();
         while let Some(action) = todo.pop_front() {
             match action {
                 Action::Report(output) => {
-                    if let Some(link) = self.links.get(&output.key.link) {
-                        link.report(vec![output.message]);
-                    }
+                    reports.entry(output.key.link).or_default().push(output.message);
                 }
                 Action::Cancel { worker, keys } => {
                     if let Some(worker) = self.workers.get(&worker) {
@@ -189,6 +193,11 @@ impl Front {
                     self.hand_over(worker, sequences, &mut more);
                     todo.extend(more);
                 }
+            }
+        }
+        for (link, outputs) in reports {
+            if let Some(link) = self.links.get(&link) {
+                link.report(outputs);
             }
         }
     }
@@ -205,7 +214,7 @@ impl Front {
         };
         if let Some(Command::Run(_, sequences)) = refused {
             // Its runner has just ended; that it left is the next thing it says.
-            self.placement.worker_left(self.clock.now(), worker, sequences, actions);
+            self.worker_left(worker, sequences, actions);
         }
     }
 
@@ -229,10 +238,6 @@ impl Front {
 
     fn sum_load(&self) -> v1::Load {
         let mut sum = v1::Load::default();
-        for sequence in self.placement.homeless() {
-            sum.waiting += 1;
-            sum.waiting_tokens += sequence.tokens.len() as u64;
-        }
         for worker in self.workers.values() {
             let load = *worker.load.borrow();
             sum.running += load.running as u32;

@@ -53,8 +53,6 @@ pub struct Config {
     /// A worker that hasn't answered a step for this long is lost. The first step may page in weights from
     /// a slow disk, hence 60 s.
     pub step_deadline: Duration,
-    /// How long a sequence waits for a worker when there is none. 30 s outlasts a worker's restart.
-    pub worker_wait: Duration,
     /// Tells whoever holds a clone whether there are workers.
     pub readiness: Readiness,
 }
@@ -89,7 +87,6 @@ impl Config {
             max_waiting_tokens: 4 << 20,
             step_depth: 2,
             step_deadline: Duration::from_secs(60),
-            worker_wait: Duration::from_secs(30),
             readiness: Readiness::default(),
         }
     }

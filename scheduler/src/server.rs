@@ -20,10 +20,10 @@ use volley_proto::{
 
 use crate::{
     Config, Error,
-    core::{placement::Patience, types::LinkId},
+    core::types::LinkId,
     front::{Directory, FromLink, Front},
     link::{self, Link, Outgoing},
-    workers,
+    telemetry, workers,
 };
 
 /// What routers have said and the front hasn't heard yet.
@@ -48,6 +48,7 @@ pub async fn serve(
     incoming: Incoming,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    telemetry::describe();
     // Ends with `shutdown`, and when anything here fails.
     let stop = shutdown.child_token();
     let _stop = stop.clone().drop_guard();
@@ -55,8 +56,7 @@ pub async fn serve(
     let (from_runners, runners) = mpsc::unbounded_channel();
     let (directory, files) = watch::channel(Directory::default());
 
-    let patience = Patience { wait: config.worker_wait, sequences: config.max_waiting_sequences };
-    let front = Front::new(patience, config.readiness.clone(), directory);
+    let front = Front::new(config.readiness.clone(), directory);
     let front = tokio::spawn(front.run(from_links, runners, stop.clone()));
 
     let member = Member { id: config.id.clone(), address: config.address.clone(), model: String::new() };

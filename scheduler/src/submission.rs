@@ -80,6 +80,8 @@ impl Submission {
                 let mut sequence = Sequence::new(key, 0, spec.clone(), tokens, prompt.len());
                 sequence.deaths = header.deaths;
                 sequence.mirostat = choice.mirostat;
+                // A scheduler had accepted it already.
+                sequence.moved |= attempt > 0;
                 (sequence.span, sequence.traceparent) = telemetry::sequence_span(&header, choice.index);
                 sequence
             })
@@ -127,7 +129,7 @@ mod tests {
         assert_eq!(sequences[0].tokens, [1, 2, 3, 9].map(TokenId));
         assert_eq!((sequences[0].prompt_tokens, sequences[0].moved), (3, true));
         assert_eq!((sequences[0].mirostat, sequences[1].mirostat), (Some(3.5), None));
-        assert_eq!((sequences[1].tokens.len(), sequences[1].moved), (3, false));
+        assert_eq!((sequences[1].tokens.len(), sequences[1].moved), (3, true), "the third attempt");
         assert_eq!(sequences[0].key.attempt, 2);
         assembler.forget(2);
         assert!(assembler.add(chunk(2, false, &[7], true)).unwrap().is_none(), "it was cancelled");

@@ -25,6 +25,34 @@ pub(crate) struct WorkerMetrics {
     seen: Totals,
 }
 
+/// Tells the recorder what the metrics mean.
+pub(crate) fn describe() {
+    use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+    describe_gauge!("volley_scheduler_workers", "Workers that this scheduler is connected to");
+    describe_counter!(
+        "volley_scheduler_moves_total",
+        "Sequences given another worker here after theirs was lost"
+    );
+    describe_counter!(
+        "volley_scheduler_handed_back_total",
+        "Sequences given back to routers: their worker was lost, and no other serves the model here"
+    );
+    describe_gauge!("volley_scheduler_running", "Sequences in slots");
+    describe_gauge!("volley_scheduler_waiting", "Sequences that wait for a slot");
+    describe_gauge!("volley_scheduler_waiting_tokens", "Their tokens");
+    describe_gauge!("volley_kv_blocks_free", "KV blocks that nothing uses");
+    describe_gauge!("volley_kv_blocks_total", "KV blocks that the worker has");
+    describe_counter!(
+        "volley_scheduler_preemptions_total",
+        "Sequences that had to give way, to be computed again"
+    );
+    describe_counter!("volley_scheduler_wasted_tokens_total", "Tokens computed in vain");
+    describe_histogram!("volley_step_rows", "Tokens computed in a step");
+    describe_histogram!("volley_step_sequences", "Sequences that shared a step");
+    describe_histogram!("volley_step_seconds", Unit::Seconds, "Time to compute a step");
+    describe_histogram!("volley_step_wait_seconds", Unit::Seconds, "Time that the worker waited for a step");
+}
+
 // === impl WorkerMetrics ===
 
 impl WorkerMetrics {

@@ -51,6 +51,8 @@ struct Workers {
     claims: watch::Receiver<Claims>,
     /// The claims under which connections are kept, by worker.
     owned: HashMap<String, watch::Sender<Claim>>,
+    /// The last claims went unanswered.
+    unanswered: bool,
     tasks: JoinSet<String>,
 }
 
@@ -65,6 +67,7 @@ pub(crate) async fn run(context: Context, registration: Registration) {
         schedulers: membership.members(Role::Scheduler),
         claims: membership.claims(),
         owned: HashMap::new(),
+        unanswered: false,
         tasks: JoinSet::new(),
     };
     let _ = stop.run_until_cancelled(workers.follow()).await;
@@ -124,11 +127,14 @@ impl Workers {
                 Ok(Some(claim)) => self.own(worker, claim),
                 Ok(None) => {} // Another was faster.
                 Err(error) => {
-                    tracing::warn!(worker, %error, "cannot claim");
+                    if !self.unanswered && !unanswered {
+                        tracing::warn!(worker, %error, "cannot claim yet");
+                    }
                     unanswered = true;
                 }
             }
         }
+        self.unanswered = unanswered;
         unanswered
     }
 
@@ -180,6 +186,8 @@ async fn keep(
     claims: watch::Receiver<Claims>,
 ) -> String {
     let mut pause = PAUSE.0;
+    // Said once, however often it is tried to reach again.
+    let mut lost_said = false;
     loop {
         let Some(address) = members.borrow().get(&worker).map(|member| member.address.clone()) else { break };
         let epoch = claim.borrow().revision;
@@ -191,6 +199,7 @@ async fn keep(
         let lost = match connect(&context, &address, epoch).await {
             Ok(open) => {
                 pause = PAUSE.0;
+                lost_said = false;
                 tracing::info!(worker, connection, "connected");
                 open.run(&context.config, context.front.clone(), &context.stop).await
             }
@@ -199,7 +208,10 @@ async fn keep(
         if context.stop.is_cancelled() {
             break;
         }
-        tracing::warn!(worker, connection, reason = %lost, "lost");
+        match std::mem::replace(&mut lost_said, true) {
+            false => tracing::warn!(worker, connection, reason = %lost, "lost"),
+            true => tracing::debug!(worker, connection, reason = %lost, "still lost"),
+        }
         let _ = context.stop.run_until_cancelled(tokio::time::sleep(pause)).await;
         pause = (pause * 2).min(PAUSE.1);
     }

@@ -114,21 +114,45 @@ async fn a_stream_survives_the_death_of_its_worker() {
 }
 
 #[tokio::test]
-async fn a_worker_that_hangs_up_is_connected_again_with_a_higher_epoch() {
+async fn a_worker_that_hangs_up_is_connected_again_and_its_sequences_go_back_meanwhile() {
     let cluster = Cluster::default();
     let scheduler = cluster.scheduler("s");
     let worker = cluster.worker("w", 4).await;
     scheduler.ready().await;
     let mut router = cluster.router("s").await;
-    router.submit(1, &prompt(1), &submission(40, 1)).await;
+    let submission = submission(40, 1);
+    router.submit(1, &prompt(1), &submission).await;
     router.tokens((1, 0), 2).await;
     worker.hang_up();
     worker.gate.add_permits(FREELY);
     router.ends(1).await;
-    assert_eq!(router.streams[&(1, 0)], alone(&prompt(1), &submission(40, 1), 0, CONTEXT));
+    let handed_back = router.failures.remove(&(1, 0)).unwrap();
+    assert_eq!((handed_back.reason(), handed_back.deaths), (Reason::NoWorker, 1));
+    // The router waits until the worker is back, and brings what it has.
+    scheduler.ready().await;
+    let generated = router.streams[&(1, 0)].tokens.clone();
+    let choices = vec![v1::Choice { index: 0, generated, ..v1::Choice::default() }];
+    let rest = v1::Submission { choices, deaths: handed_back.deaths, ..submission.clone() };
+    router.submit(1, &prompt(1), &rest).await;
+    router.ends(1).await;
+    assert_eq!(router.streams[&(1, 0)], alone(&prompt(1), &submission, 0, CONTEXT));
     let epochs = worker.epochs.lock().unwrap().clone();
     assert_eq!(epochs.len(), 2);
     assert!(epochs[0].claim == epochs[1].claim && epochs[0].connection < epochs[1].connection);
+}
+
+#[tokio::test]
+async fn the_deaths_that_a_request_brings_count() {
+    let cluster = Cluster::default();
+    let scheduler = cluster.scheduler("s");
+    let worker = cluster.worker("w", 4).await;
+    scheduler.ready().await;
+    let mut router = cluster.router("s").await;
+    router.submit(1, &prompt(1), &v1::Submission { deaths: 2, ..submission(40, 1) }).await;
+    router.tokens((1, 0), 2).await;
+    worker.hang_up();
+    router.ends(1).await;
+    assert_eq!(router.failures[&(1, 0)].reason(), Reason::GaveUp, "this was the third");
 }
 
 #[tokio::test]
@@ -146,14 +170,16 @@ async fn a_worker_that_does_not_answer_is_lost() {
     assert_eq!(silent.steps(), 2);
 }
 
-#[tokio::test]
-async fn without_a_worker_a_request_fails_after_a_bounded_wait() {
+#[tokio::test(start_paused = true)]
+async fn without_a_worker_a_request_goes_back_to_its_router_at_once() {
     let cluster = Cluster::default();
     let _scheduler = cluster.scheduler("s");
     let mut router = cluster.router("s").await;
+    let before = tokio::time::Instant::now();
     router.submit(1, &prompt(1), &submission(4, 1)).await;
     router.ends(1).await;
     assert_eq!(router.failures[&(1, 0)].reason(), Reason::NoWorker);
+    assert_eq!(before.elapsed(), std::time::Duration::ZERO, "no time has to pass for it");
 }
 
 #[tokio::test]

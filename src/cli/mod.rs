@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use self::values::{
     Activations, BenchEndpoint, BenchMode, Device, LogFormat, StopWord, UnknownFields,
 };
-use self::values::{alias, device, gigabytes, positive};
+use self::values::{alias, device, gigabytes, positive, url};
 use crate::models;
 
 /// An open, Fireworks.ai-compatible LLM serving cluster in one binary.
@@ -56,10 +56,10 @@ pub(crate) struct TelemetryArgs {
     /// Lines for people or for machines. Always on stderr: stdout is for results.
     #[arg(long, env = "VOLLEY_LOG_FORMAT", global = true, default_value = "text")]
     pub(crate) log_format: LogFormat,
-    /// Send traces over OTLP/gRPC to this collector, such as http://127.0.0.1:4317.
+    /// Send traces over OTLP/gRPC to this collector, such as http://127.0.0.1:4317; https takes public certificates.
     ///
     /// Off by default. The standard OTEL_EXPORTER_OTLP_ENDPOINT (or …_TRACES_ENDPOINT) switches it on as well.
-    #[arg(long, env = "VOLLEY_OTLP_ENDPOINT", global = true, value_name = "URL")]
+    #[arg(long, env = "VOLLEY_OTLP_ENDPOINT", global = true, value_name = "URL", value_parser = url)]
     pub(crate) otlp_endpoint: Option<String>,
 }
 
@@ -171,14 +171,16 @@ pub(crate) struct EngineArgs {
     /// The default is small enough for any machine and comes from the hub or from a package index.
     #[arg(long, env = "VOLLEY_MODEL", default_value = models::DEFAULT, value_name = "MODEL")]
     pub(crate) model: String,
-    /// The name the model is served under. By default its own: the catalogue's, the file's or the folder's.
+    /// The name the model is served under. By default its own, in lower case: the catalogue's, the file's or the
+    /// folder's. Requests may write it in any case.
     #[arg(long, env = "VOLLEY_MODEL_NAME", value_name = "NAME")]
     pub(crate) model_name: Option<String>,
-    /// Where the model runs: auto, cpu, cuda or cuda:INDEX. `auto` takes a GPU when there is one that this build can
-    /// use.
+    /// Where the model runs: auto or cpu. CPU only for now: cuda and cuda:INDEX are known, and refused until the GPU
+    /// worker is built.
     #[arg(long, env = "VOLLEY_DEVICE", default_value = "auto", value_name = "DEVICE", value_parser = device)]
     pub(crate) device: Device,
-    /// Kernel threads. By default one per core: decoding is bound by memory, and the async threads need little.
+    /// Kernel threads; never more than cores. By default one per core: decoding is bound by memory, and the async
+    /// threads need little.
     #[arg(long, env = "VOLLEY_THREADS", value_name = "N", value_parser = positive)]
     pub(crate) threads: Option<usize>,
     /// Memory for the KV cache, GB. By default a quarter of what is free, and no more than all sequences can fill:
@@ -189,11 +191,11 @@ pub(crate) struct EngineArgs {
     ///
     /// 512: a usual prompt is one step, and no step is so long that the streams beside it visibly stall.
     #[arg(long, env = "VOLLEY_MAX_BATCH_TOKENS", default_value_t = volley_worker::Config::MAX_BATCH_TOKENS,
-          value_name = "TOKENS")]
+          value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(16..=65536))]
     pub(crate) max_batch_tokens: u32,
     /// Sequences that run at the same time at most; others wait. 64: beyond it a CPU gains little.
     #[arg(long, env = "VOLLEY_MAX_SEQUENCES", default_value_t = volley_worker::Config::MAX_SEQUENCES,
-          value_name = "N")]
+          value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) max_sequences: u32,
     /// How activations are multiplied with quantized weights. `int8` is fast; `f32` also unpacks the weights to
     /// float32, for comparing with other engines.
@@ -260,6 +262,13 @@ pub(crate) struct ApiArgs {
     /// 30: shorter than what supervisors usually wait before they kill.
     #[arg(long, env = "VOLLEY_GRACE", default_value_t = 30, value_name = "SECONDS")]
     pub(crate) grace: u64,
+    /// How long a request whose worker died may wait for another, seconds; then it fails: a stream that has begun
+    /// ends with an error event, others get 503.
+    ///
+    /// 30: outlasts the restart of a worker with a model of moderate size.
+    #[arg(long, env = "VOLLEY_MOVE_DEADLINE", value_name = "SECONDS",
+          default_value_t = volley_router::engine::EngineConfig::MOVE_DEADLINE.as_secs())]
+    pub(crate) move_deadline: u64,
 }
 
 /// The scheduler's queue.
@@ -297,7 +306,7 @@ pub(crate) struct BenchArgs {
     /// adds some), 512 (long) or 16 (prefix).
     #[arg(long, value_name = "TOKENS")]
     pub(crate) prompt_tokens: Option<usize>,
-    /// Distinct short prompts, distinct long ones, or a 512-word prefix that all share.
+    /// What the prompts are.
     #[arg(long, default_value = "short")]
     pub(crate) mode: BenchMode,
     /// Which endpoint.

@@ -54,11 +54,11 @@ pub(crate) enum UnknownFields {
 /// What the prompts of a benchmark have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BenchMode {
-    /// Nothing; short.
+    /// Short prompts that have nothing in common.
     Short,
-    /// Nothing; long.
+    /// Prompts of some 512 words that have nothing in common.
     Long,
-    /// A long prefix.
+    /// Prompts that share a prefix of 512 words.
     Prefix,
 }
 
@@ -89,6 +89,12 @@ pub(super) fn device(text: &str) -> Result<Device, String> {
             index.map(Device::Cuda).ok_or_else(expected)
         }
     }
+}
+
+pub(super) fn url(text: &str) -> Result<String, String> {
+    let uri = text.parse::<hyper::Uri>().ok();
+    let usable = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
+    usable.map(|_| text.to_owned()).ok_or_else(|| "expected a URL, such as http://127.0.0.1:4317".into())
 }
 
 pub(super) fn positive(text: &str) -> Result<usize, String> {
@@ -132,9 +138,18 @@ mod tests {
     fn values_that_make_no_sense_are_refused() {
         let fails = |flags: &[&str]| Cli::try_parse_from(["volley", "serve"].iter().chain(flags)).is_err();
         assert!(!fails(&["--device", "cuda:1", "--kv-cache-gb", "0.5", "--threads", "1"]));
-        for flags in [["--device", "gpu"], ["--kv-cache-gb", "-1"], ["--threads", "0"], ["--workers", "0"]] {
+        for flags in [
+            ["--device", "gpu"],
+            ["--kv-cache-gb", "-1"],
+            ["--threads", "0"],
+            ["--workers", "0"],
+            ["--max-batch-tokens", "1"],
+            ["--otlp-endpoint", "bogus"],
+            ["--otlp-endpoint", "ftp://host"],
+        ] {
             assert!(fails(&flags), "{flags:?}");
         }
+        assert!(!fails(&["--otlp-endpoint", "https://collector:4317"]));
     }
 
     #[test]

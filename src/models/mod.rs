@@ -52,6 +52,9 @@ pub(crate) enum Error {
         /// The catalogue's names.
         known: String,
     },
+    /// It can only be a path, and nothing is there.
+    #[error("no such file or directory: {}", _0.display())]
+    NoFile(PathBuf),
     /// The path exists and is not a model.
     #[error("{} is not a model: {why}", path.display())]
     NotAModel {
@@ -114,6 +117,9 @@ pub(crate) fn resolve(
     if path.exists() {
         return local(path);
     }
+    if is_path(spec) {
+        return Err(Error::NoFile(path.to_owned()));
+    }
     match hub::Id::parse(spec) {
         Some(id) => download::repository(&id, cache, sources, cancel),
         None => {
@@ -121,6 +127,12 @@ pub(crate) fn resolve(
             Err(Error::Unknown { spec: spec.to_owned(), known })
         }
     }
+}
+
+/// Whether it can only be meant as a path. `org/name/file.gguf` is a file of the hub.
+fn is_path(spec: &str) -> bool {
+    let in_repository = spec.split('/').count() > 2;
+    spec.starts_with(['/', '.', '~']) || (spec.ends_with(".gguf") && !in_repository)
 }
 
 /// A GGUF file or a Hugging Face directory of the user's own.

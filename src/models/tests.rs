@@ -385,6 +385,18 @@ fn local_models_are_used_where_they_are() {
 }
 
 #[test]
+fn what_can_only_be_a_path_is_not_looked_for_on_the_hub() {
+    let world = world(Hub::NotFound, NO_PIP);
+    for spec in ["models/no.gguf", "no.gguf", "./org/name", "/no/such", "~/no/such.gguf"] {
+        let found = resolve(spec, &world.cache(), &world.sources, &CancellationToken::new());
+        assert_eq!(found.unwrap_err().to_string(), format!("no such file or directory: {spec}"));
+    }
+    let of_a_repository = "org/name/file.gguf";
+    let found = resolve(of_a_repository, &world.cache(), &world.sources, &CancellationToken::new());
+    assert!(matches!(found, Err(Error::Unobtainable { .. })));
+}
+
+#[test]
 fn every_catalogue_entry_pins_its_bytes() {
     for entry in CATALOGUE {
         assert!(entry.sha256.len() == 64 && entry.bytes > 0 && !entry.sources.is_empty(), "{}", entry.name);

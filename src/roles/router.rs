@@ -25,7 +25,8 @@ pub(crate) async fn run(args: RouterArgs, metrics: PrometheusHandle) -> Result<(
     let (listener, address) = address::bind(&args.listen).await?;
     let membership = cluster(&args.cluster).await?;
     let mut parts = Parts::default();
-    start(&mut parts, config, membership, Transport::default(), listener, metrics);
+    let engine = engine_config(&args.api);
+    start(&mut parts, (config, engine), membership, Transport::default(), listener, metrics);
     tracing::info!(%address, "serving");
     tokio::select! {
         failure = parts.failure() => return Err(failure),
@@ -38,15 +39,14 @@ pub(crate) async fn run(args: RouterArgs, metrics: PrometheusHandle) -> Result<(
 /// Starts the HTTP server, and the links behind it, which are stopped after it.
 pub(super) fn start(
     parts: &mut Parts,
-    config: Config,
+    (config, engine): (Config, EngineConfig),
     membership: Arc<dyn Membership>,
     transport: Transport,
     listener: TcpListener,
     metrics: PrometheusHandle,
 ) -> Arc<Engine> {
     let links = CancellationToken::new();
-    let names = EngineConfig { router_id: fresh_id("router"), ..EngineConfig::default() };
-    let engine = Arc::new(Engine::connect(names, membership.clone(), transport, links.clone()));
+    let engine = Arc::new(Engine::connect(engine, membership.clone(), transport, links.clone()));
     parts.start("HTTP server", |stop| server::serve(config, engine.clone(), metrics, listener, stop));
     parts.start("links", |stop| async move {
         stop.cancelled().await;
@@ -83,6 +83,15 @@ pub(super) fn config(args: &ApiArgs) -> Result<Config, Error> {
         grace: Duration::from_secs(args.grace),
         ..Config::default()
     })
+}
+
+/// What the engine makes of them.
+pub(super) fn engine_config(args: &ApiArgs) -> EngineConfig {
+    EngineConfig {
+        router_id: fresh_id("router"),
+        move_deadline: Duration::from_secs(args.move_deadline),
+        ..EngineConfig::default()
+    }
 }
 
 fn keys(args: &ApiArgs) -> Result<Keys, Error> {

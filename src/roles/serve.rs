@@ -18,7 +18,7 @@ use volley_router::engine::{Engine, Generate, ModelError};
 
 use super::{Error, address, banner::Banner, fresh_id, load, parts::Parts, router, scheduler, shutdown};
 use crate::{
-    cli::{ServeArgs, TelemetryArgs},
+    cli::{ApiArgs, ServeArgs, TelemetryArgs},
     models::Model,
     progress::Progress,
     supervise::Supervised,
@@ -51,6 +51,7 @@ pub(crate) async fn run(
 
     let membership: Arc<dyn Membership> = Arc::new(Local::default());
     let (transport, mut parts) = (Transport::default(), Parts::default());
+    let config = (config, router::engine_config(&args.api));
     let engine = router::start(&mut parts, config, membership.clone(), transport.clone(), listener, metrics);
     let scheduler = scheduler::config(&args.admission, fresh_id(SCHEDULER), format!("inproc://{SCHEDULER}"));
     parts.start("scheduler", |stop| {
@@ -74,6 +75,7 @@ pub(crate) async fn run(
         failure = service.parts.failure() => return Err(failure),
         () = ending.cancelled() => return Ok(()),
     };
+    warn_of_aliases(&args.api, &name);
     let (url, id) = (address::local_url(listening), format!("accounts/{}/models/{name}", args.api.account));
     show(&Banner { url: &url, model: &id, chat, keys });
     tokio::select! {
@@ -82,6 +84,20 @@ pub(crate) async fn run(
     }
     service.parts.stop().await;
     Ok(())
+}
+
+/// An alias can only mean the one model that is served here.
+fn warn_of_aliases(args: &ApiArgs, served: &str) {
+    for (alias, to) in misdirected(args, served) {
+        tracing::warn!("--alias {alias}={to}: there is no model {to} here, only {served}");
+    }
+}
+
+fn misdirected<'a>(args: &'a ApiArgs, served: &str) -> Vec<&'a (String, String)> {
+    let whole = format!("accounts/{}/models/{served}", args.account);
+    let short = format!("{}/{served}", args.account);
+    let is_served = |to: &str| [served, &whole, &short].iter().any(|id| id.eq_ignore_ascii_case(to));
+    args.alias.iter().filter(|(_, to)| !is_served(to)).collect()
 }
 
 /// On stdout, if that still leads anywhere.
@@ -200,6 +216,14 @@ mod tests {
 
     use super::*;
     use crate::cli::{Cli, Command};
+
+    #[test]
+    fn an_alias_of_a_model_that_is_not_served_is_noticed() {
+        let aliases = "a=M,b=accounts/fireworks/models/m,c=fireworks/m,d=other";
+        let cli = Cli::parse_from(["volley", "serve", "--alias", aliases]);
+        let Command::Serve(args) = cli.command else { panic!() };
+        assert_eq!(misdirected(&args.api, "m"), [&("d".to_owned(), "other".to_owned())]);
+    }
 
     #[test]
     fn the_childrens_command_line_is_understood_and_shares_the_machine_out() {

@@ -49,7 +49,7 @@ def test_the_end_of_the_prompt_is_echoed(server):
     answer = ask(server, echo_last=3, logprobs=0, max_tokens=2)
     choice, prompt = answer["choices"][0], answer["prompt_token_ids"]
     assert choice["logprobs"]["token_ids"] == prompt[-3:] + choice["token_ids"]
-    assert choice["text"].startswith(" dog,") and None not in choice["logprobs"]["token_logprobs"]
+    assert choice["text"].startswith(", dog,") and None not in choice["logprobs"]["token_logprobs"]
     whole = ask(server, echo=True, logprobs=0, max_tokens=2)["choices"][0]["logprobs"]
     assert whole["token_logprobs"][-5:] == choice["logprobs"]["token_logprobs"]
 

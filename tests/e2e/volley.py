@@ -130,10 +130,10 @@ class Server:
     def ready(self):
         return self.request("GET", "/ready")[0] == 200
 
-    def metric(self, name):
+    def metric(self, name, ports=None):
         """The sum of a metric over its labels and over the processes."""
         total = 0.0
-        for port in self.admin:
+        for port in ports or self.admin:
             status, _, text = self.request("GET", "/metrics", port=port)
             assert status == 200
             total += sum(map(float, re.findall(rf"^{name}(?:\{{.*\}})? (\S+)", text.decode(), re.MULTILINE)))
@@ -195,8 +195,8 @@ class Cluster(Server):
         self.parts.append(process)
         return process
 
-    def router(self):
-        return self.part("router", *ALIAS_FLAGS)
+    def router(self, *flags):
+        return self.part("router", *ALIAS_FLAGS, *flags)
 
     def scheduler(self):
         return self.part("scheduler")

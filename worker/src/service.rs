@@ -102,7 +102,7 @@ impl Connection {
             Ok(epoch) => epoch,
             Err(problem) => return self.refuse(&problem),
         };
-        tracing::info!(scheduler = claim.scheduler_id, ?epoch, "claimed");
+        tracing::info!(scheduler = claim.scheduler_id, %epoch, "claimed");
         let hello = Box::new(self.hello.clone());
         let ended = CancellationToken::new();
         let alive = ended.clone().drop_guard();
@@ -112,7 +112,7 @@ impl Connection {
             // Fails where the step thread is gone, and then there is nothing to end.
             let _ = self.jobs.send(Job::End { epoch }).await;
         }
-        tracing::info!(?epoch, "connection ended");
+        tracing::info!(%epoch, "connection ended");
     }
 
     async fn forward(&self, epoch: Epoch, plans: &mut Streaming<PlanMessage>, ended: &CancellationToken) {

@@ -66,7 +66,12 @@ impl Worker {
             None => weights::hash(&model.files, config.cache.as_deref())?,
         };
         let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        let threads = config.threads.unwrap_or_else(cores);
+        let threads = config.threads.unwrap_or_else(cores).min(cores());
+        if let Some(asked) = config.threads.filter(|&asked| asked > threads) {
+            tracing::warn!(
+                "{asked} threads were asked for; this process may run {threads} side by side, so it has {threads}"
+            );
+        }
         let options = CpuOptions { threads, activations: config.activations, isa: None };
         let backend = CpuBackend::new(options)?;
         let card = card(&config, &model, weights_hash, &backend.numerics());
@@ -78,7 +83,7 @@ impl Worker {
             context = worker.card.context_length,
             kv_blocks = worker.hello.groups[0].blocks,
             threads,
-            seconds = started.elapsed().as_secs_f32(),
+            seconds = (started.elapsed().as_secs_f64() * 1e3).round() / 1e3,
             "loaded"
         );
         Ok(worker)
@@ -172,6 +177,17 @@ fn blocks(config: &Config, model: &Description, block_bytes: u64) -> Result<usiz
     let budget = config.kv_cache_bytes.unwrap_or_else(|| memory::available() / CACHE_SHARE);
     let usable = model.context.div_ceil(BLOCK_TOKENS) as u64 * u64::from(config.max_sequences);
     let blocks = (budget / block_bytes.max(1)).min(usable).min(u32::MAX.into());
+    let (wanted, free) = (blocks * block_bytes, memory::available());
+    if config.kv_cache_bytes.is_some_and(|asked| asked / block_bytes.max(1) > blocks) {
+        let gb = wanted as f64 / 1e9;
+        tracing::warn!("the KV cache has {gb:.1} GB: {} sequences can fill no more", config.max_sequences);
+    }
+    if config.kv_cache_bytes.is_some() && wanted > free {
+        let (wanted, free) = (wanted as f64 / 1e9, free as f64 / 1e9);
+        return Err(Error::Config(format!(
+            "a KV cache of {wanted:.1} GB does not fit: {free:.1} GB of memory are free"
+        )));
+    }
     match blocks {
         0 => Err(Error::Config(format!(
             "a KV cache of {budget} bytes holds no block of {BLOCK_TOKENS} tokens ({block_bytes} bytes)"

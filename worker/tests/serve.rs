@@ -152,6 +152,8 @@ fn a_configuration_that_cannot_work_is_refused() {
     assert!(none.contains("max-sequences 0"), "{none}");
     let small = load(Config { kv_cache_bytes: Some(100), ..config() });
     assert!(small.starts_with("a KV cache of 100 bytes holds no block of 16 tokens"), "{small}");
+    let huge = load(Config { kv_cache_bytes: Some(1 << 60), max_sequences: u32::MAX, ..config() });
+    assert!(huge.contains("does not fit"), "{huge}");
     let missing = load(Config { model: folder().join("nothing"), ..config() });
     assert!(missing.contains("nothing: No such file"), "{missing}");
 }

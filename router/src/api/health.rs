@@ -8,6 +8,12 @@ use serde_json::{Value, json};
 use super::App;
 use crate::{engine::Generate, http::error::ApiError};
 
+/// What lives here, for who opens the base address in a browser.
+pub(crate) async fn root() -> Json<Value> {
+    let endpoints = ["/v1/models", "/v1/completions", "/v1/chat/completions"];
+    Json(json!({"service": "volley", "api": "OpenAI and Fireworks.ai compatible", "endpoints": endpoints}))
+}
+
 /// The process runs.
 pub(crate) async fn health() -> Json<Value> {
     Json(json!({"status": "ok"}))

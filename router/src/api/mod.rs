@@ -56,30 +56,33 @@ impl<E: Generate> App<E> {
     /// The model that a request's `model` means.
     pub(crate) async fn model(&self, requested: &str) -> Result<Arc<Model>, ApiError> {
         if requested.len() > MODEL_ID {
-            return Err(ApiError::ModelNotFound);
+            return Err(ApiError::model(ModelError::NotFound, requested));
         }
         let mut error = ModelError::NotFound;
         for name in self.names(requested) {
-            match self.engine.model(name).await {
+            match self.engine.model(&name).await {
                 Err(ModelError::NotFound) => {}
                 Err(other) => error = other,
                 Ok(model) => return Ok(model),
             }
         }
-        Err(error.into())
+        Err(ApiError::model(error, requested))
     }
 
-    /// The bare names that an id may stand for, the likeliest first.
-    fn names<'a>(&'a self, requested: &'a str) -> Vec<&'a str> {
+    /// The bare names that an id may stand for, the likeliest first. In lower case: names are the same in any.
+    fn names(&self, requested: &str) -> Vec<String> {
+        let account = self.config.account.to_ascii_lowercase();
         // `…#accounts/…/deployments/…` picks one of several deployments of a model; here they are one.
         let id = requested.split('#').next().unwrap_or(requested);
-        let alias = self.config.aliases.iter().find(|(from, _)| from == requested || from == id);
-        let id = alias.map_or(id, |(_, to)| to);
-        let ours = id.strip_prefix("accounts/").unwrap_or(id).strip_prefix(&self.config.account);
+        let is = |from: &str| from.eq_ignore_ascii_case(requested) || from.eq_ignore_ascii_case(id);
+        let alias = self.config.aliases.iter().find(|(from, _)| is(from));
+        let id = alias.map_or(id, |(_, to)| to).to_ascii_lowercase();
+        let id = id.as_str();
+        let ours = id.strip_prefix("accounts/").unwrap_or(id).strip_prefix(&account);
         let ours = ours.and_then(|rest| rest.strip_prefix('/'));
         // `<account>/<name>` is Fireworks' shorthand; a whole id may be a name too: hub ids have a slash.
         let short = ours.map(|rest| rest.strip_prefix("models/").unwrap_or(rest));
-        short.into_iter().chain([id]).filter(|name| !name.is_empty()).collect()
+        short.into_iter().chain([id]).filter(|name| !name.is_empty()).map(str::to_owned).collect()
     }
 
     /// The full id of a bare name.

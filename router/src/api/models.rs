@@ -37,7 +37,14 @@ pub struct Entry {
 }
 
 pub(crate) async fn list<E: Generate>(State(app): State<Arc<App<E>>>) -> Json<List> {
-    let data = app.engine.models().iter().map(|card| app.entry(card)).collect();
+    let cards = app.engine.models();
+    let mut data: Vec<Entry> = cards.iter().map(|card| app.entry(card)).collect();
+    // The models themselves first: a client that takes the first gets the name that the operator knows.
+    for (alias, _) in &app.config.aliases {
+        let names = app.names(alias);
+        let meant = |card: &&Arc<ModelCard>| names.iter().any(|name| name.eq_ignore_ascii_case(&card.name));
+        data.extend(cards.iter().find(meant).map(|card| Entry { id: alias.clone(), ..app.entry(card) }));
+    }
     Json(List { object: "list", data })
 }
 

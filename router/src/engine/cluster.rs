@@ -1,7 +1,7 @@
 //! The schedulers as the router knows them: a link to each, kept up, and the models that they serve.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -34,8 +34,10 @@ pub(crate) struct Cluster {
 #[derive(Default)]
 struct State {
     links: Vec<Arc<Link>>,
-    /// Names that were ever served: such a model is away, not unknown.
+    /// Names that were ever served, in lower case: such a model is away, not unknown.
     known: HashSet<String>,
+    /// What is served, for the log.
+    served: BTreeSet<String>,
     /// Whether any scheduler has reported yet.
     reported: bool,
     /// By hash; a cell per model, so that it is fetched once.
@@ -59,6 +61,7 @@ impl Cluster {
         let mut state = self.state();
         state.links.retain(|other| !Arc::ptr_eq(other, link));
         metrics::gauge!("volley_router_links").set(state.links.len() as f64);
+        state.log_models();
         drop(state);
         self.changed.send_replace(());
     }
@@ -68,9 +71,10 @@ impl Cluster {
         let mut state = self.state();
         state.reported = true;
         let cards: Vec<_> = state.links.iter().flat_map(|link| link.cards()).collect();
-        state.known.extend(cards.iter().map(|card| card.name.clone()));
+        state.known.extend(cards.iter().map(|card| card.name.to_ascii_lowercase()));
         // A model that nothing serves any more is dropped; requests that run hold their own.
         state.models.retain(|hash, _| cards.iter().any(|card| card.hash == *hash));
+        state.log_models();
         drop(state);
         self.changed.send_replace(());
     }
@@ -112,13 +116,16 @@ impl Cluster {
 
     /// The model of that name, with its files.
     pub(crate) async fn model(&self, name: &str) -> Result<Arc<Model>, ModelError> {
-        let Some(card) = self.cards().into_iter().find(|card| card.name == name) else {
+        let cards = self.cards();
+        let exact = cards.iter().find(|card| card.name == name);
+        let card = exact.or_else(|| cards.iter().find(|card| card.name.eq_ignore_ascii_case(name)));
+        let Some(card) = card else {
             let state = self.state();
-            let away = !state.reported || state.known.contains(name);
+            let away = !state.reported || state.known.contains(&name.to_ascii_lowercase());
             return Err(if away { not_ready() } else { ModelError::NotFound });
         };
         let cell = self.state().models.entry(card.hash.clone()).or_default().clone();
-        let model = cell.get_or_try_init(|| self.load(&card)).await?;
+        let model = cell.get_or_try_init(|| self.load(card)).await?;
         Ok(model.clone())
     }
 
@@ -142,6 +149,23 @@ impl Cluster {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// Tells the log which models came and went.
+    fn log_models(&mut self) {
+        let cards = self.links.iter().filter(|link| !link.is_broken()).flat_map(|link| link.cards());
+        let served: BTreeSet<String> = cards.map(|card| card.name.clone()).collect();
+        for model in served.difference(&self.served) {
+            tracing::info!(model, "a model is served");
+        }
+        for model in self.served.difference(&served) {
+            tracing::warn!(model, "a model is served no more");
+        }
+        self.served = served;
     }
 }
 

@@ -53,9 +53,9 @@ pub struct EngineConfig {
     pub client_buffer: usize,
     /// How long they may pause before the client is dropped.
     pub slow_client: Duration,
-    /// How often a request may move.
+    /// How many schedulers a request may lose.
     pub max_moves: u32,
-    /// How long a move may take.
+    /// How long a request may be without a scheduler that has a worker for it, between two outputs.
     pub move_deadline: Duration,
     /// Texts that are tokenized at a time.
     pub text_threads: usize,
@@ -107,6 +107,11 @@ struct Guard {
 
 // === impl EngineConfig ===
 
+impl EngineConfig {
+    /// Default of `move_deadline`: outlasts the restart of a worker with a model of moderate size.
+    pub const MOVE_DEADLINE: Duration = Duration::from_secs(30);
+}
+
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
@@ -115,7 +120,7 @@ impl Default for EngineConfig {
             client_buffer: 256,
             slow_client: Duration::from_secs(60),
             max_moves: 3,
-            move_deadline: Duration::from_secs(30),
+            move_deadline: Self::MOVE_DEADLINE,
             text_threads: std::thread::available_parallelism().map_or(1, usize::from).div_ceil(2),
         }
     }
@@ -221,7 +226,7 @@ impl Shared {
             if request.place_on(&link) {
                 // If it broke meanwhile, its text thread may not have seen this request.
                 if link.is_broken() {
-                    self.displace(request, &link);
+                    self.displace(request, &link, true);
                 }
                 return Placed::Yes;
             }
@@ -232,11 +237,11 @@ impl Shared {
 
     /// Takes a step's outputs: runs on the link's text thread.
     fn take_step(self: &Arc<Self>, link: &Arc<Link>, output: StepOutput) {
-        let mut current: Option<Batch> = None;
+        let (mut current, mut moved): (Option<Batch>, u32) = (None, 0);
         for sequence in output.sequences {
             if current.as_ref().is_none_or(|batch| batch.request.id != sequence.request) {
                 if let Some(batch) = current.take() {
-                    self.deliver(link, batch);
+                    moved += u32::from(self.deliver(link, batch));
                 }
                 current = self.table.get(sequence.request).map(Batch::new);
             }
@@ -247,13 +252,20 @@ impl Shared {
             }
         }
         if let Some(batch) = current {
-            self.deliver(link, batch);
+            moved += u32::from(self.deliver(link, batch));
+        }
+        if moved > 0 {
+            tracing::info!(
+                scheduler = link.scheduler,
+                streams = moved,
+                "moving streams: their worker is lost"
+            );
         }
     }
 
     /// Hands a batch to the client, even an empty one if it tells that the request was admitted. Then sees to
-    /// what ended the request here.
-    fn deliver(self: &Arc<Self>, link: &Arc<Link>, batch: Batch) {
+    /// what ended the request here: whether it moves.
+    fn deliver(self: &Arc<Self>, link: &Arc<Link>, batch: Batch) -> bool {
         let Batch { request, deltas, admitted, end } = batch;
         let finished = matches!(end, Some(Taken::Finished));
         if finished {
@@ -263,10 +275,12 @@ impl Shared {
             self.send(&request, deltas, finished);
         }
         match end {
-            Some(Taken::Displaced) => self.displace(&request, link),
+            // One that took it for a model that it doesn't have contradicts itself: that counts, so that it ends.
+            Some(Taken::Displaced { unannounced }) => return self.displace(&request, link, unannounced),
             Some(Taken::Failed(error)) => self.fail(&request, error),
             Some(Taken::Finished | Taken::Running { .. }) | None => {}
         }
+        false
     }
 
     fn send(self: &Arc<Self>, request: &Arc<Request>, deltas: Vec<Delta>, finished: bool) {
@@ -304,9 +318,9 @@ impl Shared {
         }
     }
 
-    /// Moves a request that can't go on where it is.
-    fn displace(self: &Arc<Self>, request: &Arc<Request>, link: &Arc<Link>) {
-        let Some(moves) = request.leave(link) else { return };
+    /// Moves a request that can't go on where it is. Whether it was there.
+    fn displace(self: &Arc<Self>, request: &Arc<Request>, link: &Arc<Link>, counts: bool) -> bool {
+        let Some(moves) = request.leave(link, counts) else { return false };
         metrics::counter!("volley_router_moves_total").increment(1);
         if moves > self.config.max_moves {
             let message = format!("it moved {} times", self.config.max_moves);
@@ -314,12 +328,14 @@ impl Shared {
         } else {
             self.runtime.spawn(self.clone().find_place(request.clone()));
         }
+        true
     }
 
-    /// Submits a request as soon as a link will have it.
+    /// Submits a request as soon as a link will have it. The one place where requests wait for a worker.
     async fn find_place(self: Arc<Self>, request: Arc<Request>) {
         let mut changed = self.cluster.changed();
-        let deadline = time::Instant::now() + self.config.move_deadline;
+        let bound = self.config.move_deadline;
+        let deadline = request.deadline(bound);
         loop {
             changed.mark_unchanged();
             if matches!(self.place(&request), Placed::Yes) {
@@ -330,7 +346,7 @@ impl Shared {
                 () = time::sleep(OUTBOX_RETRY) => {}
                 () = request.out.closed() => return self.table.end(request.id),
                 () = time::sleep_until(deadline) => {
-                    let message = "no scheduler took it over in time".to_owned();
+                    let message = format!("no worker took it over within {} s", bound.as_secs_f64());
                     return self.fail(&request, StartError::Unavailable { message, retry_after: RETRY_AFTER });
                 }
             }
@@ -361,8 +377,9 @@ impl Sink for Shared {
     }
 
     fn abandon(self: &Arc<Self>, link: &Arc<Link>) {
-        for request in self.table.all() {
-            self.displace(&request, link);
+        let moved = self.table.all().iter().filter(|request| self.displace(request, link, true)).count();
+        if moved > 0 {
+            tracing::info!(scheduler = link.scheduler, streams = moved, "moving streams: the link is lost");
         }
     }
 }

@@ -60,6 +60,8 @@ pub(crate) struct Link {
 #[derive(Default)]
 struct Report {
     cards: Vec<Arc<ModelCard>>,
+    /// Counts the lists of models.
+    lists: u64,
     load: Load,
 }
 
@@ -181,7 +183,10 @@ impl Link {
                     }
                 }
                 Some(scheduler_message::Message::Models(models)) => {
-                    self.report().cards = models.cards.into_iter().map(Arc::new).collect();
+                    let mut report = self.report();
+                    report.cards = models.cards.into_iter().map(Arc::new).collect();
+                    report.lists += 1;
+                    drop(report);
                     models_changed();
                 }
                 Some(scheduler_message::Message::Load(load)) => {
@@ -227,6 +232,11 @@ impl Link {
     /// The models that the scheduler serves.
     pub(crate) fn cards(&self) -> Vec<Arc<ModelCard>> {
         self.report().cards.clone()
+    }
+
+    /// How often the scheduler has said what it serves.
+    pub(crate) fn lists(&self) -> u64 {
+        self.report().lists
     }
 
     pub(crate) fn serves(&self, hash: &str) -> bool {

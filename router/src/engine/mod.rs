@@ -36,7 +36,7 @@ pub trait Generate: Send + Sync + 'static {
     /// The models that some scheduler serves now, by name; one card per name.
     fn models(&self) -> Vec<Arc<ModelCard>>;
 
-    /// The model of a bare name, with its tokenizer and template: fetched on first use, then cached by hash.
+    /// The model of a bare name (in any case), with its tokenizer and template: fetched on first use, then cached by hash.
     fn model(&self, name: &str) -> impl Future<Output = Result<Arc<Model>, ModelError>> + Send;
 
     /// Starts a generation. Resolves once it is admitted: with the first output of the scheduler, or its

@@ -5,7 +5,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Duration, Instant},
+};
 use volley_proto::v1::{
     self, Failure, FinishReason, Kind, Logprobs, ScoreRange, SequenceOutput, Submission, failure,
 };
@@ -44,7 +47,16 @@ struct Live {
     place: Place,
     /// Outputs of older attempts are dropped.
     attempt: u32,
+    /// Those that count: away from a scheduler that was lost, not from one that lost its workers.
     moves: u32,
+    /// Worker deaths that it was running at.
+    deaths: u32,
+    /// Since when it has been nowhere although it should be somewhere.
+    placeless: Option<Instant>,
+    /// What its scheduler had said of its models when it was given this: [`Link::lists`].
+    lists: u64,
+    /// How long it has been so before, since its last output.
+    waited: Duration,
     admitted: bool,
     cached_tokens: Option<u32>,
     choices: Vec<Choice>,
@@ -88,8 +100,9 @@ pub(crate) enum Taken {
     Running { admitted: bool },
     /// Every choice has finished.
     Finished,
-    /// The scheduler has no worker for it: another may.
-    Displaced,
+    /// The scheduler has no worker for it: another may. `unannounced`: it hasn't said meanwhile that its models
+    /// changed.
+    Displaced { unannounced: bool },
     /// It can't go on.
     Failed(StartError),
 }
@@ -132,6 +145,10 @@ impl Request {
             place: Place::Nowhere,
             attempt: 0,
             moves: 0,
+            deaths: 0,
+            placeless: None,
+            lists: 0,
+            waited: Duration::ZERO,
             admitted: false,
             cached_tokens: None,
             choices,
@@ -164,12 +181,21 @@ impl Request {
         if !matches!(live.place, Place::Nowhere) {
             return true;
         }
-        let order = self.order(&live);
+        let (order, lists) = (self.order(&live), link.lists());
         let placed = link.submit(order);
         if placed {
-            live.place = Place::On(link.clone());
+            (live.place, live.lists) = (Place::On(link.clone()), lists);
+            let waited = live.placeless.take().map_or(Duration::ZERO, |since| since.elapsed());
+            live.waited += waited;
         }
         placed
+    }
+
+    /// Until when it may go without a place, if it may for `bound` between two outputs.
+    pub(crate) fn deadline(&self, bound: Duration) -> Instant {
+        let mut live = self.live();
+        let since = *live.placeless.get_or_insert_with(Instant::now);
+        since + bound.saturating_sub(live.waited)
     }
 
     /// Takes an output of the scheduler and adds what it gives to `batch`.
@@ -182,12 +208,14 @@ impl Request {
         let link = link.clone();
         if let Some(failure) = output.failure {
             if failure.reason() == failure::Reason::NoWorker {
-                return Taken::Displaced;
+                live.deaths = live.deaths.max(failure.deaths);
+                return Taken::Displaced { unannounced: link.lists() == live.lists };
             }
             live.place = Place::Ended;
             link.cancel(self.id, live.attempt, None);
             return Taken::Failed(start_error(failure));
         }
+        live.waited = Duration::ZERO;
         let first = !std::mem::replace(&mut live.admitted, true);
         live.cached_tokens = live.cached_tokens.or(output.cached_tokens);
         let choice = output.choice as usize;
@@ -252,13 +280,14 @@ impl Request {
         Ok(())
     }
 
-    /// Takes it off `link`, where it can't go on. `None` if it isn't there; else how often it has moved.
-    pub(crate) fn leave(&self, link: &Arc<Link>) -> Option<u32> {
+    /// Takes it off `link`, where it can't go on. `None` if it isn't there; else how many moves of it count,
+    /// this one if `counts`.
+    pub(crate) fn leave(&self, link: &Arc<Link>, counts: bool) -> Option<u32> {
         let mut live = self.live();
         if !matches!(&live.place, Place::On(at) if Arc::ptr_eq(at, link)) {
             return None;
         }
-        live.moves += 1;
+        live.moves += u32::from(counts);
         live.unplace();
         Some(live.moves)
     }
@@ -294,6 +323,7 @@ impl Request {
         let count = if header.kind() == Kind::Score { 1 } else { live.choices.len() };
         header.choices = choices.take(count).collect();
         header.score = header.score.filter(|_| live.echo.is_some());
+        header.deaths = live.deaths;
         Order { request: self.id, attempt: live.attempt, header, prompt: self.prompt.clone() }
     }
 
@@ -389,7 +419,7 @@ fn sampling(generation: &Generation) -> v1::Sampling {
 }
 
 fn start_error(failure: Failure) -> StartError {
-    let retry_after = std::time::Duration::from_millis(failure.retry_after_ms.unwrap_or(1000));
+    let retry_after = Duration::from_millis(failure.retry_after_ms.unwrap_or(1000));
     let reason = failure.reason();
     let message = failure.message;
     match reason {

@@ -80,6 +80,7 @@ impl<S: Sink> Links<S> {
             match Link::open(&self.transport, &member.address, self.router_id.clone(), &self.shutdown).await {
                 Ok((link, inbound)) => {
                     backoff = BACKOFF.0;
+                    tracing::info!(scheduler = id, address = member.address, "linked to a scheduler");
                     let error = self.serve(&link, inbound).await;
                     if self.shutdown.is_cancelled() {
                         return id; // this end broke it off

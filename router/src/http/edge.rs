@@ -54,6 +54,7 @@ pub(crate) fn routes<E: Generate>(app: Arc<App<E>>) -> Router {
         .route("/models", get(api::models::list::<E>))
         .route("/models/{*id}", get(api::models::retrieve::<E>))
         .route_layer(middleware::from_fn_with_state(app.clone(), admit::<E>))
+        .route("/", get(api::health::root))
         .route("/health", get(api::health::health))
         .route("/healthz", get(api::health::health))
         .route("/ready", get(api::health::ready::<E>))
@@ -101,10 +102,11 @@ pub(crate) async fn serve(routes: Router, request: Request) -> Result<Response, 
     };
     if let Some(error) = response.extensions().get::<Arc<ApiError>>() {
         let mut rendered = error.respond(&exchange.id);
-        // What the route said beside the error: `Allow`, the rates.
-        for (name, value) in response.headers() {
-            rendered.headers_mut().entry(name).or_insert_with(|| value.clone());
-        }
+        // What the route said beside the error; its length was that of an empty body.
+        let said = response.headers().iter();
+        let kept =
+            said.filter(|(name, _)| *name == header::ALLOW || name.as_str().starts_with("x-ratelimit-"));
+        rendered.headers_mut().extend(kept.map(|(name, value)| (name.clone(), value.clone())));
         response = rendered;
     }
     finish_headers(response.headers_mut(), &exchange, origin);

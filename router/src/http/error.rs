@@ -11,6 +11,9 @@ use serde::Serialize;
 
 use crate::engine::{ModelError, StartError, StreamError, TextError};
 
+/// How much of a model's name an error repeats.
+const NAME_SHOWN: usize = 128;
+
 /// Why a request was not, or not completely, answered.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ApiError {
@@ -27,9 +30,9 @@ pub enum ApiError {
     /// The client must present a good key: 401.
     #[error("{0}")]
     Unauthorized(&'static str),
-    /// The client must name another model: 404. Fireworks' SDK looks for this very sentence.
-    #[error("Model not found, inaccessible, and/or not deployed")]
-    ModelNotFound,
+    /// The client must name another model: 404. Fireworks' SDK looks for the first sentence as it is.
+    #[error("Model not found, inaccessible, and/or not deployed: {0}. GET /v1/models lists what is served.")]
+    ModelNotFound(String),
     /// Nothing lives at this path: 404.
     #[error("Path not found: {0}")]
     PathNotFound(String),
@@ -66,10 +69,8 @@ pub enum ApiError {
         /// When to try again.
         retry_after: Duration,
     },
-    /// The model is known, but nothing serves it yet: 503, in Fireworks' words.
-    #[error(
-        "Deployment is currently scaled to zero and is scaling up. Please retry your request in a few minutes."
-    )]
+    /// The model is known, but nothing serves it: 503, with Fireworks' code for it.
+    #[error("No worker serves this model now. Please retry your request in a moment.")]
     Loading {
         /// When to try again.
         retry_after: Duration,
@@ -143,6 +144,15 @@ impl ApiError {
         Self::Invalid { code, param: None, message: message.into() }
     }
 
+    /// Why the model that a request names can't be had.
+    pub(crate) fn model(error: ModelError, requested: &str) -> Self {
+        match error {
+            ModelError::NotFound => Self::ModelNotFound(requested.chars().take(NAME_SHOWN).collect()),
+            ModelError::NotReady { retry_after } => Self::Loading { retry_after },
+            ModelError::Invalid(reason) => Self::Internal(reason),
+        }
+    }
+
     /// A text fault, blamed on the field that the text came from.
     pub(crate) fn text(error: TextError, param: &str) -> Self {
         match error {
@@ -165,7 +175,7 @@ impl ApiError {
         match self {
             Self::Invalid { code, .. } => (StatusCode::BAD_REQUEST, REQUEST, code),
             Self::Unauthorized(_) => (StatusCode::UNAUTHORIZED, "error", "UNAUTHORIZED"),
-            Self::ModelNotFound | Self::PathNotFound(_) => (StatusCode::NOT_FOUND, "error", "NOT_FOUND"),
+            Self::ModelNotFound(_) | Self::PathNotFound(_) => (StatusCode::NOT_FOUND, "error", "NOT_FOUND"),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, "method_not_allowed"),
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, REQUEST, "request_timeout"),
             Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, "payload_too_large"),
@@ -186,7 +196,7 @@ impl ApiError {
     fn param(&self) -> Option<&str> {
         match self {
             Self::Invalid { param, .. } => param.as_deref(),
-            Self::ModelNotFound => Some("model"),
+            Self::ModelNotFound(_) => Some("model"),
             _ => None,
         }
     }
@@ -238,16 +248,6 @@ impl IntoResponse for ApiError {
         let mut response = self.status().into_response();
         response.extensions_mut().insert(Arc::new(self));
         response
-    }
-}
-
-impl From<ModelError> for ApiError {
-    fn from(error: ModelError) -> Self {
-        match error {
-            ModelError::NotFound => Self::ModelNotFound,
-            ModelError::NotReady { retry_after } => Self::Loading { retry_after },
-            ModelError::Invalid(reason) => Self::Internal(reason),
-        }
     }
 }
 

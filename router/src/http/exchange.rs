@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::atomic::{AtomicU16, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU16, AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -22,6 +25,10 @@ pub(crate) struct Exchange {
     started: Instant,
     /// 0: not finished.
     status: AtomicU16,
+    /// The model that answers.
+    model: OnceLock<String>,
+    prompt_tokens: AtomicU64,
+    completion_tokens: AtomicU64,
 }
 
 /// Marks a response whose body finishes the exchange itself.
@@ -40,12 +47,32 @@ impl Exchange {
     /// `route`: a canonical path, or a name for all that have none.
     pub(crate) fn new(headers: &HeaderMap, path: String, route: &'static str) -> Self {
         let id = request_id(headers);
-        Self { id, path, route, started: Instant::now(), status: AtomicU16::new(0) }
+        Self {
+            id,
+            path,
+            route,
+            started: Instant::now(),
+            status: AtomicU16::new(0),
+            model: OnceLock::new(),
+            prompt_tokens: AtomicU64::new(0),
+            completion_tokens: AtomicU64::new(0),
+        }
     }
 
     /// The answer is complete. Only the first call counts.
     pub(crate) fn finish(&self, status: StatusCode) {
         let _ = self.status.compare_exchange(0, status.as_u16(), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// A model was given so many tokens, to answer with others.
+    pub(crate) fn asks(&self, model: &str, prompt_tokens: u64) {
+        let _ = self.model.set(model.to_owned()); // a request asks once
+        self.prompt_tokens.store(prompt_tokens, Ordering::Relaxed);
+    }
+
+    /// A choice of the answer is complete, with so many tokens.
+    pub(crate) fn generated(&self, tokens: u64) {
+        self.completion_tokens.fetch_add(tokens, Ordering::Relaxed);
     }
 
     /// Since the request's headers were read.
@@ -68,10 +95,24 @@ impl Drop for Exchange {
             status => status,
         };
         let seconds = self.elapsed().as_secs_f64();
-        if OPERATORS.contains(&self.route) {
-            tracing::trace!(id = self.id, path = self.path, status, seconds, "answered");
-        } else {
-            tracing::info!(id = self.id, path = self.path, status, seconds, "answered");
+        // To a tenth of a millisecond: less would be written as a power of ten.
+        let (id, path, shown) = (&self.id, &self.path, (seconds * 1e4).round() / 1e4);
+        let (prompt, completion) = (self.prompt_tokens.get_mut(), self.completion_tokens.get_mut());
+        match self.model.get() {
+            _ if OPERATORS.contains(&self.route) => {
+                tracing::trace!(id, path, status, seconds = shown, "answered");
+            }
+            None => tracing::info!(id, path, status, seconds = shown, "answered"),
+            Some(model) => tracing::info!(
+                id,
+                path,
+                status,
+                seconds = shown,
+                model,
+                prompt_tokens = *prompt,
+                completion_tokens = *completion,
+                "answered"
+            ),
         }
         metrics::counter!("volley_http_requests_total", "route" => self.route, "status" => status.to_string())
             .increment(1);

@@ -62,6 +62,7 @@ pub async fn serve<E: Generate>(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    crate::telemetry::describe();
     listener.local_addr().map_err(Error::Listener)?;
     let (grace, closing) = (config.grace, CancellationToken::new());
     let app = Arc::new(App {

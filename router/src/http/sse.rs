@@ -140,6 +140,7 @@ impl<E: Events> EventStream<E> {
 
     fn batch(&mut self, batch: Vec<Delta>) {
         for delta in batch {
+            self.exchange.generated(delta.finish.map_or(0, |finish| finish.completion_tokens.into()));
             self.events.delta(delta, &mut self.out);
         }
         self.last = Instant::now();

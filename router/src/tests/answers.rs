@@ -191,9 +191,21 @@ async fn special_tokens_in_messages_are_text_unless_the_request_says_otherwise()
 #[tokio::test]
 async fn a_model_answers_to_all_its_names_and_the_answer_repeats_them() {
     let alias = ("accounts/fireworks/models/llama-v2-7b-chat".to_owned(), "tiny".to_owned());
-    let client = Client::with(Config { aliases: vec![alias], ..Config::default() });
+    let nowhere = ("elsewhere".to_owned(), "nope".to_owned());
+    let client = Client::with(Config { aliases: vec![alias, nowhere], ..Config::default() });
+    let listed: Vec<String> = client.get("/v1/models").await.json()["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|model| model["id"].as_str().unwrap().to_owned())
+        .filter(|id| !id.ends_with("loading"))
+        .collect();
+    assert!(listed.contains(&"accounts/fireworks/models/llama-v2-7b-chat".to_owned()), "{listed:?}");
+    assert!(!listed.contains(&"elsewhere".to_owned()), "an alias of nothing: {listed:?}");
     for name in [
         "tiny",
+        "Tiny",
+        "Accounts/Fireworks/models/TINY",
         "accounts/fireworks/models/tiny",
         "fireworks/tiny",
         "accounts/fireworks/models/tiny#accounts/fireworks/deployments/abc",

@@ -1,18 +1,19 @@
 //! Which worker gets a request. One per scheduler.
 //!
 //! Knows every live sequence and the worker it is on, so that a cancel finds it and a lost worker's
-//! sequences find another. Those that have no worker wait here, for a bounded time.
+//! sequences find another. Those that find none go back to their router at once: it knows the other
+//! schedulers, and is the one place that waits.
 //!
 //! The choice today is the fewest outstanding tokens. A prefix index and affinity by session will weigh in
 //! where [`Placement::choose`] compares: everything they need to know passes through here.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
-use volley_proto::v1::failure::Reason;
+use volley_proto::v1::{self, failure::Reason};
 
 use super::{
     sequence::{Output, Sequence, failure},
-    types::{LinkId, Millis, SequenceKey, TokenCount, WorkerId},
+    types::{LinkId, SequenceKey, TokenCount, WorkerId},
 };
 
 /// A sequence that was running at this many worker deaths isn't given another worker: it may be the reason.
@@ -31,23 +32,11 @@ pub struct Facts {
     pub context: TokenCount,
 }
 
-/// How long and how much may wait for a worker.
-#[derive(Clone, Copy, Debug)]
-pub struct Patience {
-    /// After this a sequence without a worker fails.
-    pub wait: Duration,
-    /// Sequences without a worker, at most.
-    pub sequences: usize,
-}
-
 /// All live sequences and where they are.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Placement {
-    patience: Patience,
     workers: BTreeMap<WorkerId, Worker>,
     live: BTreeMap<SequenceKey, Live>,
-    /// In order of arrival, each with the time when it gives up.
-    homeless: Vec<(Millis, Sequence)>,
     moves: u64,
 }
 
@@ -60,7 +49,7 @@ struct Worker {
 
 #[derive(Clone, Copy, Debug)]
 struct Live {
-    worker: Option<WorkerId>,
+    worker: WorkerId,
     tokens: TokenCount,
 }
 
@@ -88,29 +77,13 @@ pub enum Action {
 // === impl Placement ===
 
 impl Placement {
-    /// No workers yet.
-    pub fn new(patience: Patience) -> Self {
-        let (workers, live) = (BTreeMap::new(), BTreeMap::new());
-        Self { patience, workers, live, homeless: Vec::new(), moves: 0 }
-    }
-
-    /// A worker is connected. Those that wait for its model go to it.
-    pub fn worker_joined(&mut self, now: Millis, id: WorkerId, facts: Facts, out: &mut Vec<Action>) {
+    /// A worker is connected.
+    pub fn worker_joined(&mut self, id: WorkerId, facts: Facts) {
         self.workers.insert(id, Worker { facts, outstanding: 0 });
-        let homeless = std::mem::take(&mut self.homeless);
-        for (patience, request) in requests(homeless) {
-            self.place(now, Some(patience), request, out);
-        }
     }
 
     /// A worker is lost, with `sequences` unfinished; more of them may follow.
-    pub fn worker_left(
-        &mut self,
-        now: Millis,
-        id: WorkerId,
-        sequences: Vec<Sequence>,
-        out: &mut Vec<Action>,
-    ) {
+    pub fn worker_left(&mut self, id: WorkerId, sequences: Vec<Sequence>, out: &mut Vec<Action>) {
         self.workers.remove(&id);
         let mut moving = Vec::new();
         for sequence in sequences {
@@ -123,22 +96,21 @@ impl Placement {
                 out.push(Action::Report(sequence.fail(failure(Reason::GaveUp, message))));
                 continue;
             }
-            self.moves += u64::from(sequence.deaths > 0);
-            moving.push((Millis::default(), sequence));
+            moving.push(sequence);
         }
-        for (_, request) in requests(moving) {
-            self.place(now, None, request, out);
+        for request in requests(moving) {
+            let ran = request.iter().filter(|sequence| sequence.deaths > 0).count();
+            if self.place(request, out) {
+                self.moves += ran as u64;
+            }
         }
     }
 
     /// A request has arrived: its sequences, one per choice. An older attempt at it is cancelled.
-    pub fn submit(&mut self, now: Millis, request: Vec<Sequence>, out: &mut Vec<Action>) {
+    pub fn submit(&mut self, request: Vec<Sequence>, out: &mut Vec<Action>) {
         let Some(SequenceKey { link, request: number, .. }) = request.first().map(|s| s.key) else { return };
         self.cancel(link, number, None, out);
-        for sequence in &request {
-            self.live.insert(sequence.key, Live { worker: None, tokens: 0 });
-        }
-        self.place(now, None, request, out);
+        self.place(request, out);
     }
 
     /// A sequence has said its last.
@@ -161,54 +133,32 @@ impl Placement {
         self.cancel_all(keys, out);
     }
 
-    /// Fails those that have waited for a worker for too long.
-    pub fn expire(&mut self, now: Millis, out: &mut Vec<Action>) {
-        let (late, waiting) = std::mem::take(&mut self.homeless)
-            .into_iter()
-            .partition(|(patience, s)| *patience < now || s.spec.deadline.is_some_and(|d| d < now));
-        self.homeless = waiting;
-        for (_, sequence) in late {
-            self.live.remove(&sequence.key);
-            let no_worker = failure(Reason::NoWorker, "no worker serves this model");
-            out.push(Action::Report(sequence.fail(no_worker)));
-        }
-    }
-
-    /// Sequences without a worker.
-    pub fn homeless(&self) -> impl Iterator<Item = &Sequence> {
-        self.homeless.iter().map(|(_, sequence)| sequence)
-    }
-
     /// Live sequences, wherever they are.
     pub fn live(&self) -> usize {
         self.live.len()
     }
 
-    /// Sequences that lost a worker that was running them, and were given another or wait for one.
+    /// Sequences that lost a worker that was running them, and were given another here.
     pub fn moves(&self) -> u64 {
         self.moves
     }
 
-    /// Gives live sequences of one request a worker, or lets them wait until `patience`.
-    fn place(
-        &mut self,
-        now: Millis,
-        patience: Option<Millis>,
-        mut request: Vec<Sequence>,
-        out: &mut Vec<Action>,
-    ) {
+    /// Gives one request's sequences a worker, or else back to the router. Whether there was one.
+    fn place(&mut self, mut request: Vec<Sequence>, out: &mut Vec<Action>) -> bool {
         let Some(worker) = self.choose(&request) else {
-            return self.wait(patience.unwrap_or(now.after(self.patience.wait)), request, out);
+            self.hand_back(&request, out);
+            return false;
         };
         if let Some(chosen) = self.workers.get_mut(&worker) {
             for sequence in &mut request {
                 sequence.numerics_class.clone_from(&chosen.facts.numerics_class);
                 let tokens = sequence.kv_tokens(chosen.facts.context);
                 chosen.outstanding += tokens;
-                self.live.insert(sequence.key, Live { worker: Some(worker), tokens });
+                self.live.insert(sequence.key, Live { worker, tokens });
             }
         }
         out.push(Action::Run { worker, sequences: request });
+        true
     }
 
     /// Of the workers that serve the model: one that can hold the request at all, whose bytes are equal to
@@ -228,26 +178,21 @@ impl Placement {
             .map(|(&id, _)| id)
     }
 
-    fn wait(&mut self, patience: Millis, request: Vec<Sequence>, out: &mut Vec<Action>) {
-        let full = self.homeless.len() + request.len() > self.patience.sequences;
+    /// The request as a whole moves: the deaths of any of its sequences are the request's.
+    fn hand_back(&mut self, request: &[Sequence], out: &mut Vec<Action>) {
+        let deaths = request.iter().map(|sequence| sequence.deaths).max().unwrap_or(0);
         for sequence in request {
-            if full && !sequence.moved {
-                self.live.remove(&sequence.key);
-                let refusal = failure(Reason::NoWorker, "no worker serves this model, and many wait for one");
-                out.push(Action::Report(sequence.fail(refusal)));
-            } else {
-                self.live.insert(sequence.key, Live { worker: None, tokens: 0 });
-                self.homeless.push((patience, sequence));
-            }
+            self.live.remove(&sequence.key);
+            let no_worker = failure(Reason::NoWorker, "no worker serves this model");
+            out.push(Action::Report(sequence.fail(v1::Failure { deaths, ..no_worker })));
         }
     }
 
     fn cancel_all(&mut self, keys: Vec<SequenceKey>, out: &mut Vec<Action>) {
         let mut by_worker: BTreeMap<WorkerId, Vec<SequenceKey>> = BTreeMap::new();
         for key in keys {
-            match self.forget(&key).and_then(|live| live.worker) {
-                Some(worker) => by_worker.entry(worker).or_default().push(key),
-                None => self.homeless.retain(|(_, sequence)| sequence.key != key),
+            if let Some(live) = self.forget(&key) {
+                by_worker.entry(live.worker).or_default().push(key);
             }
         }
         out.extend(by_worker.into_iter().map(|(worker, keys)| Action::Cancel { worker, keys }));
@@ -255,7 +200,7 @@ impl Placement {
 
     fn forget(&mut self, key: &SequenceKey) -> Option<Live> {
         let live = self.live.remove(key)?;
-        if let Some(worker) = live.worker.and_then(|id| self.workers.get_mut(&id)) {
+        if let Some(worker) = self.workers.get_mut(&live.worker) {
             worker.outstanding -= live.tokens;
         }
         Some(live)
@@ -263,13 +208,13 @@ impl Placement {
 }
 
 /// Groups neighbours of one request: its choices share a prompt, and should share a worker.
-fn requests(sequences: Vec<(Millis, Sequence)>) -> Vec<(Millis, Vec<Sequence>)> {
-    let mut groups: Vec<(Millis, Vec<Sequence>)> = Vec::new();
-    for (patience, sequence) in sequences {
+fn requests(sequences: Vec<Sequence>) -> Vec<Vec<Sequence>> {
+    let mut groups: Vec<Vec<Sequence>> = Vec::new();
+    for sequence in sequences {
         let same = |s: &Sequence| (s.key.link, s.key.request) == (sequence.key.link, sequence.key.request);
         match groups.last_mut() {
-            Some((_, group)) if group.last().is_some_and(same) => group.push(sequence),
-            _ => groups.push((patience, vec![sequence])),
+            Some(group) if group.last().is_some_and(same) => group.push(sequence),
+            _ => groups.push(vec![sequence]),
         }
     }
     groups

@@ -198,5 +198,5 @@ impl Output {
 
 /// A failure without a hint when to try again.
 pub fn failure(reason: Reason, message: impl Into<String>) -> v1::Failure {
-    v1::Failure { reason: reason.into(), message: message.into(), retry_after_ms: None }
+    v1::Failure { reason: reason.into(), message: message.into(), ..Default::default() }
 }

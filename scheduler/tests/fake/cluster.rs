@@ -107,11 +107,8 @@ impl Cluster {
     }
 
     pub fn scheduler(&self, id: &str) -> Scheduler {
-        let config = Config {
-            step_deadline: Duration::from_secs(2),
-            worker_wait: Duration::from_millis(100),
-            ..Config::new(id, format!("inproc://{id}"))
-        };
+        let config =
+            Config { step_deadline: Duration::from_secs(2), ..Config::new(id, format!("inproc://{id}")) };
         let (readiness, shutdown) = (config.readiness.clone(), CancellationToken::new());
         let served = serve(
             config,

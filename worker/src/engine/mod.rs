@@ -117,11 +117,11 @@ impl<B: Backend> Engine<B> {
         if let Some(current) = self.epoch
             && epoch <= current
         {
-            let message = format!("fenced: {epoch:?} is not above {current:?}");
+            let message = format!("fenced: {epoch} is not above {current}");
             let _ = results.try_send(Err(Status::failed_precondition(message))); // else it is gone already
             return;
         }
-        self.disown(Some(Status::aborted(format!("superseded by {epoch:?}"))));
+        self.disown(Some(Status::aborted(format!("superseded by {epoch}"))));
         self.epoch = Some(epoch);
         self.owner = Some(Owner { results, _alive: alive, last_step: None });
         self.send(Message::Hello(hello));
@@ -189,6 +189,12 @@ impl<B: Backend> Engine<B> {
 }
 
 // === impl Epoch ===
+
+impl std::fmt::Display for Epoch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.claim, self.connection)
+    }
+}
 
 impl From<v1::Epoch> for Epoch {
     fn from(v1::Epoch { claim, connection }: v1::Epoch) -> Self {

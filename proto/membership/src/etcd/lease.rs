@@ -6,7 +6,10 @@ use etcd_client::{Client, PutOptions};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::retry::{Backoff, CALL, once, retry};
+use super::{
+    reach::Reach,
+    retry::{Backoff, CALL, once, retry},
+};
 use crate::Error;
 
 /// How long a dead member stays in the cluster.
@@ -25,10 +28,10 @@ pub(crate) struct Lease {
 
 impl Lease {
     /// Starts holding `key` = `value` under a lease.
-    pub(super) fn start(client: Client, key: String, value: String) -> Self {
+    pub(super) fn start(client: Client, reach: Reach, key: String, value: String) -> Self {
         let (sender, id) = watch::channel(None);
         let stop = CancellationToken::new();
-        tokio::spawn(hold(client, key, value, sender, stop.clone()));
+        tokio::spawn(hold((client, reach), key, value, sender, stop.clone()));
         Self { id, stop: stop.drop_guard() }
     }
 
@@ -56,14 +59,14 @@ fn no_lease() -> Error {
 }
 
 async fn hold(
-    client: Client,
+    (client, reach): (Client, Reach),
     key: String,
     value: String,
     id: watch::Sender<Option<i64>>,
     stop: CancellationToken,
 ) {
     let mut held = None;
-    let _ = stop.run_until_cancelled(keep(&client, &key, &value, &id, &mut held)).await;
+    let _ = stop.run_until_cancelled(keep((&client, &reach), &key, &value, &id, &mut held)).await;
     if let Some(lease) = held {
         let revoked = retry(|| {
             let mut client = client.clone();
@@ -77,7 +80,7 @@ async fn hold(
 
 /// Never returns. `held` is the lease to revoke if this future is dropped.
 async fn keep(
-    client: &Client,
+    (client, reach): (&Client, &Reach),
     key: &str,
     value: &str,
     id: &watch::Sender<Option<i64>>,
@@ -87,6 +90,7 @@ async fn keep(
     loop {
         match grant(client, key, value, held).await {
             Ok(lease) => {
+                reach.found();
                 tracing::info!(key, "registered");
                 id.send_replace(Some(lease));
                 backoff.reset();
@@ -95,7 +99,9 @@ async fn keep(
                 id.send_replace(None);
                 *held = None;
             }
-            Err(error) => tracing::warn!(key, %error, "cannot register yet"),
+            Err(error) => {
+                reach.lost(&error);
+            }
         }
         backoff.pause().await;
     }

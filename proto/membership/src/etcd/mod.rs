@@ -4,11 +4,13 @@
 //! view.rs    a prefix as a map, kept current by watch
 //! lease.rs   a registration's lease, kept alive and replaced when lost
 //! retry.rs   a deadline and a bounded number of tries around every call
+//! reach.rs   whether etcd answers, for the log
 //! ```
 //!
 //! Nothing here fails because etcd isn't up yet: views stay as they are, registrations keep trying.
 
 mod lease;
+mod reach;
 mod retry;
 mod view;
 
@@ -18,7 +20,7 @@ use etcd_client::{Client, Compare, CompareOp, ConnectOptions, KeyValue, PutOptio
 use tokio::sync::watch;
 
 pub(crate) use self::lease::Lease;
-use self::{retry::retry, view::View};
+use self::{reach::Reach, retry::retry, view::View};
 use crate::{Claim, Claims, Error, Member, Members, Membership, Registration, Role};
 
 /// Where the keys stand unless told otherwise.
@@ -27,6 +29,7 @@ pub const DEFAULT_PREFIX: &str = "/volley";
 /// Membership in an etcd cluster.
 pub struct Etcd {
     client: Client,
+    reach: Reach,
     prefix: String,
     // Started when first asked for: a worker watches nothing, a router only the schedulers.
     workers: OnceLock<View<Member>>,
@@ -52,6 +55,7 @@ impl Etcd {
             .map_err(|e| Error::Endpoints(format!("{}: {e}", endpoints.join(","))))?;
         Ok(Self {
             client,
+            reach: Reach::new(endpoints),
             prefix: prefix.trim_end_matches('/').to_owned(),
             workers: OnceLock::new(),
             schedulers: OnceLock::new(),
@@ -73,7 +77,7 @@ impl Membership for Etcd {
     async fn register(&self, role: Role, member: Member) -> Result<Registration, Error> {
         let key = self.member_key(role, &member.id);
         let value = serde_json::to_string(&member).map_err(|e| Error::Unavailable(e.to_string()))?;
-        let lease = Lease::start(self.client.clone(), key, value);
+        let lease = Lease::start(self.client.clone(), self.reach.clone(), key, value);
         Ok(Registration { id: member.id, lease: crate::Lease::Etcd(lease) })
     }
 
@@ -83,12 +87,15 @@ impl Membership for Etcd {
             Role::Scheduler => &self.schedulers,
         };
         let folder = format!("{}/{}/", self.prefix, role.folder());
-        view.get_or_init(|| View::start(self.client.clone(), folder, parse_member)).subscribe()
+        view.get_or_init(|| View::start(self.client.clone(), self.reach.clone(), folder, parse_member))
+            .subscribe()
     }
 
     fn claims(&self) -> watch::Receiver<Claims> {
         let folder = format!("{}/claims/", self.prefix);
-        self.claims.get_or_init(|| View::start(self.client.clone(), folder, parse_claim)).subscribe()
+        self.claims
+            .get_or_init(|| View::start(self.client.clone(), self.reach.clone(), folder, parse_claim))
+            .subscribe()
     }
 
     async fn claim(&self, worker: &str, scheduler: &Registration) -> Result<Option<Claim>, Error> {

@@ -3,6 +3,7 @@
 
 use std::{future::Future, time::Duration};
 
+use super::reach::cause;
 use crate::Error;
 
 /// How long one try may take.
@@ -35,7 +36,7 @@ where
 /// Runs `call` under the deadline.
 pub(super) async fn once<T>(call: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T, Error> {
     match tokio::time::timeout(CALL, call).await {
-        Ok(answer) => answer.map_err(|e| Error::Unavailable(e.to_string())),
+        Ok(answer) => answer.map_err(|e| Error::Unavailable(cause(&e))),
         Err(_) => Err(Error::Unavailable(format!("no answer within {CALL:?}"))),
     }
 }

@@ -10,7 +10,10 @@ use etcd_client::{Client, EventType, GetOptions, KeyValue, WatchOptions, WatchRe
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::retry::{Backoff, once};
+use super::{
+    reach::{Reach, cause},
+    retry::{Backoff, once},
+};
 use crate::Error;
 
 type Map<T> = Arc<BTreeMap<String, T>>;
@@ -32,6 +35,7 @@ enum End {
 
 struct Follower<T> {
     client: Client,
+    reach: Reach,
     prefix: String,
     parse: Parse<T>,
     map: watch::Sender<Map<T>>,
@@ -41,10 +45,10 @@ struct Follower<T> {
 
 impl<T: Clone + PartialEq + Send + Sync + 'static> View<T> {
     /// Starts following `prefix`; entries that `parse` refuses are left out.
-    pub(super) fn start(client: Client, prefix: String, parse: Parse<T>) -> Self {
+    pub(super) fn start(client: Client, reach: Reach, prefix: String, parse: Parse<T>) -> Self {
         let (sender, map) = watch::channel(Map::default());
         let stop = CancellationToken::new();
-        let follower = Follower { client, prefix, parse, map: sender };
+        let follower = Follower { client, reach, prefix, parse, map: sender };
         tokio::spawn(stop.clone().run_until_cancelled_owned(follower.run()));
         Self { map, _stop: stop.drop_guard() }
     }
@@ -66,7 +70,7 @@ impl<T: Clone + PartialEq> Follower<T> {
                 None => match self.list().await {
                     Ok(revision) => revision,
                     Err(error) => {
-                        tracing::warn!(prefix = self.prefix, %error, "cannot list");
+                        self.reach.lost(&error);
                         backoff.pause().await;
                         continue;
                     }
@@ -74,7 +78,8 @@ impl<T: Clone + PartialEq> Follower<T> {
             };
             seen = match self.follow(revision).await {
                 End::Broken(last, error) => {
-                    tracing::warn!(prefix = self.prefix, %error, "the watch broke; the last view stays");
+                    tracing::debug!(prefix = self.prefix, %error, "the watch broke");
+                    self.reach.lost(&error);
                     if last > revision {
                         backoff.reset();
                     }
@@ -90,6 +95,7 @@ impl<T: Clone + PartialEq> Follower<T> {
     async fn list(&self) -> Result<i64, Error> {
         let mut client = self.client.clone();
         let listed = once(client.get(self.prefix.as_str(), Some(GetOptions::new().with_prefix()))).await?;
+        self.reach.found();
         let entries = listed.kvs().iter().filter_map(|kv| Some((self.name(kv)?, (self.parse)(kv)?)));
         let entries: BTreeMap<_, _> = entries.collect();
         self.map.send_if_modified(|map| {
@@ -108,11 +114,12 @@ impl<T: Clone + PartialEq> Follower<T> {
             Ok(watch) => watch,
             Err(error) => return End::Broken(seen, error),
         };
+        self.reach.found();
         loop {
             let answer = match watch.message().await {
                 Ok(Some(answer)) => answer,
                 Ok(None) => return End::Broken(seen, Error::Unavailable("the watch ended".into())),
-                Err(error) => return End::Broken(seen, Error::Unavailable(error.to_string())),
+                Err(error) => return End::Broken(seen, Error::Unavailable(cause(&error))),
             };
             // A node that has seen less than we have belongs to another history: a watch from its future
             // would wait in silence.

@@ -137,6 +137,7 @@ impl<E: Generate> App<E> {
         let tally = Tally::new(&lengths, generation.n);
         let options = sampling_options(&generation, settings.n);
 
+        caller.exchange.asks(&model.card.name, tally.prompt_tokens());
         let deltas = self.engine.start(model.clone(), generation).await?;
         let deltas = self.limiter.meter(&caller.tenant, tally.prompt_tokens(), deltas);
         let exchange = caller.exchange;
@@ -156,7 +157,7 @@ impl<E: Generate> App<E> {
                 EventStream::new(chunks, deltas, self.closing.clone(), exchange).into_response()
             }
             None => {
-                let (answers, tally) = collect(&head, tally.clone(), deltas).await?;
+                let (answers, tally) = collect(&head, tally.clone(), deltas, &exchange).await?;
                 let answers = ranking::best(answers, settings.best_of, settings.n);
                 let mut response = Response::new(Body::from(head.answer::<S>(&answers, &tally)));
                 complete(response.headers_mut(), &tally, first_token, exchange.elapsed());
@@ -177,6 +178,7 @@ async fn collect(
     head: &Head,
     mut tally: Tally,
     mut deltas: Deltas,
+    exchange: &Exchange,
 ) -> Result<(Vec<Answer>, Tally), ApiError> {
     let mut answers: Vec<Answer> = (0..tally.choices()).map(|_| Answer::default()).collect();
     let keep = head.tells_tokens() || head.extras.report().keeps_tokens();
@@ -188,6 +190,7 @@ async fn collect(
             let choice = delta.choice;
             let Some(answer) = answers.get_mut(choice as usize) else { continue };
             if let Some(finish) = answer.extend(delta, keep) {
+                exchange.generated(finish.completion_tokens.into());
                 tally.finish(choice, finish);
             }
         }

@@ -39,6 +39,7 @@ fn envelope(answer: &Answer) -> Value {
     assert_eq!(body["request_id"], answer.header("x-request-id").unwrap());
     assert_eq!(answer.header("request-id"), answer.header("x-request-id"));
     assert_eq!(answer.header("content-type"), Some("application/json"));
+    assert_eq!(answer.header("content-length"), None, "left to the connection, which knows the body");
     body["error"].clone()
 }
 

@@ -16,9 +16,15 @@ async fn models_that_are_not_there_or_not_yet() {
         let answer = client.complete(json!({"model": model, "prompt": "hi"}).to_string()).await; // 31, 28
         expect(&answer, 404, "error", "NOT_FOUND", "Model not found, inaccessible, and/or not deployed");
         assert_eq!(envelope(&answer)["param"], "model");
+        let message = envelope(&answer)["message"].as_str().unwrap().to_owned();
+        assert!(
+            message.contains(&model[..model.len().min(100)]) && message.contains("GET /v1/models"),
+            "{message}"
+        );
+        assert!(message.len() < 300, "a long name is not repeated whole");
     }
     let answer = client.complete(r#"{"model":"loading","prompt":"hi"}"#).await; // 33
-    expect(&answer, 503, "error", "DEPLOYMENT_SCALING_UP", "scaling up");
+    expect(&answer, 503, "error", "DEPLOYMENT_SCALING_UP", "No worker serves this model now");
     assert_eq!(answer.header("retry-after"), Some("5"));
 }
 

@@ -5,17 +5,10 @@ use crate::core::{sequence::Spec, types::TokenId};
 
 const A: WorkerId = WorkerId(1);
 const B: WorkerId = WorkerId(2);
-const NOW: Millis = Millis(1000);
 
-fn placement() -> Placement {
-    Placement::new(Patience { wait: Duration::from_secs(1), sequences: 2 })
-}
-
-fn join(placement: &mut Placement, id: WorkerId, class: &str) -> Vec<Action> {
+fn join(placement: &mut Placement, id: WorkerId, class: &str) {
     let facts = Facts { model_hash: "m".into(), numerics_class: class.into(), kv_tokens: 100, context: 1000 };
-    let mut out = Vec::new();
-    placement.worker_joined(NOW, id, facts, &mut out);
-    out
+    placement.worker_joined(id, facts);
 }
 
 /// A sequence that wants `tokens` tokens of KV cache.
@@ -28,7 +21,7 @@ fn sequence(request: u64, choice: u32, tokens: usize) -> Sequence {
 
 fn submit(placement: &mut Placement, request: Vec<Sequence>) -> Vec<Action> {
     let mut out = Vec::new();
-    placement.submit(NOW, request, &mut out);
+    placement.submit(request, &mut out);
     out
 }
 
@@ -53,7 +46,7 @@ fn reasons(actions: &[Action]) -> Vec<Reason> {
 
 #[test]
 fn a_request_goes_where_the_fewest_tokens_are_outstanding() {
-    let mut placement = placement();
+    let mut placement = Placement::default();
     join(&mut placement, A, "");
     join(&mut placement, B, "");
     assert_eq!(runs(&submit(&mut placement, vec![sequence(1, 0, 30)])), [(A, vec![1])]);
@@ -68,26 +61,25 @@ fn a_request_goes_where_the_fewest_tokens_are_outstanding() {
 }
 
 #[test]
-fn a_request_waits_for_its_model_only_so_long() {
-    let mut placement = placement();
-    assert!(submit(&mut placement, vec![sequence(1, 0, 10)]).is_empty());
-    assert!(submit(&mut placement, vec![sequence(2, 0, 10)]).is_empty());
-    assert_eq!(reasons(&submit(&mut placement, vec![sequence(3, 0, 10)])), [Reason::NoWorker]);
+fn what_finds_no_worker_goes_back_to_its_router_at_once() {
+    let mut placement = Placement::default();
+    assert_eq!(reasons(&submit(&mut placement, vec![sequence(1, 0, 10)])), [Reason::NoWorker]);
+    join(&mut placement, A, "");
+    submit(&mut placement, vec![sequence(2, 0, 10), sequence(2, 1, 10)]);
+    let ran = Sequence { deaths: 2, ..sequence(2, 1, 10) };
     let mut out = Vec::new();
-    placement.cancel(LinkId(1), 2, None, &mut out);
-    placement.expire(Millis(2000), &mut out);
-    assert!(out.is_empty());
-    assert_eq!(runs(&join(&mut placement, A, "")), [(A, vec![1])], "the other one was cancelled");
-    assert!(submit(&mut placement, vec![Sequence { deaths: 0, ..sequence(4, 0, 10) }]).len() == 1);
-    placement.worker_left(NOW, A, vec![sequence(1, 0, 10), sequence(4, 0, 10)], &mut out);
-    placement.expire(Millis(2001), &mut out);
+    placement.worker_left(A, vec![sequence(2, 0, 10), ran], &mut out);
     assert_eq!(reasons(&out), [Reason::NoWorker; 2]);
-    assert_eq!(placement.live(), 0);
+    for action in &out {
+        let Action::Report(output) = action else { panic!("{action:?}") };
+        assert_eq!(output.message.failure.as_ref().unwrap().deaths, 2, "the deaths go with the request");
+    }
+    assert_eq!((placement.live(), placement.moves()), (0, 0));
 }
 
 #[test]
 fn sequences_of_a_lost_worker_move_within_their_class_if_they_can() {
-    let mut placement = placement();
+    let mut placement = Placement::default();
     let c = WorkerId(3);
     for (id, class) in [(A, "avx512"), (B, "avx2"), (c, "avx512")] {
         join(&mut placement, id, class);
@@ -100,24 +92,24 @@ fn sequences_of_a_lost_worker_move_within_their_class_if_they_can() {
     lost[0].tokens.push(TokenId(5));
     lost[0].deaths = 1;
     out.clear();
-    placement.worker_left(NOW, A, lost, &mut out);
+    placement.worker_left(A, lost, &mut out);
     assert_eq!(runs(&out), [(c, vec![1])], "although the other one has less to do");
     assert_eq!(placement.moves(), 1);
 }
 
 #[test]
 fn a_request_that_was_at_too_many_deaths_fails() {
-    let mut placement = placement();
+    let mut placement = Placement::default();
     join(&mut placement, A, "");
     submit(&mut placement, vec![sequence(1, 0, 10)]);
     let mut out = Vec::new();
-    placement.worker_left(NOW, A, vec![Sequence { deaths: MAX_DEATHS, ..sequence(1, 0, 10) }], &mut out);
+    placement.worker_left(A, vec![Sequence { deaths: MAX_DEATHS, ..sequence(1, 0, 10) }], &mut out);
     assert_eq!(reasons(&out), [Reason::GaveUp]);
 }
 
 #[test]
 fn a_cancel_reaches_every_place() {
-    let mut placement = placement();
+    let mut placement = Placement::default();
     join(&mut placement, A, "");
     submit(&mut placement, vec![sequence(1, 0, 10), sequence(1, 1, 10)]);
     submit(&mut placement, vec![sequence(2, 0, 10)]);
@@ -126,7 +118,7 @@ fn a_cancel_reaches_every_place() {
     let [Action::Cancel { worker: A, keys }] = &out[..] else { panic!("{out:?}") };
     assert_eq!(keys, &[sequence(1, 1, 10).key]);
     out.clear();
-    placement.worker_left(NOW, A, vec![sequence(1, 1, 10)], &mut out);
+    placement.worker_left(A, vec![sequence(1, 1, 10)], &mut out);
     assert!(out.is_empty(), "what was cancelled doesn't move");
     placement.link_lost(LinkId(1), &mut out);
     assert_eq!(placement.live(), 0);

@@ -116,7 +116,7 @@ impl Fake {
         let mut connection = self.connections.recv().await.unwrap();
         assert!(matches!(connection.next().await, Up::Hello(hello) if hello.router_id == "router-1"));
         connection.send(Down::Hello(SchedulerHello { protocol: 1, scheduler_id: "s".into() })).await;
-        connection.send(Down::Models(Models { cards: vec![card()] })).await;
+        connection.serves(vec![card()]).await;
         connection
     }
 }
@@ -126,6 +126,11 @@ impl Fake {
 impl Connection {
     pub(super) async fn send(&self, message: Down) {
         self.outbound.send(Ok(SchedulerMessage { message: Some(message) })).await.unwrap();
+    }
+
+    /// Says what is served from now on.
+    pub(super) async fn serves(&self, cards: Vec<ModelCard>) {
+        self.send(Down::Models(Models { cards })).await;
     }
 
     /// Sends one step's outputs.

@@ -73,7 +73,8 @@ fn ended(mut output: SequenceOutput, reason: FinishReason) -> SequenceOutput {
 }
 
 fn failed(submitted: &Submitted, reason: failure::Reason) -> SequenceOutput {
-    let failure = Failure { reason: reason.into(), message: "no".into(), retry_after_ms: Some(2500) };
+    let failure =
+        Failure { reason: reason.into(), message: "no".into(), retry_after_ms: Some(2500), deaths: 0 };
     SequenceOutput { failure: Some(failure), ..submitted.text("") }
 }
 
@@ -271,6 +272,65 @@ async fn a_request_that_finds_no_other_scheduler_in_time_fails() {
     assert!(matches!(deltas.next().await, Some(Err(StreamError::Lost(_)))));
     let refused = world.engine.start(model, generation(&["Hi"])).await.err();
     assert!(matches!(refused, Some(StartError::Unavailable { .. })));
+}
+
+/// What a scheduler says when its last worker dies.
+async fn lose_worker(link: &Connection, sent: &Submitted, deaths: u32) {
+    link.serves(Vec::new()).await;
+    let mut output = failed(sent, failure::Reason::NoWorker);
+    output.failure.as_mut().unwrap().deaths = deaths;
+    link.step(vec![output]).await;
+}
+
+#[tokio::test]
+async fn what_a_scheduler_has_no_worker_for_goes_on_with_another_one() {
+    let (mut world, _fake, mut first, model) = linked(EngineConfig { max_moves: 0, ..config() }).await;
+    let (mut deltas, sent) = started(&world, &model, generation(&["Hi"]), &mut first, "ab").await;
+    let mut other = world.scheduler("s2", fake::files()).await;
+    let mut second = other.linked().await;
+    lose_worker(&first, &sent, 2).await;
+    let moved = second.submitted().await;
+    assert_eq!((moved.request, moved.attempt, moved.header.deaths), (sent.request, 1, 2));
+    assert_eq!(moved.header.choices[0].generated, [97, 98]);
+    second.step(vec![ended(moved.text("c"), FinishReason::Stop)]).await;
+    assert_eq!(collect(&mut deltas, 1).await[0].0, "abc");
+}
+
+#[tokio::test]
+async fn a_stream_waits_for_a_worker_to_come_back_and_that_is_no_move() {
+    let (world, _fake, mut link, model) = linked(EngineConfig { max_moves: 0, ..config() }).await;
+    let (mut deltas, mut sent) = started(&world, &model, generation(&["Hi"]), &mut link, "a").await;
+    for text in ["b", "c"] {
+        lose_worker(&link, &sent, 1).await;
+        link.serves(vec![fake::card()]).await;
+        sent = link.submitted().await;
+        link.step(vec![sent.text(text)]).await;
+    }
+    link.step(vec![ended(sent.text("d"), FinishReason::Stop)]).await;
+    assert_eq!(collect(&mut deltas, 1).await[0].0, "abcd");
+}
+
+#[tokio::test]
+async fn a_stream_whose_last_worker_stays_dead_ends_with_an_error_in_time() {
+    let config = EngineConfig { move_deadline: Duration::from_millis(20), ..config() };
+    let (world, _fake, mut link, model) = linked(config).await;
+    let (mut deltas, sent) = started(&world, &model, generation(&["Hi"]), &mut link, "a").await;
+    lose_worker(&link, &sent, 1).await;
+    assert_eq!(next(&mut deltas).await.text, "a");
+    assert!(matches!(deltas.next().await, Some(Err(StreamError::Lost(_)))));
+}
+
+#[tokio::test]
+async fn a_scheduler_that_lists_a_model_and_has_no_worker_for_it_is_believed_only_so_often() {
+    let (world, _fake, mut link, model) = linked(EngineConfig { max_moves: 2, ..config() }).await;
+    let (mut deltas, mut sent) = started(&world, &model, generation(&["Hi"]), &mut link, "a").await;
+    assert_eq!(next(&mut deltas).await.text, "a");
+    for _ in 0..2 {
+        link.step(vec![failed(&sent, failure::Reason::NoWorker)]).await;
+        sent = link.submitted().await;
+    }
+    link.step(vec![failed(&sent, failure::Reason::NoWorker)]).await;
+    assert!(matches!(deltas.next().await, Some(Err(StreamError::Lost(_)))));
 }
 
 #[tokio::test]

@@ -1,0 +1,87 @@
+//! Whether etcd answers, as the log tells it: a line when it stops, a line when it does again, however many
+//! views and leases notice, and however often.
+
+use std::{
+    error::Error as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use crate::Error;
+
+/// What all that talk to one etcd know together.
+#[derive(Clone)]
+pub(super) struct Reach {
+    endpoints: Arc<str>,
+    lost: Arc<AtomicBool>,
+}
+
+// === impl Reach ===
+
+impl Reach {
+    pub(super) fn new(endpoints: &[String]) -> Self {
+        Self { endpoints: endpoints.join(",").into(), lost: Arc::default() }
+    }
+
+    /// It did not answer. Whether that is news.
+    pub(super) fn lost(&self, error: &Error) -> bool {
+        let why: &dyn std::fmt::Display = match error {
+            Error::Unavailable(why) => why,
+            other => other,
+        };
+        let news = !self.lost.swap(true, Ordering::Relaxed);
+        match news {
+            true => {
+                tracing::warn!("cannot reach etcd at {}: {why}; going on with what is known", self.endpoints)
+            }
+            false => tracing::debug!("cannot reach etcd at {}: {why}", self.endpoints),
+        }
+        news
+    }
+
+    /// It answered. Whether that is news.
+    pub(super) fn found(&self) -> bool {
+        let news = self.lost.swap(false, Ordering::Relaxed);
+        if news {
+            tracing::info!("etcd at {} answers again", self.endpoints);
+        }
+        news
+    }
+}
+
+/// What is at the bottom of an error: of a refused connection the operating system's words, not the five layers
+/// around them.
+pub(super) fn cause(error: &etcd_client::Error) -> String {
+    let etcd_client::Error::GRpcStatus(status) = error else { return error.to_string() };
+    let mut source = status.source();
+    while let Some(deeper) = source.and_then(|error| error.source()) {
+        source = Some(deeper);
+    }
+    source.map_or_else(|| status.message().to_owned(), ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_news_once() {
+        let reach = Reach::new(&["http://a:1".into()]);
+        let (other, error) = (reach.clone(), Error::Unavailable("refused".into()));
+        assert!(!reach.found(), "nobody had missed it");
+        assert!(reach.lost(&error) && !reach.lost(&error) && !other.lost(&error));
+        assert!(other.found() && !reach.found());
+        assert!(reach.lost(&error));
+    }
+
+    #[tokio::test]
+    async fn a_refused_connection_is_said_shortly() {
+        let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let mut client = etcd_client::Client::connect([format!("http://{free}")], None).await.unwrap();
+        let error = client.get("x", None).await.unwrap_err();
+        let short = cause(&error);
+        assert!(short.contains("refused") && short.len() < 60, "{short}");
+    }
+}
