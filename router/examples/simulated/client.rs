@@ -93,8 +93,12 @@ impl Clients {
         if self.h2 {
             for at in (0..streams).step_by(SHARE as usize) {
                 let sender = self.handshake().await;
-                let requests = (at..streams.min(at + SHARE)).map(|_| self.stream(sender.clone(), path, &body));
-                stream::iter(requests).buffer_unordered(OPENING).for_each(async |body| count(body, progress)).await;
+                let requests =
+                    (at..streams.min(at + SHARE)).map(|_| self.stream(sender.clone(), path, &body));
+                stream::iter(requests)
+                    .buffer_unordered(OPENING)
+                    .for_each(async |body| count(body, progress))
+                    .await;
             }
             return;
         }
@@ -118,37 +122,50 @@ impl Clients {
     /// Asks `count` times in all over so many connections, each time for an answer that ends.
     pub(crate) async fn ask(&self, path: &str, body: &Value, connections: u64, count: u64) {
         let left = Rc::new(AtomicU64::new(count));
-        let request = Rc::new(self.request(path, &body.to_string()));
+        let request = Rc::new(self.request(path, body.to_string().as_bytes()));
         let streamed = body["stream"] == true;
         let ask = |_| {
             let (left, request) = (left.clone(), request.clone());
             async move {
                 let mut socket = self.connect().await;
                 let mut buffer = vec![0; 16 << 10];
-                while left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
-                    socket.write_all(request.as_bytes()).await.unwrap();
+                while left
+                    .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
+                    .is_ok()
+                {
+                    socket.write_all(&request).await.unwrap();
                     let mut filled = 0;
                     while !whole(&buffer[..filled], streamed) {
                         let read = socket.read(&mut buffer[filled..]).await.unwrap();
                         assert!(read > 0, "an answer was cut");
                         filled += read;
                     }
-                    assert!(buffer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&buffer[..filled]));
+                    assert!(
+                        buffer.starts_with(b"HTTP/1.1 200"),
+                        "{}",
+                        String::from_utf8_lossy(&buffer[..filled])
+                    );
                 }
             }
         };
-        stream::iter(0..connections).map(ask).buffer_unordered(connections as usize).collect::<Vec<()>>().await;
+        stream::iter(0..connections)
+            .map(ask)
+            .buffer_unordered(connections as usize)
+            .collect::<Vec<()>>()
+            .await;
     }
 
-    fn request(&self, path: &str, body: &str) -> String {
-        format!(
-            "POST /v1/{path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+    /// The bytes of a request.
+    pub(crate) fn request(&self, path: &str, body: &[u8]) -> Vec<u8> {
+        let head = format!(
+            "POST /v1/{path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             self.address,
             body.len()
-        )
+        );
+        [head.as_bytes(), body].concat()
     }
 
-    async fn connect(&self) -> TcpStream {
+    pub(crate) async fn connect(&self) -> TcpStream {
         let socket = TcpStream::connect(&self.address).await.unwrap();
         socket.set_nodelay(true).unwrap();
         socket
@@ -156,7 +173,7 @@ impl Clients {
 
     async fn post(&self, path: &str, body: &str) -> TcpStream {
         let mut socket = self.connect().await;
-        socket.write_all(self.request(path, body).as_bytes()).await.unwrap();
+        socket.write_all(&self.request(path, body.as_bytes())).await.unwrap();
         let mut first = [0; 1];
         socket.peek(&mut first).await.unwrap();
         socket
@@ -164,12 +181,18 @@ impl Clients {
 
     async fn handshake(&self) -> SendRequest<Full<Bytes>> {
         let io = TokioIo::new(self.connect().await);
-        let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        let (sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
         tokio::spawn(connection);
         sender
     }
 
-    async fn stream(&self, mut sender: SendRequest<Full<Bytes>>, path: &str, body: &str) -> hyper::body::Incoming {
+    async fn stream(
+        &self,
+        mut sender: SendRequest<Full<Bytes>>,
+        path: &str,
+        body: &str,
+    ) -> hyper::body::Incoming {
         let request = http::Request::post(format!("http://{}/v1/{path}", self.address))
             .header("content-type", "application/json")
             .body(Full::new(body.to_owned().into()))

@@ -13,16 +13,22 @@
 //!   prints CPU µs a request.
 //! - `chats`: the same with a message of 32 words, rendered and tokenized, and streamed.
 //! - `open`: opens N streams and leaves them open; prints the memory that each takes.
+//! - `fuzz`: N connections send almost good bodies for `--seconds`; fails at a 5xx, a hang or a broken connection.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod client;
+mod fuzz;
 mod scheduler;
 #[path = "../../src/fixture.rs"]
 #[allow(dead_code)]
 mod tokenizer;
 
-use std::{collections::HashMap, fs, time::Instant};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 use volley_membership::{Etcd, Member, Membership, Role};
@@ -62,6 +68,9 @@ async fn main() {
         "requests" => load.requests(&pretender, "completions", by_tokens()).await,
         "chats" => load.requests(&pretender, "chat/completions", chat(1)).await,
         "open" => load.open(&pretender).await,
+        "fuzz" => {
+            load.fuzz(&pretender, Duration::from_secs(number("--seconds", 10)), number("--seed", 1)).await
+        }
         other => panic!("no mode {other}"),
     };
     println!("{figures}");
@@ -135,6 +144,22 @@ impl Load {
             "kib_a_stream": (resident - before) as f64 / self.streams as f64})
     }
 
+    async fn fuzz(&self, pretender: &Pretender, length: Duration, seed: u64) -> Value {
+        pretender.answer(Answer::Last);
+        let (began, before) = (Instant::now(), self.router.resident());
+        let askers = (0..self.streams)
+            .map(|i| fuzz::ask_until(began + length, &self.clients, fuzz::Random(seed + (i << 32))));
+        let all = futures::future::join_all(askers).await;
+        let mut statuses = BTreeMap::<u16, u64>::new();
+        for (status, count) in all.iter().flat_map(|answers| &answers.statuses) {
+            *statuses.entry(*status).or_default() += count;
+        }
+        let slowest = all.iter().map(|answers| answers.slowest).max().unwrap_or_default();
+        json!({"seconds": began.elapsed().as_secs(), "bodies": statuses.values().sum::<u64>(), "statuses": statuses,
+            "slowest_ms": slowest.as_millis() as u64, "resident_mib": [before / 1024, self.router.resident() / 1024],
+            "peak_mib": self.router.status("VmHWM:") / 1024})
+    }
+
     /// All streams, each with its first token.
     async fn open_all(&self, pretender: &Pretender) -> Progress {
         pretender.answer(Answer::First);
@@ -157,8 +182,12 @@ impl Process {
 
     /// Resident memory, KiB.
     fn resident(&self) -> u64 {
+        self.status("VmRSS:")
+    }
+
+    fn status(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 }

@@ -1,7 +1,7 @@
 //! A scheduler without workers: every sequence gets the same words, when it is told.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -15,8 +15,8 @@ use volley_proto::{
     MAX_MESSAGE, files_hash,
     transport::Transport,
     v1::{
-        FetchModelRequest, FileChunk, FinishReason, ModelCard, Models, RouterMessage, SchedulerHello,
-        SchedulerMessage, SequenceOutput, StepOutput,
+        FetchModelRequest, FileChunk, FinishReason, Kind, Logprobs, ModelCard, Models, RouterMessage,
+        SchedulerHello, SchedulerMessage, SequenceOutput, StepOutput, Submit,
         router_message::Message as Up,
         scheduler_message::Message as Down,
         scheduler_server::{Scheduler, SchedulerServer},
@@ -56,8 +56,10 @@ impl Pretender {
     /// Starts it; gives its address.
     pub(crate) async fn listen() -> (Self, String) {
         let tokenizer = tokenizer::byte_level(&WORDS);
-        let files =
-            BTreeMap::from([("chat_template.jinja", tokenizer::CHAT_TEMPLATE.into()), ("tokenizer.json", tokenizer)]);
+        let files = BTreeMap::from([
+            ("chat_template.jinja", tokenizer::CHAT_TEMPLATE.into()),
+            ("tokenizer.json", tokenizer),
+        ]);
         let shared = Shared {
             answer: Mutex::new(Answer::First),
             live: Mutex::default(),
@@ -99,12 +101,28 @@ impl Pretender {
         self.send(Down::Output(StepOutput { sequences }));
     }
 
-    fn submitted(&self, request: u64) {
+    /// Answers a submission; `submit` is its first chunk, and `prompt` how many tokens there were in all.
+    fn submitted(&self, submit: Submit, prompt: usize) {
         let last = matches!(*self.0.answer.lock().unwrap(), Answer::Last);
         if !last {
-            self.0.live.lock().unwrap().insert(request);
+            self.0.live.lock().unwrap().insert(submit.request);
         }
-        self.send(Down::Output(StepOutput { sequences: vec![output(request, 0, last)] }));
+        let header = submit.header.unwrap_or_default();
+        let alternatives = header.sampling.as_ref().and_then(|sampling| sampling.logprobs);
+        let scores = header.score.as_ref().map_or(0, |score| prompt - score.from as usize);
+        let sequences = header.choices.iter().map(|choice| {
+            let mut output = output(submit.request, 0, last);
+            (output.choice, output.attempt) = (choice.index, submit.attempt);
+            output.logprobs.extend(alternatives.map(logprobs));
+            output.scored = vec![logprobs(alternatives.unwrap_or(0)); scores];
+            match header.kind() {
+                Kind::Embed => output.embedding = vec![0.5; 4],
+                Kind::Score => output.tokens.clear(),
+                _ => {}
+            }
+            output
+        });
+        self.send(Down::Output(StepOutput { sequences: sequences.collect() }));
     }
 
     fn send(&self, message: Down) {
@@ -120,6 +138,11 @@ fn output(request: u64, step: u64, last: bool) -> SequenceOutput {
     SequenceOutput { request, tokens: vec![word], finish: finish.into(), ..SequenceOutput::default() }
 }
 
+fn logprobs(alternatives: u32) -> Logprobs {
+    let top_tokens = (0..alternatives).collect();
+    Logprobs { logprob: -1.0, top_tokens, top_logprobs: vec![-1.0; alternatives as usize] }
+}
+
 #[tonic::async_trait]
 impl Scheduler for Pretender {
     type ServeStream = ReceiverStream<Result<SchedulerMessage, Status>>;
@@ -131,15 +154,29 @@ impl Scheduler for Pretender {
     ) -> Result<Response<Self::ServeStream>, Status> {
         let (outbound, messages) = mpsc::channel(1 << 16);
         *self.0.outbound.lock().unwrap() = Some(outbound);
-        self.send(Down::Hello(SchedulerHello { protocol: volley_proto::PROTOCOL, scheduler_id: "pretender".into() }));
+        self.send(Down::Hello(SchedulerHello {
+            protocol: volley_proto::PROTOCOL,
+            scheduler_id: "pretender".into(),
+        }));
         self.send(Down::Models(Models { cards: vec![self.0.card.clone()] }));
         let (mut inbound, this) = (request.into_inner(), self.clone());
         tokio::spawn(async move {
+            let mut partial = HashMap::<u64, (Submit, usize)>::new();
             while let Ok(Some(RouterMessage { message: Some(message) })) = inbound.message().await {
                 match message {
-                    Up::Submit(submit) if submit.last => this.submitted(submit.request),
-                    Up::Cancel(cancel) => drop(this.0.live.lock().unwrap().remove(&cancel.request)),
-                    Up::Submit(_) | Up::Hello(_) => {}
+                    Up::Submit(submit) => {
+                        let (request, tokens, last) = (submit.request, submit.prompt.len(), submit.last);
+                        let (_, prompt) = partial.entry(request).or_insert((submit, 0));
+                        *prompt += tokens;
+                        if let Some((first, prompt)) = last.then(|| partial.remove(&request)).flatten() {
+                            this.submitted(first, prompt);
+                        }
+                    }
+                    Up::Cancel(cancel) => {
+                        partial.remove(&cancel.request);
+                        this.0.live.lock().unwrap().remove(&cancel.request);
+                    }
+                    Up::Hello(_) => {}
                 }
             }
         });
@@ -150,7 +187,8 @@ impl Scheduler for Pretender {
         &self,
         _: Request<FetchModelRequest>,
     ) -> Result<Response<Self::FetchModelStream>, Status> {
-        let chunk = |(name, data): (&&str, &Vec<u8>)| Ok(FileChunk { name: (*name).into(), data: data.clone() });
+        let chunk =
+            |(name, data): (&&str, &Vec<u8>)| Ok(FileChunk { name: (*name).into(), data: data.clone() });
         let chunks: Vec<_> = self.0.files.iter().map(chunk).collect();
         Ok(Response::new(tokio_stream::iter(chunks)))
     }
