@@ -113,6 +113,8 @@ pub struct Draw {
     pub position: u32,
     /// Tokens that can't be drawn.
     pub banned: Vec<u32>,
+    /// The only tokens that can be drawn, a bit each, lowest first; those beyond its end can't. None: all.
+    pub allowed: Option<Vec<u32>>,
     /// Score this token instead of drawing one.
     pub given: Option<u32>,
     /// Report log-probabilities, with this many alternatives.
@@ -247,6 +249,7 @@ impl Default for Draw {
             choice: 0,
             position: 0,
             banned: Vec::new(),
+            allowed: None,
             given: None,
             logprobs: None,
         }

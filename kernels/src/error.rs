@@ -17,6 +17,17 @@ pub enum Error {
         /// What for.
         what: &'static str,
     },
+    /// The shapes or sizes given to an operation don't fit together.
+    #[error("{operation}: {problem}")]
+    Arguments {
+        /// The operation.
+        operation: &'static str,
+        /// What is wrong and what was expected.
+        problem: String,
+    },
+    /// A device is absent, failed, or refused what was asked of it.
+    #[error("{0}")]
+    Device(String),
     /// This machine or build can't run the backend as asked.
     #[error("{0}")]
     Unsupported(String),

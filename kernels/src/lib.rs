@@ -5,14 +5,16 @@
 //! backend.rs   the coarse, fused operations that the decoder is written against
 //! draw.rs      what a draw can ask for besides the filters
 //! cpu/         the CPU backend: quantized weights computed on directly, SIMD chosen at run time
+//! cuda/        launching the kernels of kernels/cuda on a GPU
 //! ```
 //!
 //! Knows nothing of requests: a batch is rows, positions and block tables.
 
-#![allow(unsafe_code)] // SIMD, and kernel threads that borrow from their caller
+#![allow(unsafe_code)] // SIMD, kernel threads that borrow from their caller, device memory
 
 mod backend;
 pub mod cpu;
+pub mod cuda;
 mod draw;
 mod error;
 mod tensor;

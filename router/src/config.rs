@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::http::{auth::Keys, limits::Limits};
+use crate::{
+    http::{auth::Keys, limits::Limits},
+    text::output::Format,
+};
 
 /// Everything that the HTTP side can be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +34,8 @@ pub struct Config {
     pub chat_max_tokens: u32,
     /// `max_tokens` of a completion that does not say; clipped to the context window.
     pub completion_max_tokens: u32,
+    /// How models write tool calls; none: as each one's template tells.
+    pub tool_format: Option<Format>,
     /// How long running requests may go on after a shutdown began.
     pub grace: Duration,
 }
@@ -79,6 +84,7 @@ impl Default for Config {
             choices_max: 256,
             chat_max_tokens: 2048,
             completion_max_tokens: 16,
+            tool_format: None,
             grace: Duration::from_secs(30),
         }
     }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use volley_grammar::Grammar;
+
 /// A request for text: some prompts, `n` choices of each, one way of sampling.
 #[derive(Clone, Debug)]
 pub struct Generation {
@@ -25,6 +27,10 @@ pub struct Generation {
     pub echo: u32,
     /// Report log-probabilities, with this many alternatives.
     pub logprobs: Option<u32>,
+    /// What a choice may say.
+    pub grammar: Option<Grammar>,
+    /// Special tokens whose names are part of the text.
+    pub shown: Vec<u32>,
     /// How tokens are drawn.
     pub sampling: Sampling,
     /// Who asks: separates caches and queues.

@@ -23,5 +23,5 @@ mod text;
 
 pub use self::{
     http::{auth, error, limits, server},
-    text::{assembler, model, stop, template, tokenizer, vocabulary},
+    text::{assembler, model, output, stop, template, tokenizer},
 };

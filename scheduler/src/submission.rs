@@ -103,6 +103,7 @@ fn spec(header: &v1::Submission) -> Spec {
         deadline: header.deadline_ms.map(Millis),
         adapter: header.adapter.clone(),
         tenant: header.tenant.clone(),
+        grammar: header.grammar.clone(),
         cache_salt: header.cache_salt.clone(),
     }
 }

@@ -10,7 +10,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use self::values::{
-    Activations, BenchEndpoint, BenchMode, Device, LogFormat, StopWord, UnknownFields,
+    Activations, BenchEndpoint, BenchMode, Device, LogFormat, StopWord, ToolParser, UnknownFields,
 };
 use self::values::{alias, device, gigabytes, positive, url};
 use crate::models;
@@ -254,6 +254,10 @@ pub(crate) struct ApiArgs {
     /// `ignore` does nothing.
     #[arg(long, env = "VOLLEY_UNKNOWN_FIELDS", default_value = "error")]
     pub(crate) unknown_fields: UnknownFields,
+    /// How models write tool calls: `auto` goes by each model's template, and one that knows no tools is told to write
+    /// `hermes`.
+    #[arg(long, env = "VOLLEY_TOOL_PARSER", default_value = "auto")]
+    pub(crate) tool_parser: ToolParser,
     /// The largest request body, MiB. 10 holds a million tokens of text.
     #[arg(long, env = "VOLLEY_BODY_LIMIT_MIB", default_value_t = 10, value_name = "MIB")]
     pub(crate) body_limit_mib: usize,

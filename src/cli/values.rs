@@ -51,6 +51,21 @@ pub(crate) enum UnknownFields {
     Ignore,
 }
 
+/// How models write tool calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ToolParser {
+    /// As each model's template tells.
+    Auto,
+    /// `<tool_call>{…}</tool_call>`.
+    Hermes,
+    /// `{"name": …, "parameters": …}`.
+    Llama3,
+    /// `[f(a=1)]`.
+    Pythonic,
+    /// `[TOOL_CALLS][…]`.
+    Mistral,
+}
+
 /// What the prompts of a benchmark have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BenchMode {

@@ -12,6 +12,7 @@ use volley_router::{
     config::{Config, StopWord, UnknownFields},
     engine::{Engine, EngineConfig},
     limits::Limits,
+    output::Format,
     server,
 };
 
@@ -78,6 +79,13 @@ pub(super) fn config(args: &ApiArgs) -> Result<Config, Error> {
             cli::UnknownFields::Error => UnknownFields::Error,
             cli::UnknownFields::Warn => UnknownFields::Warn,
             cli::UnknownFields::Ignore => UnknownFields::Ignore,
+        },
+        tool_format: match args.tool_parser {
+            cli::ToolParser::Auto => None,
+            cli::ToolParser::Hermes => Some(Format::Hermes),
+            cli::ToolParser::Llama3 => Some(Format::Llama),
+            cli::ToolParser::Pythonic => Some(Format::Pythonic),
+            cli::ToolParser::Mistral => Some(Format::Mistral),
         },
         body_limit: args.body_limit_mib << 20,
         grace: Duration::from_secs(args.grace),

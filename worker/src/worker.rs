@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use volley_grammar::{Compiler, Vocabulary};
 use volley_kernels::{
     BLOCK_TOKENS, Backend,
     cpu::{CpuBackend, CpuOptions},
@@ -25,10 +26,11 @@ use crate::{
     card::card,
     config::{Config, Device},
     decoder::{Capacity, Decoder},
-    engine::{self, Engine, Job, Limits, WAITING_JOBS},
+    engine::{self, Engine, Guides, Job, Limits, WAITING_JOBS},
     memory,
     model::{Description, Model},
     service::Service,
+    text::Text,
     weights,
 };
 
@@ -97,6 +99,8 @@ impl Worker {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Error> {
         let Model { description, weights, text, .. } = model;
+        let guides = Guides::start(compiler(text, description.vocab))
+            .map_err(|e| Error::Config(format!("cannot start the threads of guided sequences: {e}")))?;
         let (rows, sequences) = (config.max_batch_tokens as usize, config.max_sequences as usize);
         if rows == 0 || sequences == 0 {
             return Err(Error::Config(format!(
@@ -124,7 +128,7 @@ impl Worker {
             max_sequences: config.max_sequences,
             max_batch_tokens: config.max_batch_tokens,
         };
-        let steps = Box::new(move |jobs| Engine::new(decoder, limits).run(jobs));
+        let steps = Box::new(move |jobs| Engine::new(decoder, limits, guides).run(jobs));
         Ok(Self { hello, files: Arc::new(text.files.clone()), steps, card })
     }
 
@@ -170,6 +174,13 @@ impl Worker {
         let _ = tokio::time::timeout(SHUTDOWN, thread).await;
         Ok(())
     }
+}
+
+/// Compiles grammars for the model's vocabulary, which is read for the first of them.
+pub(crate) fn compiler(text: &Text, vocab: usize) -> Compiler {
+    let file = text.tokenizer();
+    let vocabulary = move || Vocabulary::from_json(&file).map(Arc::new);
+    Compiler::new(vocabulary, vocab as u32, &text.stop)
 }
 
 /// How many KV blocks to reserve: what the memory allows, and no more than all slots can use.

@@ -13,15 +13,15 @@ pub const BLOCK: usize = 32;
 
 /// The scales of one block of 32 numbers.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Scales {
+pub(crate) struct Scales {
     /// Scale of the block (super-block for K-quants).
-    pub(super) d: f16,
+    pub(crate) d: f16,
     /// Added to each number, negated where the format subtracts it; 0 where it has none.
-    pub(super) m: f16,
+    pub(crate) m: f16,
     /// Integer multipliers of `d` for either half of the block; `i8` for Q6_K, else `u8`.
-    pub(super) sub: [u8; 2],
+    pub(crate) sub: [u8; 2],
     /// Integer multiplier of `m`.
-    pub(super) min: u8,
+    pub(crate) min: u8,
 }
 
 /// Dequantizes row `row` of a tensor into `out` (`tensor.cols` numbers), bit for bit as GGML does.
@@ -43,13 +43,13 @@ pub fn dequantized(tensor: &Tensor) -> Result<Vec<f32>, Error> {
 
 /// Errors unless the tensor's bytes are what its shape asks for (its fields are public, so it need not have
 /// come from [`Tensor::new`]).
-pub(super) fn check(tensor: &Tensor) -> Result<(), Error> {
+pub(crate) fn check(tensor: &Tensor) -> Result<(), Error> {
     let Tensor { name, dtype, rows, cols, data } = tensor.clone();
     Tensor::new(name, dtype, rows, cols, data).map(drop)
 }
 
 /// The bytes of row `row`.
-pub(super) fn row_data(tensor: &Tensor, row: usize) -> &[u8] {
+pub(crate) fn row_data(tensor: &Tensor, row: usize) -> &[u8] {
     let (numbers, bytes) = tensor.dtype.block();
     let stride = tensor.cols / numbers * bytes;
     &tensor.data[row * stride..][..stride]
@@ -92,12 +92,12 @@ fn dequantize_block(dtype: DType, codes: &[u8; BLOCK], scales: Scales, out: &mut
 }
 
 /// Whether the format adds a minimum to each number.
-pub(super) fn has_min(dtype: DType) -> bool {
+pub(crate) fn has_min(dtype: DType) -> bool {
     matches!(dtype, DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K)
 }
 
 /// log2 of the code that stands for zero, for formats without a minimum.
-pub(super) fn zero_shift(dtype: DType) -> Option<u32> {
+pub(crate) fn zero_shift(dtype: DType) -> Option<u32> {
     match dtype {
         DType::Q4_0 => Some(3),
         DType::Q5_0 => Some(4),
@@ -108,7 +108,7 @@ pub(super) fn zero_shift(dtype: DType) -> Option<u32> {
 }
 
 /// The unsigned codes of the `i`-th 32 numbers in a block (super-block) of a quantized format.
-pub(super) fn codes(dtype: DType, data: &[u8], i: usize) -> [u8; BLOCK] {
+pub(crate) fn codes(dtype: DType, data: &[u8], i: usize) -> [u8; BLOCK] {
     match dtype {
         DType::Q4_0 => nibbles(&data[2..]),
         DType::Q4_1 => nibbles(&data[4..]),
@@ -144,7 +144,7 @@ fn fifth_bits(mut codes: [u8; BLOCK], data: &[u8]) -> [u8; BLOCK] {
 }
 
 /// The scales of the `i`-th 32 numbers in a block (super-block) of a quantized format.
-pub(super) fn scales(dtype: DType, data: &[u8], i: usize) -> Scales {
+pub(crate) fn scales(dtype: DType, data: &[u8], i: usize) -> Scales {
     let half = |at: usize| f16::from_bits(u16::from_le_bytes([data[at], data[at + 1]]));
     match dtype {
         DType::Q4_1 | DType::Q5_1 => Scales { d: half(0), m: half(2), sub: [1; 2], min: 1 },

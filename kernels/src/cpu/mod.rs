@@ -30,7 +30,7 @@ mod norm;
 pub mod pack;
 pub mod pool;
 pub mod prepared;
-mod rng;
+pub mod rng;
 mod rope;
 mod sample;
 mod scratch;

@@ -2,7 +2,7 @@
 //! SC11). A number depends on its key and counter alone, so a draw can be repeated anywhere.
 
 /// A number in `[0, 1)` for a draw: 53 random bits.
-pub(crate) fn uniform(seed: u64, choice: u32, position: u32) -> f64 {
+pub fn uniform(seed: u64, choice: u32, position: u32) -> f64 {
     let [high, low, ..] = philox([position, choice, 0, 0], [seed as u32, (seed >> 32) as u32]);
     let bits = u64::from(high) << 32 | u64::from(low);
     (bits >> 11) as f64 * (-53f64).exp2()

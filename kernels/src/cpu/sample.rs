@@ -1,9 +1,9 @@
 //! Drawing tokens from logits.
 //!
 //! Order: log-probabilities are of the raw logits; then repetition, frequency and presence penalties, bias,
-//! banned tokens, temperature; then top-k, top-p, min-p and typical-p, or mirostat in their place. What
-//! the first three keep is always a beginning of the tokens in falling order of logits (by token among
-//! equals), so each only says where to cut. The token is the one at which the weights, summed in token order,
+//! tokens that are banned or not allowed, temperature; then top-k, top-p, min-p and typical-p, or mirostat in
+//! their place. What the first three keep is always a beginning of the tokens in falling order of logits (by token
+//! among equals), so each only says where to cut. The token is the one at which the weights, summed in token order,
 //! pass one uniform number.
 
 mod passes;
@@ -126,10 +126,11 @@ impl Row<'_> {
     /// Draws a token; gives mirostat's next bound too.
     fn choose(&mut self, draw: &Draw) -> (u32, Option<f32>) {
         self.shift(draw);
+        self.exclude(draw);
         let bound = draw.mirostat.map(|mirostat| mirostat.bound);
         let largest = self.largest();
         if largest == f32::NEG_INFINITY {
-            return (self.first_allowed(&draw.banned), bound);
+            return (self.first_allowed(draw), bound);
         }
         let best = self.first(largest);
         if draw.temperature <= 0.0 || draw.temperature.is_nan() {
@@ -149,7 +150,7 @@ impl Row<'_> {
         (passed.unwrap_or(best), bound)
     }
 
-    /// Penalties, bias and bans.
+    /// Penalties and bias.
     fn shift(&mut self, draw: &Draw) {
         let logits = &mut self.logits[..self.vocabulary];
         if let Some(penalties) = &draw.penalties {
@@ -163,11 +164,6 @@ impl Row<'_> {
         for &(token, bias) in &*draw.bias {
             if let Some(logit) = logits.get_mut(token as usize) {
                 *logit = (*logit + bias).min(f32::MAX);
-            }
-        }
-        for &token in &draw.banned {
-            if let Some(logit) = logits.get_mut(token as usize) {
-                *logit = f32::NEG_INFINITY;
             }
         }
     }
@@ -189,12 +185,39 @@ impl Row<'_> {
         }
     }
 
-    /// The first token that isn't banned, where no logit says which to take; 0 if all are.
-    fn first_allowed(&self, banned: &[u32]) -> u32 {
+    /// Takes away what can't be drawn.
+    fn exclude(&mut self, draw: &Draw) {
+        let logits = &mut self.logits[..self.vocabulary];
+        for &token in &draw.banned {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        let Some(allowed) = &draw.allowed else { return };
+        let words = allowed.iter().copied().chain(std::iter::repeat(0));
+        for (logits, word) in logits.chunks_mut(u32::BITS as usize).zip(words) {
+            match word {
+                u32::MAX => {}
+                0 => logits.fill(f32::NEG_INFINITY),
+                word => {
+                    let excluded = (0..).zip(logits).filter(|(bit, _)| word & (1 << bit) == 0);
+                    excluded.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+                }
+            }
+        }
+    }
+
+    /// The first token that can be drawn, where no logit says which to take; 0 if none can.
+    fn first_allowed(&self, draw: &Draw) -> u32 {
         let mut allowed = vec![true; self.vocabulary];
-        for &token in banned {
+        for &token in &draw.banned {
             if let Some(allowed) = allowed.get_mut(token as usize) {
                 *allowed = false;
+            }
+        }
+        if let Some(mask) = &draw.allowed {
+            for (token, allowed) in allowed.iter_mut().enumerate() {
+                *allowed &= mask.get(token / 32).is_some_and(|word| word & (1 << (token % 32)) != 0);
             }
         }
         allowed.iter().position(|&allowed| allowed).unwrap_or(0) as u32
@@ -318,7 +341,8 @@ impl Row<'_> {
             let mut within = sum;
             for token in tokens.filter(|_| sum + f64::from(block_sum) > target) {
                 within += f64::from(self.weights[token]);
-                if within > target {
+                // Where rounding left a block's target to the next one, that starts beyond it.
+                if within > target && self.weights[token] > 0.0 {
                     return Some(token as u32);
                 }
             }

@@ -13,8 +13,9 @@ use super::{
     common::{
         fields::{PromptField, PromptItem},
         generate::{Ask, Caller},
+        listen::Hearing,
         parse,
-        reply::{Said, Shape},
+        reply::{Piece, Said, Shape},
     },
 };
 use crate::{
@@ -61,7 +62,9 @@ pub(crate) async fn create<E: Generate>(
         prompts.push(tokens(&model, source).await?);
     }
     let default_max_tokens = app.config.completion_max_tokens;
-    let ask = Ask { settings, model, prompts, param: "prompt", default_max_tokens };
+    let grammar = settings.grammar.clone();
+    let hearing = Hearing::default();
+    let ask = Ask { settings, model, prompts, param: "prompt", default_max_tokens, grammar, hearing };
     app.generate::<Completions>(caller, ask).await
 }
 
@@ -125,12 +128,14 @@ impl Shape for Completions {
     const OBJECT: &'static str = "text_completion";
     const CHUNK: &'static str = "text_completion";
     const OPENS: bool = false;
+    const CALLED: &'static str = "stop"; // nothing is read as a call
     type Body<'a> = Body<'a>;
 
     fn body(said: Said<'_>) -> Body<'_> {
         let text = match said {
-            Said::Whole(text) | Said::More(text) => text,
-            Said::Open | Said::Nothing => "",
+            Said::Whole(saying) => saying.content.as_str(),
+            Said::More(Piece::Content(text)) => text,
+            Said::More(_) | Said::Open | Said::Nothing => "",
         };
         Body { text }
     }

@@ -71,7 +71,7 @@ impl<E: Generate> App<E> {
             kind: "HF_BASE_MODEL",
             supports_chat: card.has_chat_template,
             supports_image_input: false,
-            supports_tools: false,
+            supports_tools: card.has_chat_template,
             context_length: card.context_length,
         }
     }

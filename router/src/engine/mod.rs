@@ -27,7 +27,7 @@ use futures::{Stream, StreamExt, stream::BoxStream};
 use volley_proto::v1::ModelCard;
 
 pub use self::dispatch::{Engine, EngineConfig};
-pub use crate::text::model::{ChatOptions, Model, Rendered, Special, TextError};
+pub use crate::text::model::{ChatOptions, GrammarError, Model, Rendered, Special, TextError};
 
 use crate::generation::{Delta, Generation};
 

@@ -127,6 +127,7 @@ impl Request {
             tokenizer: model.tokenizer().clone(),
             stops,
             include_stop: generation.include_stop,
+            shown: generation.shown.clone(),
             max_tokens: generation.max_tokens,
         });
         let first = index as u32 * generation.n;
@@ -393,6 +394,7 @@ fn header(
         cache_salt: generation.cache_salt.clone(),
         max_cached_tokens: generation.max_cached_tokens,
         traceparent: generation.traceparent.clone(),
+        grammar: generation.grammar.as_ref().map(|grammar| grammar.text().to_owned()),
         ..Submission::default()
     }
 }

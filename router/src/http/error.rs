@@ -9,7 +9,7 @@ use axum::{
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-use crate::engine::{ModelError, StartError, StreamError, TextError};
+use crate::engine::{GrammarError, ModelError, StartError, StreamError, TextError};
 
 /// How much of a model's name an error repeats.
 const NAME_SHOWN: usize = 128;
@@ -139,6 +139,15 @@ impl ApiError {
         Self::Invalid { code, param: Some(param.into()), message: message.into() }
     }
 
+    /// The same fault, of the field at that path.
+    pub(crate) fn at(self, path: String) -> Self {
+        match self {
+            Self::Invalid { code: "missing_required_parameter", .. } => Self::missing(path),
+            Self::Invalid { code, message, .. } => Self::Invalid { code, param: Some(path), message },
+            other => other,
+        }
+    }
+
     /// A fault of the body as a whole.
     pub(crate) fn body(code: &'static str, message: impl Into<String>) -> Self {
         Self::Invalid { code, param: None, message: message.into() }
@@ -161,6 +170,18 @@ impl ApiError {
                 Self::Overloaded { message: error.to_string(), retry_after: Duration::from_secs(1) }
             }
             error => Self::value(param, error.to_string()),
+        }
+    }
+
+    /// A grammar's fault, blamed on the field that it came from.
+    pub(crate) fn grammar(error: GrammarError, param: &str) -> Self {
+        use volley_grammar::Error;
+        match error {
+            GrammarError::Refused(Error::Invalid(message)) => Self::value(param, message),
+            GrammarError::Refused(Error::Broken(message)) => Self::Internal(message),
+            GrammarError::Refused(Error::TooComplex(_)) | GrammarError::Slow => {
+                Self::with_code("schema_too_complex", param, error.to_string())
+            }
         }
     }
 

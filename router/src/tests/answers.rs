@@ -254,7 +254,7 @@ async fn every_spelling_of_a_path_is_served() {
 async fn the_models_are_listed_as_fireworks_does() {
     let client = Client::with(Config { account: "acme".into(), ..Config::default() });
     let list = client.get("/inference/v1/models").await;
-    let first = r#"{"object":"list","data":[{"id":"accounts/acme/models/tiny","object":"model","created":1700000000,"owned_by":"acme","kind":"HF_BASE_MODEL","supports_chat":true,"supports_image_input":false,"supports_tools":false,"context_length":4096},"#;
+    let first = r#"{"object":"list","data":[{"id":"accounts/acme/models/tiny","object":"model","created":1700000000,"owned_by":"acme","kind":"HF_BASE_MODEL","supports_chat":true,"supports_image_input":false,"supports_tools":true,"context_length":4096},"#;
     assert!(list.body.starts_with(first), "{}", list.body);
     assert_eq!(list.json()["data"].as_array().unwrap().len(), 3);
     assert_eq!(client.get("/v1/engines").await.body, list.body);

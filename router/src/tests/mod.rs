@@ -6,6 +6,7 @@ mod limits;
 mod parameters;
 mod served;
 mod streams;
+mod tools;
 
 use std::{
     collections::VecDeque,
@@ -207,7 +208,17 @@ impl Client {
     }
 
     pub(super) fn with(config: Config) -> Self {
-        let (engine, closing) = (Arc::new(Scripted::new()), CancellationToken::new());
+        Self::over(Scripted::new(), config)
+    }
+
+    /// Serves these models in place of the usual ones.
+    pub(super) fn serving(models: Vec<Model>, config: Config) -> Self {
+        let models = models.into_iter().map(Arc::new).collect();
+        Self::over(Scripted { models, ..Scripted::new() }, config)
+    }
+
+    fn over(engine: Scripted, config: Config) -> Self {
+        let (engine, closing) = (Arc::new(engine), CancellationToken::new());
         let app = App {
             limiter: Limiter::new(config.limits),
             config,

@@ -283,7 +283,7 @@ async fn a_long_conversation_loses_its_oldest_turns() {
         prompt(&client)
     };
     let system = "<system\nS>\n";
-    let first = "<user\none>\n<assistant\ntwo>\n<tool\n2>\n";
+    let first = "<user\none>\n<assistant\ntwo>\n<user\n<tool_response>\n2\n</tool_response>>\n";
     let second = "<user\nthree>\n<assistant\nfour>\n";
     let last = "<user\nfive>\n<assistant\n";
     let whole = [system, first, second, last].concat();

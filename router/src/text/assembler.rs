@@ -25,6 +25,8 @@ pub struct Rules {
     pub stops: Stops,
     /// Whether the text keeps the stop string that ended it.
     pub include_stop: bool,
+    /// Special tokens whose names are part of the text.
+    pub shown: Vec<u32>,
     /// Generated tokens at most.
     pub max_tokens: u32,
 }
@@ -140,7 +142,9 @@ impl Assembler {
             return Some(Reason::Stop);
         }
         self.generated += 1;
-        let new = self.add(id, false, logprobs, rules.tokenizer.vocabulary().text(id));
+        let vocabulary = rules.tokenizer.vocabulary();
+        let text = if rules.shown.contains(&id) { vocabulary.bytes(id) } else { vocabulary.text(id) };
+        let new = self.add(id, false, logprobs, text);
         if self.find_stop(new) {
             Some(Reason::Stop)
         } else if self.generated >= rules.max_tokens {

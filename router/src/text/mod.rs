@@ -3,11 +3,12 @@
 //! ```text
 //!  messages ─ template ─▶ text ─ tokenizer ─▶ tokens        one model's: model
 //!  text ◀─ stop ◀─ assembler ◀─ vocabulary ◀─ tokens
+//!   └▶ output: reasoning, content, tool calls
 //! ```
 
 pub mod assembler;
 pub mod model;
+pub mod output;
 pub mod stop;
 pub mod template;
 pub mod tokenizer;
-pub mod vocabulary;

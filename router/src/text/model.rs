@@ -1,11 +1,14 @@
 //! A model as the router knows it: its card, tokenizer, chat template and generation defaults.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use tokio::sync::Semaphore;
+use volley_grammar::{Compiler, Grammar};
 use volley_proto::v1::ModelCard;
 
 use super::{
-    template::{Template, Variables},
+    output::{Thinking, Tool},
+    template::{Knows, Template, Variables},
     tokenizer::{TextPool, Tokenizer},
 };
 
@@ -17,6 +20,9 @@ pub struct Model {
     pub defaults: Defaults,
     tokenizer: Arc<Tokenizer>,
     template: Option<Arc<Template>>,
+    compiler: Arc<Compiler>,
+    /// Grammars that are compiled at a time.
+    compiles: Arc<Semaphore>,
     pool: TextPool,
 }
 
@@ -51,6 +57,8 @@ pub struct ChatOptions {
     pub add_generation_prompt: bool,
     /// Keep special-token strings inside the messages as text.
     pub safe: bool,
+    /// Functions that the model may call.
+    pub tools: Vec<Tool>,
     /// Further template variables (`chat_template_kwargs`).
     pub variables: serde_json::Map<String, serde_json::Value>,
 }
@@ -81,6 +89,22 @@ pub enum TextError {
     #[error("too many texts wait to be tokenized")]
     Busy,
 }
+
+/// Why a grammar can't be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GrammarError {
+    /// It is wrong, or takes too much. 400; or the vocabulary is unusable. 500.
+    #[error(transparent)]
+    Refused(#[from] volley_grammar::Error),
+    /// It was not compiled in time. 400.
+    #[error("too complex: not compiled within {} s", COMPILE_TIME.as_secs())]
+    Slow,
+}
+
+/// The longest that a grammar may take, its wait for a thread included.
+const COMPILE_TIME: Duration = Duration::from_secs(5);
+/// Grammars that are compiled at a time, for one model.
+const COMPILES: usize = 2;
 
 /// A model's files are unusable: says which and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -122,7 +146,17 @@ impl Model {
             }
         };
         let defaults = Defaults::from_json(&json(files, "generation_config.json")?);
-        Ok(Self { card, defaults, tokenizer: Arc::new(tokenizer), template, pool })
+        let vocabulary = tokenizer.vocabulary().clone();
+        let compiler = Compiler::new(move || Ok(vocabulary.clone()), card.vocab_size, &card.stop_tokens);
+        Ok(Self {
+            card,
+            defaults,
+            tokenizer: Arc::new(tokenizer),
+            template,
+            compiler: Arc::new(compiler),
+            compiles: Arc::new(Semaphore::new(COMPILES)),
+            pool,
+        })
     }
 
     /// A model from a tokenizer and a template alone.
@@ -166,6 +200,45 @@ impl Model {
     pub async fn encode_chat(&self, rendered: Rendered) -> Result<Vec<u32>, TextError> {
         let tokenizer = self.tokenizer.clone();
         self.pool.run(rendered.marked.len(), move || tokenizer.encode_rendered(&rendered)).await
+    }
+
+    /// What the chat template makes use of; nothing where there is none.
+    pub(crate) fn knows(&self) -> Option<Knows> {
+        self.template.as_ref().map(|template| template.knows())
+    }
+
+    /// Whether an answer to that conversation begins with reasoning.
+    pub(crate) fn thinking(&self, rendered: &Rendered) -> Thinking {
+        if !self.knows().is_some_and(|knows| knows.reasoning) {
+            return Thinking::Never;
+        }
+        match rendered.marked.trim_end().ends_with("<think>") {
+            true => Thinking::Open,
+            false => Thinking::Tagged,
+        }
+    }
+
+    /// Compiles a grammar, to know that workers can. Compiled ones are kept.
+    pub(crate) async fn check_grammar(&self, grammar: &Grammar) -> Result<(), GrammarError> {
+        if self.compiler.compiled(grammar).is_some() {
+            return Ok(());
+        }
+        let (compiler, compiles) = (self.compiler.clone(), self.compiles.clone());
+        let compile = async move {
+            let permit = compiles.acquire_owned().await;
+            let grammar = grammar.clone();
+            let compiled = tokio::task::spawn_blocking(move || {
+                let _permit = permit; // held even when nobody waits any more: the thread is busy until the end
+                compiler.compile(&grammar).map(|_| ())
+            });
+            let broken =
+                |panic: tokio::task::JoinError| Err(volley_grammar::Error::Broken(panic.to_string()));
+            compiled.await.unwrap_or_else(broken)
+        };
+        match tokio::time::timeout(COMPILE_TIME, compile).await {
+            Ok(compiled) => Ok(compiled?),
+            Err(_) => Err(GrammarError::Slow),
+        }
     }
 
     /// The bytes of a token: may be part of a character; a special token's are its name. Empty if unknown.
@@ -216,7 +289,8 @@ impl Defaults {
 
 impl Default for ChatOptions {
     fn default() -> Self {
-        Self { add_generation_prompt: true, safe: true, variables: serde_json::Map::new() }
+        let (tools, variables) = (Vec::new(), serde_json::Map::new());
+        Self { add_generation_prompt: true, safe: true, tools, variables }
     }
 }
 

@@ -10,6 +10,7 @@ use minijinja::{
 
 use super::{
     model::{ChatOptions, Rendered, TextError},
+    output::{self, Format, Tool},
     tokenizer::{Marks, Tokenizer},
 };
 
@@ -23,6 +24,20 @@ const NAME: &str = "chat";
 pub struct Template {
     environment: Environment<'static>,
     variables: Variables,
+    knows: Knows,
+}
+
+/// What a template makes use of, as far as its source tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Knows {
+    /// Tools, and how the model calls them.
+    pub tools: Option<Format>,
+    /// Past calls' arguments as objects, not as text.
+    pub objects: bool,
+    /// Reasoning sections.
+    pub reasoning: bool,
+    /// A switch that leaves them out.
+    pub switch: bool,
 }
 
 /// What the model itself gives its template.
@@ -49,8 +64,14 @@ impl Template {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", |format: String| strftime(&format, SystemTime::now()));
         environment.add_filter("tojson", tojson);
+        let knows = Knows::of(&source);
         environment.add_template_owned(NAME, without_generation_tags(&source)).map_err(|e| e.to_string())?;
-        Ok(Self { environment, variables })
+        Ok(Self { environment, variables, knows })
+    }
+
+    /// What it makes use of.
+    pub fn knows(&self) -> Knows {
+        self.knows
     }
 
     pub(crate) fn render(
@@ -59,18 +80,29 @@ impl Template {
         mut messages: Vec<serde_json::Value>,
         options: &ChatOptions,
     ) -> Result<Rendered, TextError> {
+        let mut tools: Vec<_> = options.tools.iter().map(Tool::to_json).collect();
+        if self.knows.tools.is_none() {
+            output::as_text(&mut messages);
+            if !tools.is_empty() {
+                instruct(&mut messages, output::instructions(&options.tools));
+            }
+        } else if self.knows.objects {
+            output::parse_arguments(&mut messages);
+        }
         let mut marks = Marks::default();
         if options.safe {
-            for message in &mut messages {
-                guard(message, tokenizer, &mut marks)?;
+            for json in messages.iter_mut().chain(&mut tools) {
+                guard(json, tokenizer, &mut marks)?;
             }
         }
+        let tools =
+            if tools.is_empty() { Value::from(()) } else { Value::from_iter(tools.into_iter().map(value)) };
         let mut context = vec![
             ("messages".to_owned(), Value::from_iter(messages.into_iter().map(value))),
             ("add_generation_prompt".to_owned(), Value::from(options.add_generation_prompt)),
             ("bos_token".to_owned(), Value::from(&*self.variables.bos_token)),
             ("eos_token".to_owned(), Value::from(&*self.variables.eos_token)),
-            ("tools".to_owned(), Value::from(())),
+            ("tools".to_owned(), tools),
             ("documents".to_owned(), Value::from(())),
         ];
         context.extend(options.variables.iter().map(|(name, json)| (name.clone(), value(json.clone()))));
@@ -79,6 +111,32 @@ impl Template {
         Ok(Rendered { marked, guarded: marks.into_strings() })
     }
 }
+
+/// Adds to the system message, or makes one.
+fn instruct(messages: &mut Vec<serde_json::Value>, text: String) {
+    match messages.first_mut() {
+        Some(first) if first["role"] == "system" => {
+            let before = first["content"].as_str().unwrap_or_default();
+            first["content"] = format!("{before}\n\n{text}").into();
+        }
+        _ => messages.insert(0, serde_json::json!({"role": "system", "content": text})),
+    }
+}
+
+// === impl Knows ===
+
+impl Knows {
+    fn of(source: &str) -> Self {
+        Self {
+            tools: Format::of_template(source),
+            objects: source.contains("arguments | tojson") || source.contains("arguments|tojson"),
+            reasoning: source.contains("<think>") || source.contains("</think>"),
+            switch: source.contains("enable_thinking") || source.contains("thinking is "),
+        }
+    }
+}
+
+// === Rendering ===
 
 /// A template's own words, if it raised; else what went wrong in it.
 fn refusal(error: Error) -> TextError {

@@ -17,10 +17,9 @@ use tokenizers::{
 };
 use tokio::sync::Semaphore;
 
-use super::{
-    model::{Rendered, Special, TextError},
-    vocabulary::Vocabulary,
-};
+use volley_grammar::Vocabulary;
+
+use super::model::{Rendered, Special, TextError};
 
 /// Private-use characters (planes 15 and 16) that stand for guarded strings while a template runs.
 const MARKS: std::ops::RangeInclusive<char> = '\u{F0000}'..='\u{10FFFF}';
@@ -38,7 +37,7 @@ pub struct Tokenizer {
     specials: Vec<SpecialToken>,
     /// The bytes that they start with.
     special_starts: [bool; 256],
-    vocabulary: Vocabulary,
+    vocabulary: Arc<Vocabulary>,
 }
 
 /// A special token as it is found in text.
@@ -96,12 +95,12 @@ impl Tokenizer {
         let mut special_starts = [false; 256];
         specials.iter().for_each(|token| special_starts[usize::from(token.content.as_bytes()[0])] = true);
         let continuing = inner.get_pre_tokenizer().and_then(continuing);
-        let vocabulary = Vocabulary::new(&inner);
+        let vocabulary = Arc::new(Vocabulary::new(&inner));
         Ok(Self { inner, literal, continuing, specials, special_starts, vocabulary })
     }
 
     /// What each token says.
-    pub fn vocabulary(&self) -> &Vocabulary {
+    pub fn vocabulary(&self) -> &Arc<Vocabulary> {
         &self.vocabulary
     }
 

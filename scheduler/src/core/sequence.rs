@@ -34,6 +34,8 @@ pub struct Spec {
     pub adapter: String,
     /// Who asks. Fairness between tenants and block hashes will use it.
     pub tenant: String,
+    /// What a choice may say; the worker's to understand.
+    pub grammar: Option<String>,
     /// Part of every block hash, once there is a prefix cache.
     pub cache_salt: String,
 }

@@ -103,6 +103,12 @@ impl FakeWorker {
                 result.scored.push(score(&past, slot.tokens[next]));
             }
             if next == slot.tokens.len() && slot.sequence.kind() == Kind::Generate {
+                // A guided draw is deferred now and then, as if its grammar were not compiled yet.
+                if slot.sequence.grammar.is_some() && hash(&past, self.last_step).is_multiple_of(3) {
+                    slot.computed -= 1;
+                    result.deferred = true;
+                    continue;
+                }
                 let sampling = slot.sequence.sampling.clone().unwrap_or_default();
                 let mut token = draw(&past, sampling.seed, slot.sequence.choice, slot.mirostat);
                 let generated = next - slot.sequence.prompt_tokens as usize;

@@ -7,6 +7,7 @@
 //! Fencing lives here too, since here everything has an order: the highest epoch owns the worker, what
 //! carries a lower one is dropped, and a new owner finds all slots empty.
 
+mod guide;
 mod metrics;
 mod sequence;
 mod shaping;
@@ -23,7 +24,7 @@ use tonic::Status;
 use volley_kernels::Backend;
 use volley_proto::v1::{self, ResultMessage, StepPlan, StepResult, WorkerHello, result_message::Message};
 
-pub(crate) use self::{metrics::describe, slots::Slots};
+pub(crate) use self::{guide::Guides, metrics::describe, slots::Slots};
 use crate::decoder::Decoder;
 
 /// Plans that may wait for the step thread: a scheduler is one step ahead.
@@ -88,10 +89,10 @@ struct Owner {
 // === impl Engine ===
 
 impl<B: Backend> Engine<B> {
-    pub(crate) fn new(decoder: Decoder<B>, limits: Limits) -> Self {
+    pub(crate) fn new(decoder: Decoder<B>, limits: Limits, guides: Guides) -> Self {
         Self {
             decoder,
-            slots: Slots::new(limits),
+            slots: Slots::new(limits, guides),
             epoch: None,
             owner: None,
             idle_since: Instant::now(),
@@ -156,7 +157,7 @@ impl<B: Backend> Engine<B> {
             let problem = format!("step {step_id} after step {last}; expected the next");
             return self.disown(Some(Status::invalid_argument(problem)));
         }
-        let step = match self.slots.apply(plan) {
+        let mut step = match self.slots.apply(plan) {
             Ok(step) => step,
             Err(error) => return self.disown(Some(Status::invalid_argument(error.to_string()))),
         };
@@ -166,7 +167,9 @@ impl<B: Backend> Engine<B> {
         let (rows, sequences) = (step.batch.tokens.len(), step.batch.sequences.len());
         let mut drawn = Vec::new();
         if rows > 0 {
+            let forward = Instant::now();
             self.decoder.forward(&step.batch);
+            self.slots.guide(&mut step, forward.elapsed());
             drawn = self.decoder.draw(&step.rows, &step.draws);
         }
         let slots = self.slots.settle(step, drawn);

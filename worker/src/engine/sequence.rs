@@ -6,6 +6,7 @@ use volley_proto::v1::{Kind, NewSequence, Sampling};
 
 use super::{
     Limits,
+    guide::{Guide, Guides},
     shaping::{Shaping, cannot_shape},
     trace,
 };
@@ -25,6 +26,8 @@ pub(super) struct Sequence {
     score: Option<(usize, u32)>,
     banned: Vec<u32>,
     min_tokens: usize,
+    /// Says what may be drawn.
+    pub(super) guide: Option<Guide>,
     pub(super) blocks: Vec<BlockId>,
     /// Why it can't run: each run answers with this until the slot is released.
     failure: Option<String>,
@@ -48,7 +51,7 @@ pub(super) struct Run {
 impl Sequence {
     /// Takes a sequence in. The error is a plan that contradicts itself; what this worker can't do for a
     /// sequence is the sequence's own failure.
-    pub(super) fn admit(mut new: NewSequence, limits: &Limits) -> Result<Self, String> {
+    pub(super) fn admit(mut new: NewSequence, limits: &Limits, guides: &Guides) -> Result<Self, String> {
         let (slot, known) = (new.slot, new.tokens.len());
         let (computed, prompt_tokens) = (new.computed as usize, new.prompt_tokens as usize);
         if computed >= known {
@@ -62,6 +65,9 @@ impl Sequence {
         let failure = cannot_run(&new, limits);
         let span = trace::sequence(&new);
         let kind = new.kind();
+        let grammar = new.grammar.take().filter(|_| kind == Kind::Generate && failure.is_none());
+        // Where it stands in its grammar follows from what was generated, here or elsewhere.
+        let guide = grammar.map(|grammar| guides.guide(grammar, new.tokens[prompt_tokens..].to_vec()));
         let sampling = new.sampling.take().unwrap_or_default();
         Ok(Self {
             kind,
@@ -74,6 +80,7 @@ impl Sequence {
             score: new.score.map(|score| (score.from.max(1) as usize, score.alternatives)),
             banned: new.banned,
             min_tokens: new.min_tokens as usize,
+            guide,
             blocks: Vec::new(),
             failure,
             _span: span,
@@ -120,6 +127,19 @@ impl Sequence {
     pub(super) fn push(&mut self, drawn: &Drawn) {
         self.tokens.push(drawn.token);
         self.shaping.push(drawn);
+        if let Some(guide) = &mut self.guide {
+            guide.push(drawn.token);
+        }
+    }
+
+    /// Takes back the last row, from which nothing could be drawn: the next run starts with it.
+    pub(super) fn defer(&mut self) {
+        self.computed -= 1;
+    }
+
+    /// From now on it can't run.
+    pub(super) fn fail(&mut self, problem: String) {
+        self.failure = Some(problem);
     }
 
     fn draw_at_end(&self, limits: &Limits) -> Draw {

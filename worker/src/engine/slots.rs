@@ -1,11 +1,15 @@
-//! The slots: plans go in, steps come out; drawn tokens go in, results come out. Pure: no device, no clock.
+//! The slots: plans go in, steps come out; drawn tokens go in, results come out. No device, no clock.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use volley_kernels::{self as kernels, Batch, BlockId, Draw, Drawn};
 use volley_proto::v1::{Logprobs, SlotResult, SlotRun, StepPlan};
 
-use super::{Limits, sequence::Sequence};
+use super::{
+    Limits,
+    guide::{Guides, Readiness, patience, restrict},
+    sequence::Sequence,
+};
 
 /// A plan that contradicts itself, this worker's limits, or what went before: the connection ends with it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -18,6 +22,7 @@ pub(crate) struct PlanError {
 /// All sequences of the worker.
 pub(crate) struct Slots {
     limits: Limits,
+    guides: Guides,
     slots: Vec<Option<Sequence>>,
 }
 
@@ -38,8 +43,8 @@ pub(crate) struct Step {
 // === impl Slots ===
 
 impl Slots {
-    pub(crate) fn new(limits: Limits) -> Self {
-        Self { slots: (0..limits.sequences).map(|_| None).collect(), limits }
+    pub(crate) fn new(limits: Limits, guides: Guides) -> Self {
+        Self { slots: (0..limits.sequences).map(|_| None).collect(), limits, guides }
     }
 
     /// Slots that hold a sequence.
@@ -65,11 +70,11 @@ impl Slots {
         }
         for new in plan.admit {
             let (slot, limits) = (new.slot, self.limits);
-            let place = self.slot(slot)?;
-            if place.is_some() {
+            if self.slot(slot)?.is_some() {
                 return Err(format!("admission to slot {slot}, which is taken"));
             }
-            *place = Some(Sequence::admit(new, &limits)?);
+            let sequence = Sequence::admit(new, &limits, &self.guides)?;
+            *self.slot(slot)? = Some(sequence);
         }
         for append in plan.append {
             self.group(append.group)?;
@@ -123,6 +128,53 @@ impl Slots {
         }
         step.results.push(result);
         Ok(())
+    }
+
+    /// Tells the draws of guided sequences what they may draw. The forward pass, in whose time masks are
+    /// computed, took `forward`; where a mask isn't there even so, the draw is left to a later step.
+    pub(crate) fn guide(&mut self, step: &mut Step, forward: Duration) {
+        let guided: Vec<usize> = (0..step.draws.len()).filter(|&draw| self.is_guided(step, draw)).collect();
+        if guided.is_empty() {
+            return;
+        }
+        let compiling =
+            guided.iter().filter(|&&draw| self.readiness(step, draw) == Some(Readiness::Compiling));
+        let others = step.results.len() - compiling.count();
+        let mut left = Vec::new();
+        for draw in guided {
+            let patience =
+                self.readiness(step, draw).map_or(Duration::ZERO, |is| patience(is, others, forward));
+            let result = &mut step.results[step.owners[draw]];
+            let Some(Some(sequence)) = self.slots.get_mut(result.slot as usize) else { continue };
+            match sequence.guide.as_mut().and_then(|guide| guide.mask(patience)) {
+                Some(Ok(mask)) => restrict(&mut step.draws[draw], mask),
+                Some(Err(error)) => {
+                    sequence.fail(format!("the grammar: {error}"));
+                    result.failure = sequence.failure().map(str::to_owned);
+                    left.push(draw);
+                }
+                None => {
+                    sequence.defer();
+                    result.deferred = true;
+                    left.push(draw);
+                }
+            }
+        }
+        for draw in left.into_iter().rev() {
+            step.rows.remove(draw);
+            step.draws.remove(draw);
+            step.owners.remove(draw);
+        }
+    }
+
+    fn is_guided(&self, step: &Step, draw: usize) -> bool {
+        step.draws[draw].given.is_none() && self.readiness(step, draw).is_some()
+    }
+
+    /// How far the guide of the sequence that draws is, if it has one.
+    fn readiness(&self, step: &Step, draw: usize) -> Option<Readiness> {
+        let slot = step.results[step.owners[draw]].slot as usize;
+        Some(self.slots.get(slot)?.as_ref()?.guide.as_ref()?.readiness())
     }
 
     /// Keeps what a step drew; `drawn` is beside its draws.

@@ -5,4 +5,5 @@
 mod claims;
 mod driver;
 mod exactness;
+mod guided;
 mod plans;

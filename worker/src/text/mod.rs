@@ -50,6 +50,11 @@ impl Text {
         volley_proto::files_hash(self.files.iter().map(|(name, content)| (*name, &content[..])))
     }
 
+    /// tokenizer.json.
+    pub(crate) fn tokenizer(&self) -> Bytes {
+        self.files.get(TOKENIZER).cloned().unwrap_or_default()
+    }
+
     pub(crate) fn has_chat_template(&self) -> bool {
         self.files.contains_key(CHAT_TEMPLATE)
     }

@@ -1,6 +1,8 @@
 //! `POST /chat/completions`: the next turn of a conversation, by way of the model's template.
 
 mod messages;
+mod shape;
+mod tools;
 mod truncate;
 
 use std::sync::Arc;
@@ -9,21 +11,28 @@ use axum::{
     extract::{Request, State},
     response::Response,
 };
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde_json::Value;
 
-use self::{messages::Message, truncate::Turns};
+use self::{
+    messages::Message,
+    shape::{Chat, Legacy},
+    tools::{FunctionField, ToolField, Tools},
+    truncate::{Prompt, Turns},
+};
 use super::{
     App,
     common::{
         fields::Integer,
         generate::{Ask, Caller},
+        parameters::Settings,
         parse,
-        reply::{Said, Shape},
     },
 };
 use crate::{
-    engine::Generate,
+    engine::{ChatOptions, Generate, Model},
     http::{body, error::ApiError},
+    text::output::{Format, Thinking},
 };
 
 /// What chats take beside the shared parameters.
@@ -35,35 +44,16 @@ pub struct ChatRequest {
     pub safe_tokenization: Option<bool>,
     /// Evict the oldest turns of a prompt that is longer, tokens. Without effect beside `safe_tokenization: true`.
     pub prompt_truncate_len: Option<Integer>,
-}
-
-/// The shapes of the answer.
-struct Chat;
-
-#[derive(Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Body<'a> {
-    /// Of an answer.
-    Message(Reply<'a>),
-    /// Of a chunk.
-    Delta(Delta<'a>),
-}
-
-#[derive(Serialize)]
-struct Reply<'a> {
-    role: &'static str,
-    content: &'a str,
-    /// Typed clients want the key.
-    refusal: (),
-}
-
-/// The keys are absent, not null, where there is nothing: SDKs concatenate whatever they find.
-#[derive(Default, Serialize)]
-struct Delta<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    role: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content: Option<&'a str>,
+    /// Functions that the model may call.
+    pub tools: Option<Vec<ToolField>>,
+    /// `none`, `auto`, `required`, `any`, or one that is named.
+    pub tool_choice: Option<Value>,
+    /// Whether an answer may have several calls.
+    pub parallel_tool_calls: Option<bool>,
+    /// `tools` as they were before; the answer is of that form too.
+    pub functions: Option<Vec<FunctionField>>,
+    /// `tool_choice` as it was before.
+    pub function_call: Option<Value>,
 }
 
 pub(crate) async fn create<E: Generate>(
@@ -76,20 +66,35 @@ pub(crate) async fn create<E: Generate>(
     caller.name_model(&mut parsed.parameters);
     let settings = parsed.parameters.check(&app.config)?;
     let limit = parsed.own.truncate_len()?;
+    let tools = Tools::check(&mut parsed.own)?;
+    if let (true, Some((_, param))) = (tools.forced(), &settings.grammar) {
+        let message = format!("{param} and a tool_choice that forces a call exclude each other");
+        return Err(ApiError::value(*param, message));
+    }
     let messages = parsed.own.messages.ok_or_else(|| ApiError::missing("messages"))?;
-    let messages = messages::check(messages)?;
+    let mut messages = messages::check(messages)?;
     app.check_choices(1, settings.best_of)?;
     let model = app.model(&settings.model).await?;
-    let safe = parsed.own.safe_tokenization.unwrap_or(true);
-    let turns = Turns { model: &model, messages, safe };
+    settings.reasoning.check_model(model.knows())?;
+    settings.reasoning.forget(&mut messages);
+    let options = ChatOptions {
+        safe: parsed.own.safe_tokenization.unwrap_or(true),
+        tools: tools.told(),
+        variables: settings.reasoning.variables(settings.grammar.is_some()),
+        ..ChatOptions::default()
+    };
+    let turns = Turns { model: &model, messages, options };
     let prompt = match limit {
         Some(limit) => turns.fitting(limit).await,
         None => turns.all().await,
     };
-    let prompts = vec![prompt.map_err(|error| ApiError::text(error, "messages"))?];
-    let default_max_tokens = app.config.chat_max_tokens;
-    let ask = Ask { settings, model, prompts, param: "messages", default_max_tokens };
-    app.generate::<Chat>(caller, ask).await
+    let prompt = prompt.map_err(|error| ApiError::text(error, "messages"))?;
+    let legacy = tools.legacy;
+    let ask = ask(settings, model, prompt, &tools, &app.config)?;
+    match legacy {
+        true => app.generate::<Legacy>(caller, ask).await,
+        false => app.generate::<Chat>(caller, ask).await,
+    }
 }
 
 // === impl ChatRequest ===
@@ -107,22 +112,37 @@ impl ChatRequest {
     }
 }
 
-// === impl Chat ===
-
-impl Shape for Chat {
-    const ID: &'static str = "chatcmpl-";
-    const OBJECT: &'static str = "chat.completion";
-    const CHUNK: &'static str = "chat.completion.chunk";
-    const OPENS: bool = true;
-    type Body<'a> = Body<'a>;
-
-    fn body(said: Said<'_>) -> Body<'_> {
-        const ROLE: &str = "assistant";
-        Body::Delta(match said {
-            Said::Whole(content) => return Body::Message(Reply { role: ROLE, content, refusal: () }),
-            Said::Open => Delta { role: Some(ROLE), content: None },
-            Said::More(content) => Delta { role: None, content: Some(content) },
-            Said::Nothing => Delta::default(),
-        })
-    }
+fn ask(
+    settings: Settings,
+    model: Arc<Model>,
+    Prompt { tokens, thinking }: Prompt,
+    tools: &Tools,
+    config: &crate::config::Config,
+) -> Result<Ask, ApiError> {
+    let known = model.knows().and_then(|knows| knows.tools);
+    let format = config.tool_format.or(known).unwrap_or(Format::Hermes);
+    let grammar = match tools.forced() {
+        true => Some((tools.grammar(format, &model)?, "tools")),
+        false => settings.grammar.clone(),
+    };
+    // Where the prompt has begun to reason, the form is that of the answer behind it.
+    let grammar = grammar.map(|(grammar, param)| match thinking {
+        Thinking::Open => (grammar.after_reasoning(model.tokenizer().vocabulary()), param),
+        Thinking::Never | Thinking::Tagged => (grammar, param),
+    });
+    // An echoed prompt is part of the text, and nothing that was said.
+    let hearing = match settings.echo {
+        0 => tools.hearing(format, thinking),
+        _ => Default::default(),
+    };
+    let default_max_tokens = config.chat_max_tokens;
+    Ok(Ask {
+        settings,
+        model,
+        prompts: vec![tokens],
+        param: "messages",
+        default_max_tokens,
+        grammar,
+        hearing,
+    })
 }

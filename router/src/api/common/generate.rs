@@ -12,7 +12,9 @@ use serde::Serialize;
 
 use super::{
     extras::Extras,
+    format::Form,
     hints::{self, ServiceTier},
+    listen::Hearing,
     parameters::{Parameters, Settings},
     ranking,
     reply::{Answer, Chunks, Head, Shape},
@@ -52,6 +54,10 @@ pub(crate) struct Ask {
     pub param: &'static str,
     /// `max_tokens` of a request that does not say.
     pub default_max_tokens: u32,
+    /// What the text must be, and the field that says so.
+    pub grammar: Option<Form>,
+    /// How the text is read.
+    pub hearing: Hearing,
 }
 
 /// What `fireworks-sampling-options` tells.
@@ -133,6 +139,11 @@ impl<E: Generate> App<E> {
         let settings = ask.settings.clone();
         let told = if settings.report.prompts() { ask.prompts.clone() } else { Vec::new() };
         let model = ask.model.clone();
+        if let Some((grammar, param)) = &ask.grammar {
+            let checked = model.check_grammar(grammar).await;
+            checked.map_err(|error| ApiError::grammar(error, param))?;
+        }
+        let hearing = ask.hearing.clone();
         let generation = ask.generation(id.clone(), &lengths, &caller)?;
         let tally = Tally::new(&lengths, generation.n);
         let options = sampling_options(&generation, settings.n);
@@ -153,11 +164,12 @@ impl<E: Generate> App<E> {
         };
         let mut response = match settings.stream {
             Some(usage_at) => {
-                let chunks = Chunks::<S>::new(head, usage_at, tally.clone());
+                let chunks = Chunks::<S>::new(head, usage_at, tally.clone(), &hearing);
                 EventStream::new(chunks, deltas, self.closing.clone(), exchange).into_response()
             }
             None => {
-                let (answers, tally) = collect(&head, tally.clone(), deltas, &exchange).await?;
+                let answers = (0..tally.choices()).map(|_| Answer::new(&hearing)).collect();
+                let (answers, tally) = collect(&head, tally.clone(), answers, deltas, &exchange).await?;
                 let answers = ranking::best(answers, settings.best_of, settings.n);
                 let mut response = Response::new(Body::from(head.answer::<S>(&answers, &tally)));
                 complete(response.headers_mut(), &tally, first_token, exchange.elapsed());
@@ -177,10 +189,10 @@ impl<E: Generate> App<E> {
 async fn collect(
     head: &Head,
     mut tally: Tally,
+    mut answers: Vec<Answer>,
     mut deltas: Deltas,
     exchange: &Exchange,
 ) -> Result<(Vec<Answer>, Tally), ApiError> {
-    let mut answers: Vec<Answer> = (0..tally.choices()).map(|_| Answer::default()).collect();
     let keep = head.tells_tokens() || head.extras.report().keeps_tokens();
     while tally.first_running().is_some() {
         let Some(batch) = deltas.try_next().await? else {
@@ -195,6 +207,7 @@ async fn collect(
             }
         }
     }
+    answers.iter().for_each(|answer| tally.reason(answer.reasoning_tokens()));
     tally.record();
     Ok((answers, tally))
 }
@@ -266,9 +279,12 @@ impl Ask {
             max_tokens,
             min_tokens: settings.min_tokens.min(max_tokens),
             include_stop: settings.include_stop,
-            ignore_eos: settings.ignore_eos,
+            // A text that its grammar lets only end must end.
+            ignore_eos: settings.ignore_eos && self.grammar.is_none(),
             echo: settings.echo,
             logprobs: settings.logprobs.map(|logprobs| logprobs.top).or(ranked),
+            grammar: self.grammar.map(|(grammar, _)| grammar),
+            shown: self.hearing.reading.markers(self.model.tokenizer().vocabulary()),
             sampling: settings.draws.with(&self.model)?,
             tenant: caller.tenant.0.clone(),
             priority: settings.service_tier.map_or(0, ServiceTier::priority),

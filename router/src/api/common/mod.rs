@@ -1,18 +1,22 @@
 //! What the APIs do alike. Nothing here knows one of them.
 //!
 //! ```text
-//!  body ─ parse (fields, parameters, later) ─▶ Settings ─ generate ─▶ Deltas ─ reply (logprobs, usage, extras) ─▶ answer
+//!  body ─ parse (fields, parameters, sampling, format, reasoning, hints, later) ─▶ Settings ─ generate ─▶ Deltas
+//!  answer ◀─ reply (logprobs, usage, extras) ◀─ listen: reasoning, content, calls ◀────────────────────────┘
 //! ```
 
 pub(crate) mod extras;
 pub mod fields;
+pub mod format;
 pub(crate) mod generate;
 pub mod hints;
 mod later;
+pub(crate) mod listen;
 pub(crate) mod logprobs;
 pub mod parameters;
 pub(crate) mod parse;
 mod ranking;
+pub mod reasoning;
 pub(crate) mod reply;
 pub(crate) mod sampling;
 pub(crate) mod usage;

@@ -8,7 +8,9 @@ use serde_json::{Map, Value};
 use super::{
     extras::Report,
     fields::{Integer, LogprobsField, Number, PromptField, PromptItem, Strings},
+    format::{self, Form, ResponseFormat},
     hints::{Prediction, ServiceTier},
+    reasoning::{History, Reasoning, ThinkingField},
     sampling::Draws,
 };
 use crate::{
@@ -81,6 +83,22 @@ pub struct Parameters {
     pub speculation: Option<PromptField>,
     /// The same, as OpenAI writes it.
     pub prediction: Option<Prediction>,
+    /// What the text must be.
+    pub response_format: Option<ResponseFormat>,
+    /// A JSON schema of the text (vLLM's name).
+    pub guided_json: Option<serde_json::Value>,
+    /// A regular expression of the text (vLLM's name).
+    pub guided_regex: Option<String>,
+    /// The texts to choose from (vLLM's name).
+    pub guided_choice: Option<Vec<String>>,
+    /// A grammar of the text (vLLM's name).
+    pub guided_grammar: Option<String>,
+    /// How much to reason: a word, a switch, or a number of tokens.
+    pub reasoning_effort: Option<serde_json::Value>,
+    /// Whether to reason (Anthropic's shape).
+    pub thinking: Option<ThinkingField>,
+    /// What becomes of the reasoning in earlier messages.
+    pub reasoning_history: Option<History>,
     /// Answer with server-sent events.
     pub stream: Option<bool>,
     /// Only with `stream`.
@@ -174,6 +192,9 @@ pub(crate) struct Settings {
     pub ignore_eos: bool,
     pub min_tokens: u32,
     pub logprobs: Option<Logprobs>,
+    /// What the text must be.
+    pub grammar: Option<Form>,
+    pub reasoning: Reasoning,
     pub report: Report,
     pub service_tier: Option<ServiceTier>,
     pub session: Option<String>,
@@ -207,6 +228,8 @@ impl Parameters {
             echo: self.echo()?,
             ignore_eos: self.ignore_eos.unwrap_or(false),
             logprobs: self.logprobs(config.top_logprobs_max)?,
+            grammar: format::check(&self)?,
+            reasoning: Reasoning::check(&self)?,
             report: Report {
                 token_ids: self.return_token_ids.unwrap_or(false),
                 raw_output: self.raw_output.unwrap_or(false),

@@ -16,8 +16,11 @@ use serde_json::{Map, Value};
 use super::{later, parameters::Parameters};
 use crate::{config::UnknownFields, http::error::ApiError};
 
-/// The deepest nesting of a body.
+/// The deepest nesting of a body, and where it holds schemas. (serde_json's own limit is just above.)
 const DEPTH: usize = 64;
+const SCHEMA_DEPTH: usize = 127;
+/// The fields that hold schemas.
+const SCHEMAS: [&str; 4] = ["response_format", "guided_json", "tools", "functions"];
 /// Bodies above this are parsed off the async threads, bytes.
 const INLINE: usize = 64 << 10;
 /// How much of a client's own text a message repeats, bytes.
@@ -77,15 +80,23 @@ fn object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
     if text.trim_ascii().is_empty() {
         return Err(ApiError::body("invalid_json", "Request body is empty; expected a JSON object"));
     }
-    if too_deep(text.as_bytes()) {
-        let message = format!("JSON is nested deeper than {DEPTH} levels");
-        return Err(ApiError::body("json_too_deep", message));
+    let deep =
+        |levels| ApiError::body("json_too_deep", format!("JSON is nested deeper than {levels} levels"));
+    if too_deep(text.as_bytes(), SCHEMA_DEPTH) {
+        return Err(deep(SCHEMA_DEPTH));
     }
+    let hardly_deep = !too_deep(text.as_bytes(), DEPTH);
     // serde_json's own messages tell a line and a column, and repeat nothing of the text.
     let value = serde_json::from_str(&pair_surrogates(text))
         .map_err(|error| ApiError::body("invalid_json", format!("Invalid JSON: {error}")))?;
     match value {
-        Value::Object(object) => Ok(object),
+        Value::Object(object) => {
+            let plain = |(name, _): &(&String, &Value)| !SCHEMAS.contains(&name.as_str());
+            if !hardly_deep && object.iter().filter(plain).any(|(_, value)| depth(value) >= DEPTH) {
+                return Err(deep(DEPTH));
+            }
+            Ok(object)
+        }
         other => {
             let message = format!("Expected a JSON object, got {}", kind(&other));
             Err(ApiError::body("invalid_type", message))
@@ -104,7 +115,16 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-fn too_deep(text: &[u8]) -> bool {
+/// Levels of a value that is known not to be very deep.
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(list) => 1 + list.iter().map(depth).max().unwrap_or(0),
+        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+fn too_deep(text: &[u8], levels: usize) -> bool {
     let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
     for byte in text {
         match byte {
@@ -113,7 +133,7 @@ fn too_deep(text: &[u8]) -> bool {
             b'"' => quoted = !quoted,
             b'[' | b'{' if !quoted => {
                 depth += 1;
-                if depth > DEPTH {
+                if depth > levels {
                     return true;
                 }
             }
@@ -258,10 +278,16 @@ mod tests {
 
     #[test]
     fn depth_counts_brackets_outside_strings() {
-        assert!(!too_deep("[".repeat(DEPTH).as_bytes()));
-        assert!(too_deep("[".repeat(DEPTH + 1).as_bytes()));
-        assert!(!too_deep(format!("\"\\\"{}\"", "[".repeat(1000)).as_bytes()));
-        assert!(!too_deep("[]".repeat(1000).as_bytes()));
+        assert!(!too_deep("[".repeat(DEPTH).as_bytes(), DEPTH));
+        assert!(too_deep("[".repeat(DEPTH + 1).as_bytes(), DEPTH));
+        assert!(!too_deep(format!("\"\\\"{}\"", "[".repeat(1000)).as_bytes(), DEPTH));
+        assert!(!too_deep("[]".repeat(1000).as_bytes(), DEPTH));
+        let nested = |field: &str, levels: usize| {
+            let value = "[".repeat(levels) + &"]".repeat(levels);
+            object(format!("{{\"{field}\":{value}}}").as_bytes()).is_ok()
+        };
+        assert!(nested("metadata", DEPTH - 1) && !nested("metadata", DEPTH), "the body is a level itself");
+        assert!(nested("tools", SCHEMA_DEPTH - 1) && !nested("tools", SCHEMA_DEPTH));
     }
 
     #[test]

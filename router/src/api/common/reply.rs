@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{
     extras::{Extras, PerfMetrics, PromptIds, RawOutput, generated},
     hints::ServedTier,
+    listen::{Hearing, Listener, Saying},
     logprobs::{self, View},
     parameters::{LogprobsFormat, UsageAt},
     usage::{Tally, Usage},
@@ -14,6 +15,7 @@ use super::{
 use crate::{
     generation::{Delta, Finish, Reason, Token},
     http::sse::{Events, Outbox},
+    text::output::Part,
 };
 
 /// The most text in a chunk, bytes: escaped it may be six times as long, and old clients fail at long lines.
@@ -31,6 +33,8 @@ pub(crate) trait Shape: Send + Unpin + 'static {
     const CHUNK: &'static str;
     /// Whether a stream opens each choice with a chunk of its own.
     const OPENS: bool;
+    /// The `finish_reason` of a choice that ended in tool calls.
+    const CALLED: &'static str;
     /// The keys of a choice that are the endpoint's own.
     type Body<'a>: Serialize;
 
@@ -42,13 +46,32 @@ pub(crate) trait Shape: Send + Unpin + 'static {
 #[derive(Clone, Copy)]
 pub(crate) enum Said<'a> {
     /// All of it: an answer.
-    Whole(&'a str),
+    Whole(&'a Saying),
     /// It begins.
     Open,
-    /// It goes on (perhaps by no text, with log-probabilities).
-    More(&'a str),
+    /// It goes on.
+    More(Piece<'a>),
     /// Nothing: a sign of life, or the end.
     Nothing,
+}
+
+/// How a choice goes on.
+#[derive(Clone, Copy)]
+pub(crate) enum Piece<'a> {
+    /// Perhaps by no text, with log-probabilities.
+    Content(&'a str),
+    Reasoning(&'a str),
+    /// The `index`-th tool call begins.
+    Call {
+        index: u32,
+        id: &'a str,
+        name: &'a str,
+    },
+    /// More of its arguments.
+    Arguments {
+        index: u32,
+        text: &'a str,
+    },
 }
 
 /// A choice of an answer or of a chunk.
@@ -98,9 +121,9 @@ struct Frame<'a, C> {
 }
 
 /// A choice of an answer in the making.
-#[derive(Debug, Default)]
 pub(crate) struct Answer {
-    text: String,
+    listener: Listener,
+    saying: Saying,
     tokens: Vec<Token>,
     reason: Option<Reason>,
     /// Sum of the log-probabilities of what was generated, and of how many tokens.
@@ -112,6 +135,8 @@ pub(crate) struct Chunks<S> {
     head: Head,
     usage_at: UsageAt,
     tally: Tally,
+    /// Of each choice.
+    listeners: Vec<Listener>,
     /// Per choice all its tokens, where something tells of them at its end.
     kept: Vec<Vec<Token>>,
     shape: PhantomData<S>,
@@ -147,14 +172,14 @@ impl Head {
             .zip(answers)
             .map(|(index, answer)| Choice {
                 logprobs: View::new(self.logprobs, &answer.tokens),
-                finish_reason: Some(spell(answer.reason)),
+                finish_reason: Some(spell::<S>(answer.reason, answer.listener.called())),
                 token_ids: self.extras.token_ids(&answer.tokens),
                 raw_output: self.extras.raw_output(
                     index as usize / per_prompt,
                     &answer.tokens,
                     self.logprobs,
                 ),
-                ..choice::<S>(index, Said::Whole(&answer.text))
+                ..choice::<S>(index, Said::Whole(&answer.saying))
             })
             .collect();
         crate::http::json::line(&Frame {
@@ -176,20 +201,33 @@ fn choice<'a, S: Shape>(index: u32, said: Said<'a>) -> Choice<'a, S::Body<'a>> {
     }
 }
 
-/// An answer is only sent when every choice has a reason.
-fn spell(reason: Option<Reason>) -> &'static str {
+/// An answer is only sent when every choice has a reason. Calls that were cut have arguments that are no JSON, and
+/// the reason says so.
+fn spell<S: Shape>(reason: Option<Reason>, called: bool) -> &'static str {
     match reason {
-        Some(Reason::Stop) | None => "stop",
         Some(Reason::Length) => "length",
+        Some(Reason::Stop) | None if called => S::CALLED,
+        Some(Reason::Stop) | None => "stop",
     }
 }
 
 // === impl Answer ===
 
 impl Answer {
+    pub(crate) fn new(hearing: &Hearing) -> Self {
+        let listener = Listener::new(hearing);
+        Self { listener, saying: Saying::default(), tokens: Vec::new(), reason: None, logprobs: (0.0, 0) }
+    }
+
+    /// Tokens of reasoning in it.
+    pub(crate) fn reasoning_tokens(&self) -> u32 {
+        self.listener.reasoning_tokens()
+    }
+
     /// Takes a delta in, and says how the choice ended if it did.
-    pub(crate) fn extend(&mut self, delta: Delta, keep_tokens: bool) -> Option<Finish> {
-        self.text.push_str(&delta.text);
+    pub(crate) fn extend(&mut self, mut delta: Delta, keep_tokens: bool) -> Option<Finish> {
+        let parts = self.listener.hear(&mut delta);
+        self.saying.extend(parts, &self.listener);
         for logprob in generated(&delta.tokens).iter().filter_map(|token| token.logprob) {
             self.logprobs.0 += f64::from(logprob);
             self.logprobs.1 += 1;
@@ -211,28 +249,52 @@ impl Answer {
 // === impl Chunks ===
 
 impl<S: Shape> Chunks<S> {
-    pub(crate) fn new(head: Head, usage_at: UsageAt, tally: Tally) -> Self {
+    pub(crate) fn new(head: Head, usage_at: UsageAt, tally: Tally, hearing: &Hearing) -> Self {
+        let listeners = (0..tally.choices()).map(|_| Listener::new(hearing)).collect();
         let keeping = if head.extras.report().keeps_tokens() { tally.choices() } else { 0 };
         let kept = (0..keeping).map(|_| Vec::new()).collect();
-        Self { head, usage_at, tally, kept, shape: PhantomData }
+        Self { head, usage_at, tally, listeners, kept, shape: PhantomData }
     }
 
     fn chunk(&self, choice: Choice<'_, S::Body<'_>>, usage: Option<Usage>, out: &mut Outbox) {
         out.event(&self.head.frame(S::CHUNK, &[choice], usage));
     }
 
-    /// A delta's text and log-probabilities, in as many chunks as keep each line short.
-    fn text(&self, delta: &Delta, out: &mut Outbox) {
-        let tokens: &[Token] = if self.head.tells_tokens() { &delta.tokens } else { &[] };
-        let (mut text, mut tokens) = (delta.text.as_str(), tokens);
-        while !text.is_empty() || !tokens.is_empty() {
-            let (piece, rest) = crate::http::json::split(text, TEXT);
+    /// A delta's parts and log-probabilities, in as many chunks as keep each line short.
+    fn parts(&self, choice_index: u32, parts: &[Part], tokens: &[Token], out: &mut Outbox) {
+        let mut tokens: &[Token] = if self.head.tells_tokens() { tokens } else { &[] };
+        let listener = self.listeners.get(choice_index as usize);
+        let said = |piece: Piece<'_>, tokens: &mut &[Token], out: &mut Outbox| {
             let (some, more) = tokens.split_at(fitting(tokens));
-            (text, tokens) = (rest, more);
+            *tokens = more;
             let logprobs = if some.is_empty() { None } else { View::new(self.head.logprobs, some) };
             let token_ids = self.head.extras.token_ids(some);
-            let said = choice::<S>(delta.choice, Said::More(piece));
+            let said = choice::<S>(choice_index, Said::More(piece));
             self.chunk(Choice { logprobs, token_ids, ..said }, None, out);
+        };
+        for part in parts {
+            let (mut text, index) = match part {
+                Part::Reasoning(text) | Part::Content(text) => (text.as_str(), 0),
+                Part::Arguments { index, text } => (text.as_str(), *index),
+                Part::Call { index, name } => {
+                    let id = listener.map(|listener| listener.id(*index)).unwrap_or_default();
+                    said(Piece::Call { index: *index, id: &id, name }, &mut tokens, out);
+                    continue;
+                }
+            };
+            while !text.is_empty() {
+                let (piece, rest) = crate::http::json::split(text, TEXT);
+                text = rest;
+                let piece = match part {
+                    Part::Reasoning(_) => Piece::Reasoning(piece),
+                    Part::Arguments { .. } => Piece::Arguments { index, text: piece },
+                    _ => Piece::Content(piece),
+                };
+                said(piece, &mut tokens, out);
+            }
+        }
+        while !tokens.is_empty() {
+            said(Piece::Content(""), &mut tokens, out);
         }
     }
 
@@ -245,8 +307,9 @@ impl<S: Shape> Chunks<S> {
         let usage = (last && self.usage_at == UsageAt::LastFinish).then(|| self.tally.usage());
         let Head { extras, logprobs, .. } = &self.head;
         let kept = self.kept.get(index as usize).map_or(&[][..], Vec::as_slice);
+        let called = self.listeners.get(index as usize).is_some_and(Listener::called);
         let end = Choice {
-            finish_reason: Some(spell(Some(finish.reason))),
+            finish_reason: Some(spell::<S>(Some(finish.reason), called)),
             raw_output: extras.raw_output(self.tally.prompt_of(index), kept, *logprobs),
             ..choice::<S>(index, Said::Nothing)
         };
@@ -284,8 +347,12 @@ impl<S: Shape> Events for Chunks<S> {
         }
     }
 
-    fn delta(&mut self, delta: Delta, out: &mut Outbox) {
-        self.text(&delta, out);
+    fn delta(&mut self, mut delta: Delta, out: &mut Outbox) {
+        let Some(listener) = self.listeners.get_mut(delta.choice as usize) else { return };
+        let before = listener.reasoning_tokens();
+        let parts = listener.hear(&mut delta);
+        self.tally.reason(listener.reasoning_tokens() - before);
+        self.parts(delta.choice, &parts, &delta.tokens, out);
         let Delta { choice, tokens, finish, .. } = delta;
         if let Some(kept) = self.kept.get_mut(choice as usize) {
             kept.extend(tokens);

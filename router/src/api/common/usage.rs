@@ -29,6 +29,8 @@ struct CompletionDetails {
 pub(crate) struct Tally {
     prompt_tokens: u64,
     completion_tokens: u64,
+    /// Of these, reasoning.
+    reasoning_tokens: u64,
     /// Per prompt: the most that any of its choices found in the cache.
     cached: Vec<u32>,
     /// Per choice.
@@ -43,6 +45,7 @@ impl Tally {
         Self {
             prompt_tokens: prompts.iter().map(|length| *length as u64).sum(),
             completion_tokens: 0,
+            reasoning_tokens: 0,
             cached: vec![0; prompts.len()],
             finished: vec![false; prompts.len() * n as usize],
             n,
@@ -57,6 +60,11 @@ impl Tally {
         if let Some(cached) = self.cached.get_mut((choice / self.n) as usize) {
             *cached = finish.cached_tokens.max(*cached);
         }
+    }
+
+    /// Counts tokens of reasoning; they are completion tokens too.
+    pub(crate) fn reason(&mut self, tokens: u32) {
+        self.reasoning_tokens += u64::from(tokens);
     }
 
     pub(crate) fn choices(&self) -> u32 {
@@ -98,7 +106,7 @@ impl Tally {
             completion_tokens: self.completion_tokens,
             total_tokens: self.prompt_tokens + self.completion_tokens,
             prompt_tokens_details: PromptDetails { cached_tokens: self.cached_tokens() },
-            completion_tokens_details: CompletionDetails { reasoning_tokens: 0 },
+            completion_tokens_details: CompletionDetails { reasoning_tokens: self.reasoning_tokens },
         }
     }
 }

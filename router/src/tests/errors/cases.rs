@@ -12,10 +12,10 @@ pub(super) enum At {
 /// Number, endpoint, body, and of the 400: code, param, a part of the message.
 pub(super) type Case = (u32, At, &'static str, &'static str, Option<&'static str>, &'static str);
 
-const INVALID: &str = "invalid_value";
-const TYPE: &str = "invalid_type";
-const MISSING: &str = "missing_required_parameter";
-const UNSUPPORTED: &str = "unsupported_parameter";
+pub(super) const INVALID: &str = "invalid_value";
+pub(super) const TYPE: &str = "invalid_type";
+pub(super) const MISSING: &str = "missing_required_parameter";
+pub(super) const UNSUPPORTED: &str = "unsupported_parameter";
 pub(super) const CONTEXT: &str = "context_length_exceeded";
 
 pub(super) const BODY: &[Case] = &[
@@ -274,23 +274,6 @@ pub(super) const REST: &[Case] = &[
     (70, Complete, with!(r#""stop":["a",""]"#), INVALID, Some("stop"), "1 to 1024"),
     (70, Complete, with!(r#""stop":5"#), TYPE, Some("stop"), "a string"),
     (70, Complete, with!(r#""stop":["a",5]"#), TYPE, Some("stop[1]"), "string"),
-    (
-        73,
-        Chat,
-        chat!(r#""response_format":{"type":"json_object"}"#),
-        UNSUPPORTED,
-        Some("response_format"),
-        "not supported",
-    ),
-    (
-        77,
-        Chat,
-        chat!(r#""tools":[{"type":"function","function":{"name":"f"}}]"#),
-        UNSUPPORTED,
-        Some("tools"),
-        "tools",
-    ),
-    (78, Chat, chat!(r#""tool_choice":"required""#), UNSUPPORTED, Some("tool_choice"), "tool_choice"),
     (81, Chat, chat!(r#""stream":"true""#), TYPE, Some("stream"), "boolean"),
     (81, Chat, chat!(r#""stream":1"#), TYPE, Some("stream"), "boolean"),
     (
@@ -357,8 +340,6 @@ pub(super) const REST: &[Case] = &[
     (93, Complete, with!(r#""speculation":["x"]"#), TYPE, Some("speculation"), "a list of token ids"),
     (93, Complete, with!(r#""speculation":5"#), TYPE, Some("speculation"), "a string"),
     (93, Complete, with!(r#""service_tier":"gold""#), INVALID, Some("service_tier"), "gold"),
-    (94, Chat, chat!(r#""reasoning_effort":"high""#), UNSUPPORTED, Some("reasoning_effort"), "not supported"),
-    (94, Chat, chat!(r#""thinking":{"type":"enabled"}"#), UNSUPPORTED, Some("thinking"), "not supported"),
     (95, Chat, chat!(r#""user":5"#), TYPE, Some("user"), "string"),
     (95, Chat, chat!(r#""metadata":{"a":1}"#), TYPE, Some("metadata.a"), "string"),
     (

@@ -9,6 +9,7 @@ use super::{
         BODY, MESSAGES, MODEL, NUMBERS, PROMPTS, REST,
     },
     envelope, expect,
+    formats::{FORMATS, TOOLS},
 };
 use crate::config::{Config, UnknownFields};
 
@@ -16,7 +17,7 @@ use crate::config::{Config, UnknownFields};
 async fn every_bad_body_gets_its_400() {
     let client = Client::new();
     for (number, at, body, code, param, message) in
-        [BODY, MODEL, MESSAGES, PROMPTS, NUMBERS, REST].into_iter().flatten()
+        [BODY, MODEL, MESSAGES, PROMPTS, NUMBERS, REST, FORMATS, TOOLS].into_iter().flatten()
     {
         let answer = match at {
             Chat => client.chat(*body).await,
@@ -67,9 +68,51 @@ async fn odd_but_good_bodies_are_served() {
         (69, Complete, with!(r#""best_of":1,"suffix":null"#)),
         (69, Complete, with!(r#""best_of":2,"n":2,"stream":true"#)),
         (70, Complete, with!(r#""stop":[]"#)),
+        (
+            73,
+            Chat,
+            chat!(
+                r#""response_format":{"type":"json_schema","json_schema":{"name":"x","schema":{"type":"object"},"strict":true}}"#
+            ),
+        ),
+        (73, Chat, chat!(r#""response_format":{"type":"json_schema","json_schema":{"type":"object"}}"#)),
+        (
+            73,
+            Chat,
+            chat!(r#""response_format":{"type":"json_schema","json_schema":"{\"type\":\"object\"}"}"#),
+        ),
+        (73, Complete, with!(r#""response_format":{"type":"json_object"}"#)),
+        (74, Chat, chat!(r#""response_format":{"type":"grammar","grammar":"root ::= \"yes\" | \"no\""}"#)),
+        (
+            75,
+            Chat,
+            chat!(
+                r#""tools":[{"type":"function","function":{"name":"f"}}],"response_format":{"type":"json_object"}"#
+            ),
+        ),
         (76, Chat, chat!(r#""tools":[]"#)),
+        (
+            77,
+            Chat,
+            chat!(
+                r#""tools":[{"type":"function","function":{"name":"f","description":null,"parameters":{"properties":{}},"strict":null}}]"#
+            ),
+        ),
         (78, Chat, chat!(r#""tool_choice":"none","parallel_tool_calls":true"#)),
         (78, Chat, chat!(r#""tool_choice":null"#)),
+        (78, Chat, chat!(r#""tools":[{"type":"function","function":{"name":"f"}}],"tool_choice":"any""#)),
+        (
+            78,
+            Chat,
+            chat!(
+                r#""tools":[{"type":"function","function":{"name":"f"}}],"tool_choice":{"type":"function","name":"f"}"#
+            ),
+        ),
+        (80, Chat, chat!(r#""functions":[{"name":"f"}],"function_call":{"name":"f"}"#)),
+        (80, Chat, chat!(r#""functions":[],"function_call":"none""#)),
+        (94, Chat, chat!(r#""reasoning_effort":"none""#)),
+        (94, Chat, chat!(r#""reasoning_effort":true,"reasoning_history":"preserved""#)),
+        (94, Complete, with!(r#""thinking":{"type":"enabled","budget_tokens":1024}"#)),
         (81, Chat, chat!(r#""stream":null"#)),
         (
             93,
@@ -125,4 +168,15 @@ async fn unknown_fields_are_as_strict_as_the_server_says() {
         let answer = client.complete(with!(r#""suffix":"x""#)).await;
         assert_eq!(answer.status, 400, "a known field without its effect is refused even so");
     }
+}
+
+#[tokio::test]
+async fn schemas_may_be_nested_deeper_than_other_fields() {
+    let client = Client::new(); // 6
+    let schema = (0..80).fold("{}".to_owned(), |inner, _| format!("{{\"items\":{inner}}}"));
+    let body = |field: &str| {
+        format!(r#"{{"model":"tiny","messages":[{{"role":"user","content":"hi"}}],"{field}":{schema}}}"#)
+    };
+    assert_eq!(client.chat(body("guided_json")).await.status, 200);
+    expect(&client.chat(body("metadata")).await, 400, "invalid_request_error", "json_too_deep", "64 levels");
 }

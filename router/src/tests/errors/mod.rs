@@ -24,6 +24,7 @@ macro_rules! messages {
 
 mod cases;
 mod fields;
+mod formats;
 mod refusals;
 mod transport;
 

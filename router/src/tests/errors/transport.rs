@@ -19,7 +19,7 @@ async fn bytes_that_are_no_text_are_located() {
     let utf16: Vec<u8> = "\u{feff}{}".encode_utf16().flat_map(u16::to_le_bytes).collect(); // 8
     expect(&client.complete(utf16).await, 400, "invalid_request_error", "invalid_utf8", "byte 0");
     let deep = format!(r#"{{"model":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000)); // 6
-    expect(&client.complete(deep).await, 400, "invalid_request_error", "json_too_deep", "64");
+    expect(&client.complete(deep).await, 400, "invalid_request_error", "json_too_deep", "nested deeper");
 }
 
 #[tokio::test]

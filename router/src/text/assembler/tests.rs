@@ -17,7 +17,13 @@ fn tokenizer() -> Arc<Tokenizer> {
 fn rules(stop: &[&str], include_stop: bool) -> Arc<Rules> {
     let stop: Vec<String> = stop.iter().map(|text| (*text).to_owned()).collect();
     let tokenizer = tokenizer();
-    Arc::new(Rules { stops: Stops::new(&stop, &tokenizer), tokenizer, include_stop, max_tokens: 1000 })
+    Arc::new(Rules {
+        stops: Stops::new(&stop, &tokenizer),
+        tokenizer,
+        include_stop,
+        shown: vec![],
+        max_tokens: 1000,
+    })
 }
 
 fn bytes(text: &str) -> Vec<u32> {
@@ -140,7 +146,8 @@ fn an_echo_shows_the_prompt_with_its_scores_and_is_not_searched_for_stops() {
 #[test]
 fn an_echoed_sentence_piece_prompt_reads_as_it_was_written() {
     let tokenizer = Arc::new(Tokenizer::from_json(&fixture::sentence_piece()).unwrap());
-    let rules = Rules { stops: Stops::default(), tokenizer, include_stop: true, max_tokens: 8 };
+    let rules =
+        Rules { stops: Stops::default(), tokenizer, include_stop: true, shown: vec![], max_tokens: 8 };
     let mut prompt = vec![1];
     prompt.extend(rules.tokenizer.encode("so é", crate::text::model::Special::Parse).unwrap());
     let mut assembler = Assembler::new(0, Arc::new(rules));

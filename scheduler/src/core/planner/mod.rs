@@ -10,6 +10,9 @@
 //! sequence that ends in step k may have a row in k+1. It is dropped, and metered as waste; slot and blocks
 //! stay taken until k+1 is back.
 //!
+//! A guided sequence may find that nothing was drawn, since its grammar isn't compiled yet. Then the last row
+//! didn't count, and every step behind it runs what the one before should have: nobody waits for it.
+//!
 //! When blocks run out, a sequence is preempted: it gives up its blocks and waits again, in its old place,
 //! to be computed anew with what it has generated as part of what is known.
 
@@ -216,8 +219,10 @@ impl Planner {
             if running.state == State::Ended {
                 self.totals.wasted_tokens += run.tokens as u64;
             } else {
-                let answer = answers.get_mut(running.slot.0 as usize).and_then(Option::take);
-                if let Some(output) = running.take_in(run, answer.unwrap_or_default(), self.limits.context) {
+                let answer =
+                    answers.get_mut(running.slot.0 as usize).and_then(Option::take).unwrap_or_default();
+                self.totals.wasted_tokens += u64::from(answer.deferred);
+                if let Some(output) = running.take_in(run, answer, self.limits.context) {
                     if output.ends() {
                         running.state = State::Ended;
                     }
@@ -347,9 +352,14 @@ impl Running {
         if let Some(message) = answer.failure {
             return broken(message);
         }
-        if answer.tokens.len() != usize::from(run.draws) {
-            let drawn = answer.tokens.len();
-            return broken(format!("the worker drew {drawn} tokens, not {}", usize::from(run.draws)));
+        if answer.deferred && run.draws {
+            // The last row runs again. What a step in flight runs already is that row.
+            self.scheduled -= 1;
+            self.computed -= 1;
+        }
+        let (drawn, expected) = (answer.tokens.len(), usize::from(run.draws && !answer.deferred));
+        if drawn != expected {
+            return broken(format!("the worker drew {drawn} tokens, not {expected}"));
         }
         let mut output = self.sequence.output();
         let mut finish = None;

@@ -219,6 +219,7 @@ fn new_sequence(sequence: &super::Sequence, slot: SlotId, context: TokenCount) -
         traceparent: sequence.traceparent.clone(),
         banned: if spec.min_tokens > 0 { spec.stop_tokens.iter().map(|t| t.0).collect() } else { vec![] },
         min_tokens: spec.min_tokens as u32,
+        grammar: spec.grammar.clone(),
         mirostat: sequence.mirostat,
     }
 }

@@ -17,8 +17,9 @@ use volley_proto::v1::{
 use crate::{
     Activations,
     decoder::Capacity,
-    engine::{Engine, Epoch, Job, Limits, WAITING_JOBS, WAITING_RESULTS},
+    engine::{Engine, Epoch, Guides, Job, Limits, WAITING_JOBS, WAITING_RESULTS},
     testing,
+    worker::compiler,
 };
 
 pub(super) type Received = mpsc::Receiver<Result<ResultMessage, Status>>;
@@ -72,8 +73,9 @@ impl Driver {
         let backend =
             CpuBackend::new(CpuOptions { threads: 2, activations: Activations::Int8, isa: None }).unwrap();
         let decoder = testing::decoder(backend, &model, Capacity { rows, blocks: limits.blocks });
+        let guides = Guides::start(compiler(&model.text, vocab)).unwrap();
         let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
-        let thread = std::thread::spawn(move || Engine::new(decoder, limits).run(waiting));
+        let thread = std::thread::spawn(move || Engine::new(decoder, limits, guides).run(waiting));
         Self { jobs, thread, connections: 0, limits }
     }
 
@@ -109,18 +111,26 @@ impl Driver {
         let mut free: Vec<u32> = (0..self.limits.blocks as u32).collect();
         let mut waiting: Vec<usize> = (0..requests.len()).rev().collect();
         let mut step_id = 0;
+        // Whether a guided draw is deferred must be known before the next plan is written.
+        let guided = requests.iter().any(|request| request.sequence.grammar.is_some());
         while !(live.is_empty() && waiting.is_empty() && in_flight.is_empty()) {
             let plan = self.plan(requests, step_id, &mut live, &mut waiting, &mut free);
             in_flight.insert(step_id, live.iter().map(|live| (live.slot, live.request)).collect::<Vec<_>>());
             self.send(epoch, plan);
             step_id += 1;
             // One step stays in flight until nothing is left to run.
-            while in_flight.len() > usize::from(!live.is_empty()) {
+            while in_flight.len() > usize::from(!live.is_empty() && !guided) {
                 let Ok(Message::Result(result)) = next(&mut received) else { panic!("no result") };
                 let owners: HashMap<_, _> = in_flight.remove(&result.step_id).unwrap().into_iter().collect();
                 for slot in result.slots {
                     assert_eq!(slot.failure, None);
-                    let output = &mut outputs[owners[&slot.slot]];
+                    let request = owners[&slot.slot];
+                    if slot.deferred {
+                        live.iter_mut()
+                            .filter(|live| live.request == request)
+                            .for_each(|live| live.planned -= 1);
+                    }
+                    let output = &mut outputs[request];
                     output.tokens.extend(slot.tokens);
                     output.logprobs.extend(slot.logprobs);
                     output.mirostat.extend(slot.mirostat);

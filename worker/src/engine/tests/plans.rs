@@ -26,7 +26,7 @@ fn run(slot: u32, tokens: u32) -> SlotRun {
 
 /// Slot 0 holds a sequence of 20 tokens in two blocks, 16 of them computed.
 fn started() -> Slots {
-    let mut slots = Slots::new(LIMITS);
+    let mut slots = super::guided::slots(LIMITS);
     let admit = vec![sequence(0, 20)];
     let plan =
         StepPlan { admit, append: vec![append(0, &[0, 1])], run: vec![run(0, 16)], ..Default::default() };
@@ -148,7 +148,7 @@ fn what_one_sequence_cannot_have_fails_that_sequence_alone() {
         ),
     ];
     for (bad, expected) in cases {
-        let mut slots = Slots::new(LIMITS);
+        let mut slots = super::guided::slots(LIMITS);
         let plan = StepPlan {
             admit: vec![bad, sequence(1, 2)],
             append: vec![append(0, &[0]), append(1, &[1])],
@@ -182,7 +182,7 @@ fn a_step_draws_only_where_a_sequence_reached_its_end() {
 
 #[test]
 fn stop_tokens_are_banned_before_min_tokens() {
-    let mut slots = Slots::new(LIMITS);
+    let mut slots = super::guided::slots(LIMITS);
     let mut admit = sequence(0, 3);
     (admit.prompt_tokens, admit.banned, admit.min_tokens) = (2, vec![9], 2);
     let plan = StepPlan { admit: vec![admit], append: vec![append(0, &[0])], ..Default::default() };
@@ -198,7 +198,7 @@ fn stop_tokens_are_banned_before_min_tokens() {
 
 #[test]
 fn scores_come_from_the_rows_before_them() {
-    let mut slots = Slots::new(LIMITS);
+    let mut slots = super::guided::slots(LIMITS);
     let score = Some(ScoreRange { from: 0, alternatives: 1000 });
     let admit = NewSequence { kind: Kind::Score.into(), score, ..sequence(0, 5) };
     let plan = |rows| StepPlan { run: vec![run(0, rows)], ..Default::default() };

@@ -55,6 +55,8 @@ fn generation(prompts: &[&str]) -> Generation {
         min_tokens: 0,
         echo: 0,
         logprobs: None,
+        grammar: None,
+        shown: Vec::new(),
         sampling: Sampling { seed: 7, ..Sampling::default() },
         tenant: "t".into(),
         priority: 0,

@@ -2,6 +2,8 @@
 
 use tokenizers::{DecoderWrapper, PreTokenizerWrapper, Tokenizer};
 
+use crate::Error;
+
 /// Every token's bytes.
 pub struct Vocabulary {
     bytes: Vec<u8>,
@@ -28,7 +30,8 @@ struct Spelling {
 // === impl Vocabulary ===
 
 impl Vocabulary {
-    pub(crate) fn new(tokenizer: &Tokenizer) -> Self {
+    /// Of a tokenizer.
+    pub fn new(tokenizer: &Tokenizer) -> Self {
         let spelling = Spelling::of(tokenizer);
         let alphabet = byte_level_alphabet();
         let added = tokenizer.get_added_tokens_decoder();
@@ -58,6 +61,12 @@ impl Vocabulary {
         }
         table.starts.push(table.bytes.len() as u32);
         table
+    }
+
+    /// Of a tokenizer.json.
+    pub fn from_json(file: &[u8]) -> Result<Self, Error> {
+        let tokenizer = Tokenizer::from_bytes(file);
+        Ok(Self::new(&tokenizer.map_err(|error| Error::Broken(format!("tokenizer.json: {error}")))?))
     }
 
     /// A token's bytes; a special token's are its name. Empty when there is no such token.

@@ -1,0 +1,60 @@
+//! The operations. Adding one: a file here with `operation()`, and a line in [`operations`].
+
+mod activation;
+mod attention;
+mod copy_blocks;
+mod embed;
+mod gemm;
+mod gemm_packed;
+mod layer_norm;
+mod logits;
+mod logprobs;
+mod qkv;
+mod rms_norm;
+mod sample;
+mod skinny;
+mod wrappers;
+
+use crate::{Case, Random, Speed};
+
+/// An operation: what proves it and what times it.
+pub struct Operation {
+    /// Its launcher's name.
+    pub name: &'static str,
+    /// The kernels that its cases reach, all of them.
+    pub kernels: &'static [&'static str],
+    /// The shapes at which it is held against the reference; random ones are drawn from the generator.
+    pub cases: fn(&mut Random) -> Vec<Case>,
+    /// What is timed on a GPU.
+    pub speeds: fn() -> Vec<Speed>,
+}
+
+/// All of them.
+pub fn operations() -> Vec<Operation> {
+    vec![
+        activation::operation(),
+        attention::hopper(),
+        attention::operation(),
+        copy_blocks::operation(),
+        embed::operation(),
+        gemm::operation(),
+        gemm_packed::operation(),
+        layer_norm::operation(),
+        logits::operation(),
+        logprobs::operation(),
+        qkv::operation(),
+        rms_norm::operation(),
+        sample::operation(),
+        skinny::dequantizing(),
+        skinny::operation(),
+        wrappers::operation(),
+    ]
+}
+
+/// An 8-bit float as it is meant (NaN aside).
+fn e4m3(bits: u8) -> f64 {
+    let (exponent, fraction) = (i32::from(bits >> 3 & 15), f64::from(bits & 7) / 8.0);
+    let size =
+        if exponent == 0 { fraction * 2f64.powi(-6) } else { (1.0 + fraction) * 2f64.powi(exponent - 7) };
+    if bits & 0x80 == 0 { size } else { -size }
+}

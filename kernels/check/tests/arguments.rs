@@ -1,0 +1,107 @@
+//! What doesn't fit together is an error that says so, before anything is launched.
+
+use half::bf16;
+use volley_kernels::{
+    Error,
+    cuda::{
+        Memory,
+        ops::{
+            Activate, CopyBlocks, DrawRow, Embed, Function, LayerNorm, Sample, Skinny, SkinnyOut,
+            SkinnyScratch, SkinnyWeights, activate, copy_blocks, embed, layer_norm, sample, skinny,
+        },
+    },
+};
+use volley_twin::{Schedule, Twin};
+
+fn says(result: Result<(), Error>, words: &str) {
+    let error = result.expect_err(words);
+    assert!(matches!(error, Error::Arguments { .. }) && error.to_string().contains(words), "{error}");
+}
+
+#[test]
+fn sizes_that_dont_fit_are_named() {
+    let device = Twin::device(Schedule::ALL[0]);
+    let numbers = Memory::<bf16>::filled(&device, 640, 0).unwrap();
+    let mut out = Memory::<bf16>::filled(&device, 64, 0).unwrap();
+    let tokens = Memory::from_slice(&device, &[0u32; 4]).unwrap();
+
+    let mut embedding = |columns| {
+        let (table, out) = (numbers.view(), out.view_mut());
+        embed(&*device, &Embed { tokens: tokens.view(), table, out, columns, scale: 1.0 })
+    };
+    assert!(embedding(16).is_ok());
+    says(embedding(12), "multiple of 8");
+    says(embedding(24), "whole rows");
+    says(embedding(32), "out has 64 elements, not 128");
+
+    let mut gated = |columns, gated| {
+        let (x, out) = (numbers.view().slice(0..128), out.view_mut());
+        activate(&*device, &Activate { x, out, rows: 2, columns, function: Function::Silu, gated })
+    };
+    assert!(gated(32, true).is_ok());
+    says(gated(32, false), "x has 128 elements, not 64");
+    says(gated(0, true), "multiple of 8");
+
+    let mut norm = |gain| {
+        let (x, gain, out) = (numbers.view().slice(0..64), numbers.view().slice(gain), out.view_mut());
+        let op = LayerNorm { x, residual: None, gain, bias: None, out, rows: 2, columns: 32, epsilon: 0.0 };
+        layer_norm(&*device, &op)
+    };
+    assert!(norm(0..32).is_ok());
+    says(norm(0..31), "gain has 31 elements, not 32");
+    says(norm(1..33), "multiple of 16 bytes");
+}
+
+#[test]
+fn caches_and_logits_are_whole() {
+    let device = Twin::device(Schedule::ALL[0]);
+    let mut cache = Memory::<u8>::filled(&device, 128, 0).unwrap();
+    let pairs = Memory::from_slice(&device, &[0u32, 1, 2]).unwrap();
+    let mut copy = |pairs, page_bytes| {
+        let (cache, pairs) = (cache.view_mut(), pairs);
+        copy_blocks(&*device, &CopyBlocks { cache, pairs, layers: 2, pages: 2, page_bytes })
+    };
+    assert!(copy(pairs.view().slice(0..2), 32).is_ok());
+    says(copy(pairs.view(), 32), "without its partner");
+    says(copy(pairs.view(), 24), "multiple of 16 bytes");
+    says(copy(pairs.view(), 64), "the cache has 128 elements, not 256");
+
+    let logits = Memory::<f32>::filled(&device, 32, 0).unwrap();
+    let draws: Vec<DrawRow> = vec![];
+    let draws = Memory::from_slice(&device, &draws).unwrap();
+    let mut out = Memory::<u32>::new(&device, 0).unwrap();
+    let mut drawing = |tokens, stride| {
+        let (logits, draws, out) = (logits.view(), draws.view(), out.view_mut());
+        sample(&*device, &Sample { logits, draws, masks: None, out, tokens, stride })
+    };
+    says(drawing(0, 4), "vocabulary");
+    says(drawing(5, 6), "multiple of 4");
+    says(drawing(5, 8), "logits has 32 elements, not 0");
+}
+
+#[test]
+fn products_are_of_matrices_that_fit() {
+    let device = Twin::device(Schedule::ALL[0]);
+    let numbers = Memory::<bf16>::filled(&device, 640, 0).unwrap();
+    let mut out = Memory::<bf16>::filled(&device, 20, 0).unwrap();
+    let mut scratch = SkinnyScratch::new(&device, 10).unwrap();
+    let mut product = |from, cols, x_stride, out_stride| {
+        let mut op = Skinny {
+            x: numbers.view().slice(0..128),
+            x_stride,
+            weights: SkinnyWeights::Bf16 { numbers: numbers.view().slice(from..from + 576), cols },
+            bias: None,
+            out: SkinnyOut::Bf16(out.view_mut()),
+            out_stride,
+            tokens: 2,
+            scratch: &mut scratch,
+        };
+        skinny(&*device, &mut op)
+    };
+    assert!(product(0, 64, 64, 10).is_ok());
+    says(product(1, 64, 64, 10), "multiple of 16 bytes");
+    says(product(0, 60, 64, 10), "multiple of 8");
+    says(product(0, 64, 60, 10), "x_stride");
+    says(product(0, 64, 72, 10), "x has 128 elements, not 144");
+    says(product(0, 64, 64, 8), "out_stride");
+}

@@ -1,0 +1,30 @@
+//! Kernels for NVIDIA GPUs, and what launches them.
+//!
+//! ```text
+//! device.rs    the launch trait: memory, kernels by name, graphs, timing
+//! memory.rs    typed memory on a device, and views of it
+//! cublas.rs    matrix products by cublasLt, to compare with
+//! driver.rs    the trait over the CUDA driver, found at run time
+//! fatbins.rs   the compiled kernels, built into the binary
+//! packed/      quantized weights in the order in which kernels read them
+//! ops/         one typed launcher per operation: shapes are checked before anything is launched
+//! ```
+//!
+//! The kernels' sources stand in `kernels/cuda`, a file per operation. The trait's other implementation is
+//! `volley-twin`, which runs the same sources on the CPU in tests. A machine without a driver, a GPU or a library gives
+//! an ordinary error when a device is opened.
+
+mod cublas;
+mod device;
+mod driver;
+mod fatbins;
+mod memory;
+pub mod ops;
+mod packed;
+
+pub use cublas::{CublasLt, MatMul};
+pub use device::{Address, Argument, Device, ElementType, Graph, Launch, Properties, TensorMap, Tile};
+pub use driver::Cuda;
+pub use fatbins::{FATBINS, Fatbin};
+pub use memory::{Element, Memory, View, ViewMut};
+pub use packed::{AwqTensors, GptqTensors, PackedFormat, PackedWeights};

@@ -1,0 +1,190 @@
+//! The twin finds what it is there to find: each small kernel of `bugs/` is right, and each mistake planted in it shows.
+
+#![allow(unsafe_code, clippy::unwrap_used)] // launches kernels that are wrong on purpose; shared parts
+
+use std::{env, process::Command, sync::Arc};
+
+use half::bf16;
+use volley_kernels::cuda::{Address, Argument, Device, ElementType, Launch, Memory, Tile};
+use volley_twin::{Order, Schedule, Twin};
+
+/// What a kernel made of its inputs, or what the twin said of it.
+type Outcome = Result<Vec<f32>, String>;
+
+fn launch(
+    device: &Arc<dyn Device>,
+    kernel: String,
+    block: u32,
+    shared: usize,
+    arguments: &[Argument],
+) -> Result<(), String> {
+    let launch = Launch { kernel: kernel.leak(), grid: [1, 1, 1], block: [block, 1, 1], shared, arguments };
+    // SAFETY: the arguments are the kernel's; what its bugs do is what the twin is asked to find.
+    unsafe { device.launch(&launch) }.map_err(|error| error.to_string())
+}
+
+/// A kernel that takes `in` and `out`, with `len` numbers 1, 2, … in.
+fn simple(name: &str, bug: u32, shared: usize, len: usize, schedule: Schedule) -> Outcome {
+    let device = Twin::device(schedule);
+    let numbers: Vec<f32> = (1..=len).map(|i| i as f32).collect();
+    let input = Memory::from_slice(&device, &numbers).unwrap();
+    let mut out = Memory::<f32>::new(&device, if name == "copy" { 128 } else { len }).unwrap();
+    launch(
+        &device,
+        format!("bug_{name}_{bug}"),
+        128,
+        shared,
+        &[input.view().into(), (&out.view_mut()).into()],
+    )?;
+    Ok(out.read().unwrap())
+}
+
+fn tile(bug: u32, schedule: Schedule) -> Outcome {
+    const K: usize = 384;
+    let device = Twin::device(schedule);
+    let map = |memory: &Memory<bf16>| {
+        let tile = Tile {
+            base: memory.view().address(),
+            element: ElementType::Bf16,
+            rows: 64,
+            columns: K,
+            pitch: 2 * K,
+            box_rows: 64,
+            box_columns: 64,
+            swizzle: 128,
+        };
+        device.tensor_map(&tile).unwrap()
+    };
+    let (a, b) = (tile_input(7), tile_input(11));
+    let (a, b) = (Memory::from_slice(&device, &a).unwrap(), Memory::from_slice(&device, &b).unwrap());
+    let mut c = Memory::<f32>::new(&device, 64 * 64).unwrap();
+    let arguments = [map(&a).into(), map(&b).into(), (&c.view_mut()).into(), (K as i32).into()];
+    launch(&device, format!("bug_tile_{bug}"), 160, 2 * 16384 + 32, &arguments)?;
+    Ok(c.read().unwrap())
+}
+
+/// Small integers, whose sums are exact in any order.
+fn tile_input(step: usize) -> Vec<bf16> {
+    (0..64 * 384).map(|i| bf16::from_f64((i * step % 13) as f64 - 6.0)).collect()
+}
+
+fn tile_product() -> Vec<f32> {
+    let (a, b) = (tile_input(7), tile_input(11));
+    let dot = |i: usize, j: usize| (0..384).map(|k| a[i * 384 + k].to_f32() * b[j * 384 + k].to_f32()).sum();
+    (0..64 * 64).map(|i| dot(i / 64, i % 64)).collect()
+}
+
+/// Variant 0 is right under every schedule, each other one wrong under at least one.
+fn only_the_right_one_passes(expected: &[f32], bugs: u32, run: impl Fn(u32, Schedule) -> Outcome) {
+    for schedule in Schedule::ALL {
+        assert_eq!(run(0, schedule).as_deref(), Ok(expected), "{schedule:?}");
+    }
+    for bug in 1..=bugs {
+        let found = Schedule::ALL.iter().any(|&schedule| run(bug, schedule).as_deref() != Ok(expected));
+        assert!(found, "bug {bug} passes under every schedule");
+    }
+}
+
+#[test]
+fn a_missing_barrier_is_found() {
+    let expected: Vec<f32> = (1..=512).rev().map(|i| i as f32).collect();
+    only_the_right_one_passes(&expected, 3, |bug, schedule| simple("barrier", bug, 512, 512, schedule));
+}
+
+#[test]
+fn a_missing_wait_within_a_warp_is_found() {
+    let expected: Vec<f32> = (1..=128).map(|i| i as f32).collect();
+    only_the_right_one_passes(&expected, 4, |bug, schedule| simple("warp", bug, 0, 128, schedule));
+}
+
+#[test]
+fn a_missing_wait_for_cp_async_is_found() {
+    let expected: Vec<f32> = (0..128).map(|t| (0..8).map(|i| (i * 128 + 128 - t) as f32).sum()).collect();
+    only_the_right_one_passes(&expected, 4, |bug, schedule| simple("copy", bug, 3 * 512, 1024, schedule));
+}
+
+#[test]
+fn a_missing_wait_for_an_mbarrier_or_wgmma_is_found() {
+    only_the_right_one_passes(&tile_product(), 5, tile);
+}
+
+#[test]
+fn a_barrier_that_not_all_reach_is_named() {
+    let error = simple("barrier", 3, 512, 512, Schedule::ALL[0]).unwrap_err();
+    assert!(error.contains("kernel bug_barrier_3, block (0, 0, 0)"), "{error}");
+    let error = simple("warp", 2, 0, 128, Schedule::ALL[0]).unwrap_err();
+    assert!(error.contains("every thread waits"), "{error}");
+    let error = simple("warp", 3, 0, 128, Schedule::ALL[0]).unwrap_err();
+    assert!(error.contains("a shuffle reads a lane that takes no part"), "{error}");
+}
+
+/// Runs a test of this file again in a process of its own, as `bug`; gives what it wrote when it died.
+fn in_a_process(test: &str, bug: u32) -> String {
+    let program = env::current_exe().unwrap();
+    let output = Command::new(program)
+        .args(["--exact", test, "--nocapture"])
+        .env("TWIN_PLANTED_BUG", bug.to_string())
+        .output()
+        .unwrap();
+    assert!(!output.status.success(), "bug {bug} went unnoticed");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn an_access_out_of_bounds_names_the_thread() {
+    let run = |bug| simple("bounds", bug, 512, 128, Schedule { order: Order::Forward, early: false });
+    if let Ok(bug) = env::var("TWIN_PLANTED_BUG") {
+        run(bug.parse().unwrap()).unwrap();
+        return;
+    }
+    assert_eq!(run(0).unwrap().len(), 128);
+    let found = [
+        (1, "kernel bug_bounds_1, block (0, 0, 0), thread (127, 0, 0)"),
+        (1, "offset 512 of an allocation of 512 bytes"),
+        (2, "bytes before an allocation of 512 bytes"),
+        (3, "written past the end of shared memory"),
+        (4, "past the end of 512 bytes of shared memory"),
+        (5, "a kernel wrote just outside an allocation"),
+        (6, "its stack is full"),
+    ];
+    for (bug, message) in found {
+        let said = in_a_process("an_access_out_of_bounds_names_the_thread", bug);
+        assert!(said.contains(message), "bug {bug}: {said}");
+    }
+}
+
+#[test]
+fn arguments_of_the_wrong_type_are_refused() {
+    let device = Twin::device(Schedule::ALL[0]);
+    let error =
+        launch(&device, "bug_barrier_0".into(), 128, 512, &[Address(0).into(), 3.into()]).unwrap_err();
+    assert!(error.contains("takes arguments pp, not pi"), "{error}");
+    let error = launch(&device, "no_such_kernel".into(), 128, 512, &[]).unwrap_err();
+    assert!(error.contains("no_such_kernel"), "{error}");
+}
+
+#[test]
+fn a_graph_runs_what_was_recorded() {
+    let device = Twin::device(Schedule::ALL[0]);
+    let numbers: Vec<f32> = (1..=512).map(|i| i as f32).collect();
+    let input = Memory::from_slice(&device, &numbers).unwrap();
+    let mut out = Memory::<f32>::filled(&device, 512, 0).unwrap();
+    let arguments = [input.view().into(), (&out.view_mut()).into()];
+    let record = &mut || {
+        // SAFETY: as in `launch`.
+        unsafe {
+            device.launch(&Launch {
+                kernel: "bug_barrier_0",
+                grid: [1, 1, 1],
+                block: [128, 1, 1],
+                shared: 512,
+                arguments: &arguments,
+            })
+        }
+    };
+    let graph = device.capture(record).unwrap();
+    assert_eq!(out.read().unwrap(), vec![0.0; 512]);
+    // SAFETY: both allocations still exist.
+    unsafe { graph.launch() }.unwrap();
+    assert_eq!(out.read().unwrap()[0], 512.0);
+}
