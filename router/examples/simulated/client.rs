@@ -72,15 +72,14 @@ impl Progress {
 // === impl Clients ===
 
 impl Clients {
-    /// Waits until the router knows the model and its tokenizer.
-    pub(crate) async fn until_served(&self) {
-        let get = format!("GET /ready HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.address);
+    /// Waits until a request is served.
+    pub(crate) async fn until_served(&self, path: &str, body: &Value) {
+        let request = self.request(path, body.to_string().as_bytes());
         loop {
-            let mut socket = self.connect().await;
-            socket.write_all(get.as_bytes()).await.unwrap();
-            let mut answer = String::new();
-            socket.read_to_string(&mut answer).await.unwrap();
-            if answer.starts_with("HTTP/1.1 200") {
+            let (mut socket, mut start) = (self.connect().await, [0; 12]);
+            socket.write_all(&request).await.unwrap();
+            socket.read_exact(&mut start).await.unwrap();
+            if start == *b"HTTP/1.1 200" {
                 return;
             }
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;

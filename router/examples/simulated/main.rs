@@ -59,9 +59,12 @@ async fn main() {
 
     let (pretender, address) = Pretender::listen().await;
     let etcd = Etcd::connect(&[options["--etcd"].clone()], volley_membership::DEFAULT_PREFIX).await.unwrap();
-    let member = Member { id: "pretender".into(), address, model: String::new() };
+    let id = format!("pretender-{}", std::process::id());
+    let member = Member { id, address, model: String::new() };
     let registration = etcd.register(Role::Scheduler, member).await.unwrap();
-    load.clients.until_served().await;
+    pretender.answer(Answer::Last);
+    pretender.linked().await;
+    load.clients.until_served("completions", &by_tokens()).await;
 
     let figures = match mode.as_str() {
         "tokens" => load.tokens(&pretender).await,

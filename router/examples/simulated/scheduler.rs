@@ -83,6 +83,13 @@ impl Pretender {
         (pretender, address)
     }
 
+    /// Waits until the router is here.
+    pub(crate) async fn linked(&self) {
+        while self.0.outbound.lock().unwrap().is_none() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+
     /// What submissions get from now on.
     pub(crate) fn answer(&self, answer: Answer) {
         *self.0.answer.lock().unwrap() = answer;
