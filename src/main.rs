@@ -48,6 +48,14 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
+/// Takes all the file descriptors that the system grants: each client is one, and the usual soft limit is 1024.
+fn allow_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit); // what there is must do
+}
+
 fn run_role(role: Command, telemetry: &TelemetryArgs) -> anyhow::Result<()> {
     let (service, level) = match &role {
         Command::Serve(_) => ("volley-serve", "warn"),
@@ -55,6 +63,7 @@ fn run_role(role: Command, telemetry: &TelemetryArgs) -> anyhow::Result<()> {
         Command::Scheduler(_) => ("volley-scheduler", "info"),
         _ => ("volley-worker", "info"),
     };
+    allow_open_files();
     finish(role_runtime()?, |runtime| {
         let _entered = runtime.enter();
         let running = telemetry::start(telemetry, service, level)?;

@@ -3,7 +3,7 @@
 import pytest
 from openai import OpenAI
 
-from volley import BINARY, RUNNING, Cluster, Serve
+from volley import BINARY, RUNNING, Cluster, Serve, eventually
 
 
 def pytest_sessionstart(session):
@@ -42,5 +42,27 @@ def client(server):
 def cluster():
     """An empty cluster: etcd, and whatever parts the test starts."""
     running = Cluster()
+    yield running
+    running.close()
+
+
+def router(*flags):
+    """A router without anything behind it."""
+    running = Cluster()
+    process = running.part("router", *flags)
+    eventually(lambda: running.request("GET", "/health")[0] == 200, "healthy", [process])
+    return running
+
+
+@pytest.fixture(scope="session")
+def alone():
+    running = router()
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def keyed():
+    running = router("--api-keys", "secret-1,secret-2")
     yield running
     running.close()

@@ -116,7 +116,7 @@ impl Default for EngineConfig {
     fn default() -> Self {
         Self {
             router_id: String::new(),
-            max_requests: 16 << 10,
+            max_requests: 64 << 10,
             client_buffer: 256,
             slow_client: Duration::from_secs(60),
             max_moves: 3,

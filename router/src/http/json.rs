@@ -11,6 +11,9 @@ struct LineSafe;
 
 impl Formatter for LineSafe {
     fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        if fragment.is_ascii() {
+            return writer.write_all(fragment.as_bytes());
+        }
         let mut rest = fragment;
         // All three begin with one of two bytes that plain text hardly has.
         while let Some(at) = rest.find(['\u{85}', '\u{2028}', '\u{2029}']) {

@@ -34,8 +34,8 @@ use crate::{
     engine::Generate,
 };
 
-/// The most open connections; more wait in the listener's backlog.
-const CONNECTIONS: usize = 16_384;
+/// The most open connections, where there are file descriptors for them; more wait in the listener's backlog.
+const CONNECTIONS: usize = 64 << 10;
 /// The longest wait for a request's headers.
 const HEADERS: Duration = Duration::from_secs(10);
 /// The largest headers, bytes.

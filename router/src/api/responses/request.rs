@@ -226,11 +226,7 @@ impl ResponsesRequest {
             metadata: self.metadata.clone(),
             user: self.user.clone(),
             prompt_cache_key: self.prompt_cache_key.clone(),
-            response_format: self
-                .text
-                .as_ref()
-                .and_then(|text| text.format.clone())
-                .map(Format::as_chats_say),
+            response_format: self.text.as_ref().and_then(|text| text.format.clone()).map(Format::into_chats),
             reasoning_effort: self.reasoning.as_ref().and_then(|it| it.effort.clone()).map(Value::from),
             ..Parameters::default()
         })
@@ -296,7 +292,7 @@ impl ResponsesRequest {
 // === impl Format ===
 
 impl Format {
-    fn as_chats_say(self) -> ResponseFormat {
+    fn into_chats(self) -> ResponseFormat {
         ResponseFormat {
             r#type: self.r#type,
             schema: self.schema,

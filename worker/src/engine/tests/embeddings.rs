@@ -2,12 +2,9 @@ use volley_proto::v1::{Kind, NewSequence, SlotRun, StepPlan};
 
 use super::{
     driver::{Driver, Request},
-    plans,
+    guided, plans,
 };
-use crate::{
-    config::Pooling,
-    engine::{Limits, Slots},
-};
+use crate::{config::Pooling, engine::Limits};
 
 /// A numbered prompt to embed.
 fn prompt(number: u32) -> Request {
@@ -68,7 +65,7 @@ fn a_mean_is_that_of_each_positions_own_state() {
 fn a_worker_that_cannot_embed_fails_that_sequence_only() {
     let embed = |computed| NewSequence { kind: Kind::Embed.into(), computed, ..plans::sequence(0, 5) };
     let failure = |pooling, computed| {
-        let mut slots = Slots::new(Limits { pooling, ..plans::LIMITS });
+        let mut slots = guided::slots(Limits { pooling, ..plans::LIMITS });
         let run = vec![SlotRun { slot: 0, tokens: 1 }];
         let plan = StepPlan { admit: vec![embed(computed)], run, ..Default::default() };
         let step = slots.apply(plan).unwrap();

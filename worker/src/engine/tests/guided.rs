@@ -18,7 +18,7 @@ pub(super) fn slots(limits: Limits) -> Slots {
     Slots::new(limits, Guides::start(Compiler::new(none, 100, &[2])).unwrap())
 }
 
-const LIMITS: Limits = Limits { sequences: 2, rows: 32, blocks: 8, context: 64, vocab: 288 };
+const LIMITS: Limits = Limits { sequences: 2, rows: 32, blocks: 8, context: 64, vocab: 288, pooling: None };
 
 /// Slots whose grammars are compiled once the sender is dropped.
 fn gated() -> (Slots, mpsc::Sender<()>) {
