@@ -129,7 +129,9 @@ async fn blocks_become_the_templates_messages() {
     let shown = String::from_utf8_lossy(&shown).replace(['\0', '\u{1}'], "|");
     assert_eq!(
         shown,
-        "|system\nBe good.||user\nab||assistant\nc||tool\n42||user\nso?||assistant\n".replace("||", "|\n|")
+        "|system\nBe good.|\n|user\nab|\n|assistant\nc\n\
+         <tool_call>\n{\"name\":\"f\",\"arguments\":{\"x\":1}}\n</tool_call>|\n\
+         |user\n<tool_response>\n42\n</tool_response>|\n|user\nso?|\n|assistant\n"
     );
 }
 

@@ -202,7 +202,11 @@ async fn items_become_the_templates_messages() {
         {"role": "user", "content": [{"type": "input_text", "text": "so?"}]},
     ]);
     assert_eq!(ask(&client, json!({"input": input})).await.status, 200);
-    assert_eq!(shown(&client), "|system\nBe!|user\na|assistant\nb|tool\n42|user\nso?|assistant\n");
+    assert_eq!(
+        shown(&client),
+        "|system\nBe!|user\na|assistant\nb\n<tool_call>\n{\"name\":\"f\",\"arguments\":{}}\n</tool_call>\
+         |user\n<tool_response>\n42\n</tool_response>|user\nso?|assistant\n"
+    );
 }
 
 #[tokio::test]

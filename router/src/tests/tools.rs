@@ -217,7 +217,7 @@ async fn a_template_without_tools_is_told_in_words() {
     for part in [
         "system\nBe kind.\n\nYou may call functions",
         "\"name\":\"add\",\"description\":\"Adds.\"",
-        "assistant\n<tool_call>\n{\"name\":\"add\",\"arguments\":\"{\\\"a\\\":1}\"}\n</tool_call>",
+        "assistant\n<tool_call>\n{\"name\":\"add\",\"arguments\":{\"a\":1}}\n</tool_call>",
         "user\n<tool_response>\n3\n</tool_response>",
     ] {
         assert!(prompt.contains(part), "{part} in {prompt}");

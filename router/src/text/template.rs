@@ -81,13 +81,15 @@ impl Template {
         options: &ChatOptions,
     ) -> Result<Rendered, TextError> {
         let mut tools: Vec<_> = options.tools.iter().map(Tool::to_json).collect();
-        if self.knows.tools.is_none() {
+        let knows_no_tools = self.knows.tools.is_none();
+        if knows_no_tools || self.knows.objects {
+            output::parse_arguments(&mut messages);
+        }
+        if knows_no_tools {
             output::as_text(&mut messages);
             if !tools.is_empty() {
                 instruct(&mut messages, output::instructions(&options.tools));
             }
-        } else if self.knows.objects {
-            output::parse_arguments(&mut messages);
         }
         let mut marks = Marks::default();
         if options.safe {
