@@ -5,7 +5,7 @@ import pytest
 
 from volley import MODEL
 
-ASK = dict(model=MODEL, max_tokens=24, messages=[{"role": "user", "content": "Name three colours."}], temperature=0)
+ASK = dict(model=MODEL, max_tokens=24, messages=[{"role": "user", "content": "Name three colours."}], extra_body={"temperature": 0})
 
 
 @pytest.fixture
@@ -72,5 +72,5 @@ def test_errors_are_the_sdks_own(claude):
         claude.messages.create(**ASK | {"model": "none"})
     assert missing.value.body["error"]["type"] == "not_found_error" and missing.value.request_id
     with pytest.raises(anthropic.BadRequestError) as bad:
-        claude.messages.create(**ASK | {"temperature": 9})
+        claude.messages.create(**ASK | {"extra_body": {"temperature": 9}})
     assert bad.value.body["type"] == "error" and "temperature must be between" in str(bad.value)
