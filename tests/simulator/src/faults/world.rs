@@ -50,7 +50,7 @@ impl World {
         let mut random = Random::new(seed);
         let limits = limits(&mut random);
         let (routers, schedulers, workers) = (1 + random.below(2), 1 + random.below(2), 1 + random.below(4));
-        let clients = 1 + random.below(12);
+        let clients = 1 + random.below(24);
         let span = *random.pick(&[50 * MILLI, 500 * MILLI, 2 * SECOND]);
         let clients: Vec<_> = (0..clients).map(|number| Client::new(number, span, &mut random)).collect();
         let faults = fate::draw(SETTLED - 100 * MILLI, SETTLED + span + SECOND, &mut random);
@@ -359,9 +359,9 @@ fn limits(random: &mut Random) -> Limits {
     let block_tokens = *random.pick(&[1, 4, 16]);
     let groups = 1 + random.below(2);
     // At least one sequence of the largest size fits.
-    let blocks = CONTEXT.div_ceil(block_tokens) + random.below(3 * CONTEXT / block_tokens);
+    let blocks = CONTEXT.div_ceil(block_tokens) + random.below(2 * CONTEXT / block_tokens);
     Limits {
-        slots: random.between(1, 8) as u32,
+        slots: random.between(1, 12) as u32,
         batch_tokens: *random.pick(&[4, 16, 64]),
         block_tokens,
         blocks: vec![blocks as u32; groups],
