@@ -21,6 +21,7 @@ mod net;
 mod router;
 mod runner;
 mod scheduler;
+mod silence;
 mod worker;
 mod world;
 

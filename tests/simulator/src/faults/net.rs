@@ -76,6 +76,8 @@ pub(super) struct Net {
     pub(super) random: Random,
     /// What happened, if anybody wants to know.
     pub(super) log: Option<Vec<String>>,
+    /// Promises that were broken.
+    pub(super) broken: Vec<String>,
     queue: BinaryHeap<Reverse<Due>>,
     numbers: u64,
     wires: Vec<Wire>,
@@ -98,6 +100,7 @@ impl Net {
             now: 0,
             random,
             log: log.then(Vec::new),
+            broken: Vec::new(),
             queue: BinaryHeap::new(),
             numbers: 0,
             wires: Vec::new(),

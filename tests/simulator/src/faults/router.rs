@@ -77,6 +77,10 @@ pub(super) struct Router {
     pub(super) calls: BTreeMap<u64, Call>,
     /// Requests that look for a place.
     searching: BTreeSet<u64>,
+    /// When requests ended.
+    ended: BTreeMap<u64, Micros>,
+    /// How long after its end a request's outputs may still come; any time, when things go wrong.
+    patience: Option<Micros>,
     next: u64,
 }
 
@@ -126,7 +130,7 @@ impl std::ops::Deref for Link {
 // === impl Router: links ===
 
 impl Router {
-    pub(super) fn new(number: usize) -> Self {
+    pub(super) fn new(number: usize, patience: Option<Micros>) -> Self {
         Self {
             number,
             config: EngineConfig::default(),
@@ -137,6 +141,8 @@ impl Router {
             requests: BTreeMap::new(),
             calls: BTreeMap::new(),
             searching: BTreeSet::new(),
+            ended: BTreeMap::new(),
+            patience,
             next: 1,
         }
     }
@@ -285,6 +291,10 @@ impl Router {
         let mut current: Option<Batch> = None;
         for sequence in output.sequences {
             let id = sequence.request;
+            let late = |&since: &Micros| self.patience.is_some_and(|patience| net.now > since + patience);
+            if self.ended.get(&id).is_some_and(late) {
+                net.broken.push(format!("request {id} of router {} runs long after its end", self.number));
+            }
             if current.as_ref().is_none_or(|batch| batch.id != id) {
                 if let Some(batch) = current.replace(Batch { id, ..Batch::default() }) {
                     self.give(link, batch, net);
@@ -305,7 +315,7 @@ impl Router {
         let Batch { id, deltas, admitted, end } = batch;
         let finished = matches!(end, Some(Taken::Finished));
         if finished {
-            self.end(id);
+            self.end(id, net);
         }
         if admitted || !deltas.is_empty() {
             self.send(id, deltas, finished, net);
@@ -318,7 +328,7 @@ impl Router {
     }
 
     fn send(&mut self, id: u64, deltas: Vec<Delta>, finished: bool, net: &mut Net) {
-        let Some(call) = self.calls.get_mut(&id) else { return self.end(id) };
+        let Some(call) = self.calls.get_mut(&id) else { return self.end(id, net) };
         if call.unread.len() < CLIENT_BUFFER {
             call.unread.push_back(deltas);
             return net.after(0, Process::World, Event::Readable(call.client));
@@ -348,7 +358,7 @@ impl Router {
             call.held = None;
             call.slow = true;
             net.after(0, Process::World, Event::Readable(call.client));
-            self.end(id);
+            self.end(id, net);
             self.flush(net);
         }
     }
@@ -394,15 +404,16 @@ impl Router {
     }
 
     fn fail(&mut self, id: u64, error: StartError, net: &mut Net) {
-        self.end(id);
+        self.end(id, net);
         if let Some(call) = self.calls.get_mut(&id) {
             call.error = Some(error);
             net.after(0, Process::World, Event::Readable(call.client));
         }
     }
 
-    fn end(&mut self, id: u64) {
+    fn end(&mut self, id: u64, net: &Net) {
         if let Some(mut request) = self.requests.remove(&id) {
+            self.ended.insert(id, net.now);
             request.end();
         }
     }
@@ -415,7 +426,7 @@ impl Router {
     /// The client is gone.
     pub(super) fn hang_up(&mut self, id: u64, net: &mut Net) {
         self.calls.remove(&id);
-        self.end(id);
+        self.end(id, net);
         self.flush(net);
     }
 

@@ -18,6 +18,7 @@ use super::{
     Event,
     etcd::{Claim, Etcd, View},
     net::{End, MILLI, Message, Micros, Net, Process, SECOND},
+    silence::Silence,
     runner::{Command, Lost, Runner, facts},
 };
 
@@ -67,6 +68,7 @@ pub(super) struct Scheduler {
     next_link: u64,
     connections: u64,
     arrivals: u64,
+    silence: Silence,
 }
 
 // === impl Scheduler: what it hears ===
@@ -88,6 +90,7 @@ impl Scheduler {
             next_link: 0,
             connections: 0,
             arrivals: 0,
+            silence: Silence::default(),
         }
     }
 
@@ -202,6 +205,7 @@ impl Scheduler {
         let ended: Vec<_> = out.iter().filter(|output| output.ends()).map(|output| output.key).collect();
         let mut by_link: BTreeMap<LinkId, Vec<v1::SequenceOutput>> = BTreeMap::new();
         for output in out {
+            net.broken.extend(self.silence.heard(output.key, output.ends(), net.now));
             by_link.entry(output.key.link).or_default().push(output.message);
         }
         for (id, sequences) in by_link {
@@ -268,13 +272,16 @@ impl Scheduler {
                     self.arrivals += 1;
                     sequence.arrival = self.arrivals;
                 }
+                request.iter().for_each(|sequence| self.silence.submitted(sequence.key, net.now));
                 self.placement.submit(request, &mut actions);
             }
             ToFront::Cancel(link, cancel) => {
+                self.silence.cancelled(link, cancel.request, cancel.choice, net.now);
                 self.placement.cancel(link, cancel.request, cancel.choice, &mut actions);
             }
             ToFront::Down(id) => {
                 self.known_links.remove(&id);
+                self.silence.link_lost(id, net.now);
                 self.placement.link_lost(id, &mut actions);
             }
             ToFront::Joined(id) => {

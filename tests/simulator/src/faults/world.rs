@@ -95,6 +95,7 @@ impl World {
             if let Err(Violation(what)) = self.happen(target, event) {
                 self.broken.push(format!("{target:?} at {:?}: {what}", self.net.time()));
             }
+            self.broken.append(&mut self.net.broken);
             if !self.broken.is_empty() {
                 break;
             }
@@ -156,7 +157,8 @@ impl World {
     fn start(&mut self, kind: Process) {
         let process = match kind {
             Process::Router(_) => {
-                self.routers.push(Router::new(self.routers.len()));
+                let patience = self.faults.is_empty().then_some(SECOND);
+                self.routers.push(Router::new(self.routers.len(), patience));
                 Process::Router(self.routers.len() - 1)
             }
             Process::Scheduler(_) => {
