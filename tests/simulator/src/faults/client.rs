@@ -124,10 +124,10 @@ impl Client {
         Ok(())
     }
 
-    /// Its stream ended early. One that has nothing yet calls again, as SDKs do.
-    pub(super) fn fail(&mut self, error: StreamError) {
+    /// Its stream ended early. One that has nothing yet calls again if it may, as SDKs do.
+    pub(super) fn fail(&mut self, error: StreamError, again: bool) {
         let began = self.said.iter().any(|said| *said != Said::default());
-        self.state = if began { State::Failed(error) } else { State::Waits };
+        self.state = if began || !again { State::Failed(error) } else { State::Waits };
     }
 
     pub(super) fn is_over(&self) -> bool {

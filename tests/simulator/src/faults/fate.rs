@@ -10,6 +10,8 @@ pub(super) enum Fault {
     KillWorker { which: usize, back: Micros, notice: Micros },
     KillScheduler { which: usize, back: Micros, notice: Micros },
     KillRouter { which: usize, back: Micros, notice: Micros },
+    /// A scheduler or a worker is stopped: it says so and goes.
+    Stop { which: usize, back: Micros },
     /// It stands still.
     Hang { which: usize, time: Micros },
     /// One wire breaks; what is under way is lost from some message on. Each end learns of it within `notice`.
@@ -38,14 +40,15 @@ fn fault(random: &mut Random) -> Fault {
     let notice = *random.pick(&[MILLI, 10 * MILLI, SECOND, 5 * SECOND]);
     let back = random.between(100 * MILLI, 5 * SECOND);
     let time = *random.pick(&[100 * MILLI, SECOND, 4 * SECOND, 12 * SECOND]);
-    match random.below(12) {
+    match random.below(13) {
         0..3 => Fault::KillWorker { which, back, notice },
         3..5 => Fault::KillScheduler { which, back, notice },
         5 => Fault::KillRouter { which, back, notice },
         6 => Fault::Hang { which, time },
         7 | 8 => Fault::Cut { which, notice },
         9 => Fault::Part { one: which, other, time, notice },
-        10 => Fault::EtcdAway { time },
+        10 => Fault::Stop { which, back },
+        11 => Fault::EtcdAway { time },
         _ => Fault::EtcdCutOff { which, time },
     }
 }

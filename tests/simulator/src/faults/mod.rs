@@ -56,6 +56,8 @@ enum Event {
     SlowClient(u64),
     /// A worker's step is done.
     StepDone,
+    /// A worker dies of a request.
+    Poisoned(Process),
     /// The cluster has changed.
     Watch,
     /// A process tells etcd that it is there.
@@ -83,6 +85,8 @@ enum Event {
 pub struct Outcome {
     /// Faults that happened.
     pub faults: u64,
+    /// Workers that died of a request.
+    pub poisoned: u64,
     /// Streams that a client got whole, byte for byte.
     pub whole: u64,
     /// Of these, those that a client began again at another router.
@@ -118,8 +122,8 @@ pub fn run(seed: u64, log: bool) -> Result<Outcome, Box<Failure>> {
     if broken.is_empty() { Ok(outcome) } else { Err(Box::new(Failure { seed, broken, log })) }
 }
 
-/// Whether an error ends a stream rightly in a run with that many faults: a bound was reached.
-fn allowed(error: &StreamError, faults: usize) -> bool {
+/// Whether an error ends a stream rightly in a run in which so much went wrong: a bound was reached.
+fn allowed(error: &StreamError, faults: u64) -> bool {
     match error {
         // At least three moves, or three deaths.
         StreamError::Lost(_) => faults >= 3,
@@ -133,6 +137,7 @@ impl Outcome {
     /// Both together.
     pub fn add(&mut self, other: &Self) {
         self.faults += other.faults;
+        self.poisoned += other.poisoned;
         self.whole += other.whole;
         self.resumed += other.resumed;
         self.ended += other.ended;
@@ -146,8 +151,8 @@ impl Outcome {
 
 impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { faults, whole, resumed, ended, left, moved, wasted, preempted, events } = self;
-        writeln!(f, "faults {faults}, events {events}")?;
+        let Self { faults, poisoned, whole, resumed, ended, left, moved, wasted, preempted, events } = self;
+        writeln!(f, "faults {faults}, workers poisoned {poisoned}, events {events}")?;
         writeln!(f, "streams whole {whole} (resumed at another router {resumed}), ended at a bound {ended}, left {left}")?;
         write!(f, "moved within a scheduler {moved}, rows wasted {wasted}, preempted {preempted}")
     }

@@ -243,7 +243,7 @@ impl Scheduler {
     }
 
     fn wake_front(&self, net: &mut Net) {
-        let wait = net.random.between(0, 100);
+        let wait = if net.random.chance(0.05) { net.random.between(0, 20 * MILLI) } else { net.random.between(0, 100) };
         net.after(wait, self.process(), Event::Front);
     }
 }

@@ -9,7 +9,7 @@ use super::{
     Event,
     net::{End, Epoch, Message, Net, Process},
 };
-use crate::worker::{Violation, Worker};
+use crate::worker::{Stepped, Violation, Worker};
 
 enum Job {
     Claim(Epoch),
@@ -77,10 +77,14 @@ impl WorkerProcess {
                 Job::Step(_) | Job::End if self.owner != Some(end) => {}
                 Job::End => self.disown(net),
                 Job::Step(plan) => {
-                    let (result, took) = self.machine.step(plan)?;
+                    let Stepped { result, took, fatal } = self.machine.step(plan)?;
                     self.running = Some(result);
                     let took = (took.as_micros() as u64).max(1);
-                    net.after(took, Process::Worker(self.number), Event::StepDone);
+                    let process = Process::Worker(self.number);
+                    match fatal {
+                        true => net.after(took, Process::World, Event::Poisoned(process)),
+                        false => net.after(took, process, Event::StepDone),
+                    }
                 }
             }
         }

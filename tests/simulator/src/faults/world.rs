@@ -34,6 +34,8 @@ pub(super) struct World {
     etcd: Etcd,
     limits: Limits,
     cost: Cost,
+    /// The request that kills its workers.
+    poison: Option<String>,
     routers: Vec<Router>,
     schedulers: Vec<Scheduler>,
     workers: Vec<WorkerProcess>,
@@ -55,12 +57,14 @@ impl World {
         let clients: Vec<_> = (0..clients).map(|number| Client::new(number, span, &mut random)).collect();
         let faults = fate::draw(SETTLED - 100 * MILLI, SETTLED + span + SECOND, &mut random);
         let overhead = Duration::from_millis(*random.pick(&[1, 10, 40]));
+        let poison = random.chance(0.03).then(|| clients[0].generation.id.clone());
         let noise = *random.pick(&[0.0, 0.01, 0.05, 0.3]);
         let mut world = Self {
             net: Net::new(random, noise, log),
             etcd: Etcd::default(),
             limits,
             cost: Cost { overhead, ..Cost::cpu() },
+            poison,
             routers: Vec::new(),
             schedulers: Vec::new(),
             workers: Vec::new(),
@@ -127,6 +131,9 @@ impl World {
             (Process::Router(n), Event::Search(id)) => self.routers[n].find_place(id, net),
             (Process::Router(n), Event::SlowClient(id)) => self.routers[n].slow_client(id, net),
             (Process::Worker(n), Event::StepDone) => self.workers[n].done(net)?,
+            (_, Event::Poisoned(process)) => {
+                self.outcome.poisoned += u64::from(self.kill(process, SECOND, MILLI));
+            }
             (_, Event::Register) => etcd.register(target, net),
             (_, Event::Expire(process)) => etcd.expire(process, net),
             (_, Event::Call(client)) => self.call(client),
@@ -157,7 +164,8 @@ impl World {
     fn start(&mut self, kind: Process) {
         let process = match kind {
             Process::Router(_) => {
-                let patience = self.faults.is_empty().then_some(SECOND);
+                let calm = self.faults.is_empty() && self.poison.is_none();
+                let patience = calm.then_some(SECOND);
                 self.routers.push(Router::new(self.routers.len(), patience));
                 Process::Router(self.routers.len() - 1)
             }
@@ -171,6 +179,7 @@ impl World {
                     slots: limits.slots as usize,
                     batch_tokens: limits.batch_tokens,
                     cost: self.cost.clone(),
+                    poison: self.poison.clone(),
                 };
                 let memory = Memory::new(limits.block_tokens, limits.blocks.len());
                 let machine = Worker::new(shape, Some(memory));
@@ -187,13 +196,22 @@ impl World {
         self.outcome.faults += 1;
         match fault {
             Fault::KillWorker { which, back, notice } => {
-                self.kill(which, back, notice, |p| matches!(p, Process::Worker(_)));
+                let process = self.one(which, |p| matches!(p, Process::Worker(_)));
+                process.map(|process| self.kill(process, back, notice));
             }
             Fault::KillScheduler { which, back, notice } => {
-                self.kill(which, back, notice, |p| matches!(p, Process::Scheduler(_)));
+                let process = self.one(which, |p| matches!(p, Process::Scheduler(_)));
+                process.map(|process| self.kill(process, back, notice));
             }
             Fault::KillRouter { which, back, notice } => {
-                self.kill(which, back, notice, |p| matches!(p, Process::Router(_)));
+                let process = self.one(which, |p| matches!(p, Process::Router(_)));
+                process.map(|process| self.kill(process, back, notice));
+            }
+            Fault::Stop { which, back } => {
+                let Some(process) = self.one(which, |p| !matches!(p, Process::Router(_))) else { return };
+                self.kill(process, back, MILLI);
+                // It gives its lease back.
+                self.net.after(MILLI, Process::World, Event::Expire(process));
             }
             Fault::Hang { which, time } => {
                 let Some(process) = self.one(which, |_| true) else { return };
@@ -235,8 +253,11 @@ impl World {
         living.get(which % living.len().max(1)).copied()
     }
 
-    fn kill(&mut self, which: usize, back: Micros, notice: Micros, wanted: impl Fn(Process) -> bool) {
-        let Some(process) = self.one(which, wanted) else { return };
+    /// Kills a process; false if it was dead.
+    fn kill(&mut self, process: Process, back: Micros, notice: Micros) -> bool {
+        if self.net.is_dead(process) {
+            return false;
+        }
         self.net.say(|| format!("{process:?} dies"));
         self.net.kill(process, notice);
         self.net.after(LEASE, Process::World, Event::Expire(process));
@@ -247,15 +268,17 @@ impl World {
                 self.net.after(wait, Process::World, Event::Resume { client, router });
             }
         }
+        true
     }
 
     /// Looks at what is left when nothing happens any more.
     fn look_back(&mut self) {
+        let wrong = self.faults.len() as u64 + self.outcome.poisoned;
         for (number, client) in self.clients.iter().enumerate() {
             match &client.state {
                 State::Done => self.outcome.whole += 1,
                 State::Left => self.outcome.left += 1,
-                State::Failed(error) if allowed(error, self.faults.len()) => self.outcome.ended += 1,
+                State::Failed(error) if allowed(error, wrong) => self.outcome.ended += 1,
                 State::Failed(error) => self.broken.push(format!("client {number}: {error}")),
                 state => self.broken.push(format!("client {number} waits for ever: {state:?}")),
             }
@@ -322,7 +345,8 @@ impl World {
             }
             self.routers[router].resume(id, &mut self.net);
         } else if let Some(error) = stream_error(call) {
-            client.fail(error);
+            let again = self.poison.as_ref() != Some(&client.generation.id);
+            client.fail(error, again);
         }
         if self.clients[number].is_over() {
             self.routers[router].hang_up(id, &mut self.net);

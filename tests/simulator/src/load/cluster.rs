@@ -17,13 +17,13 @@ use volley_scheduler::core::{
 
 use super::{
     Setup,
-    figures::Figures,
+    figures::{Figures, Steady},
     policy::{Chooser, Policy},
     traffic::{Ask, Traffic},
 };
 use crate::{
     random::{Random, mix},
-    worker::{Shape, Violation, Worker},
+    worker::{Shape, Stepped, Violation, Worker},
 };
 
 /// One way between scheduler and worker.
@@ -77,6 +77,8 @@ pub(super) struct Cluster {
     turns: Vec<Option<Ask>>,
     wanted: usize,
     figures: Figures,
+    /// Up to the last arrival.
+    steady: Option<Steady>,
     seed: u64,
 }
 
@@ -89,6 +91,7 @@ impl Cluster {
             slots: limits.slots as usize,
             batch_tokens: limits.batch_tokens,
             cost: setup.cost.clone(),
+            poison: None,
         };
         let node = |_| Node {
             planner: Planner::new(limits.clone()),
@@ -109,6 +112,7 @@ impl Cluster {
             turns: Vec::new(),
             wanted: setup.requests,
             figures: Figures::new(),
+            steady: None,
             seed: setup.seed,
         }
     }
@@ -142,8 +146,8 @@ impl Cluster {
                 return Err(Violation(format!("something is left at the end: {load:?}")));
             }
         }
-        self.figures.time = Duration::from_micros(self.now);
-        Ok(self.figures)
+        let steady = self.steady.unwrap_or_default();
+        Ok(Figures { steady, ..self.figures })
     }
 
     fn after(&mut self, wait: Micros, event: Event) {
@@ -165,6 +169,10 @@ impl Cluster {
         let number = self.live.len();
         if number >= self.wanted {
             return Ok(());
+        }
+        if number + 1 == self.wanted {
+            let Figures { answered, tokens, busy, .. } = self.figures;
+            self.steady = Some(Steady { time: Duration::from_micros(self.now), answered, tokens, busy });
         }
         let key = SequenceKey { link: LinkId(1), request: number as u64, attempt: 0, choice: 0 };
         let tenant = format!("tenant-{}", ask.tenant);
@@ -211,7 +219,7 @@ impl Cluster {
             return Ok(());
         }
         let Some((arrives, plan)) = node.plans.pop_front() else { return Ok(()) };
-        let (result, took) = node.machine.step(plan)?;
+        let Stepped { result, took, .. } = node.machine.step(plan)?;
         node.running = Some(result);
         self.figures.busy += took;
         self.figures.steps += 1;

@@ -33,14 +33,27 @@ pub struct Figures {
     pub preempted: u64,
     /// Steps.
     pub steps: u64,
-    /// Virtual time.
-    pub time: Duration,
+    /// What was done while requests arrived.
+    pub steady: Steady,
     /// Time that workers computed, all together.
     pub busy: Duration,
     /// From a request's arrival to its first token, by tenant.
     pub first: Vec<Histogram>,
     /// Between two tokens.
     pub next: Histogram,
+}
+
+/// Work up to the last arrival: what comes after it would blur the rates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Steady {
+    /// Virtual time.
+    pub time: Duration,
+    /// Requests answered.
+    pub answered: u64,
+    /// Tokens generated.
+    pub tokens: u64,
+    /// Time that workers computed, all together.
+    pub busy: Duration,
 }
 
 // === impl Histogram ===
@@ -115,14 +128,15 @@ impl Figures {
 
     /// Its row; times in milliseconds.
     pub fn row(&self, policy: &str, workers: usize) -> String {
-        let seconds = self.time.as_secs_f64();
+        let Steady { time, answered, tokens, busy } = self.steady;
+        let seconds = time.as_secs_f64();
         let (first, millis) = (self.first_of_all(), |time: Duration| time.as_secs_f64() * 1e3);
         let computed = self.prompt_tokens - self.cached_tokens + self.tokens + self.wasted;
         format!(
             "{policy:<12} {:>10.0} {:>9.0} {:>4.0}% {:>10.1} {:>7.1} {:>7.1} {:>10.2} {:>7.2} {:>4.0}% {:>23.2} {:>6.2}% {:>10} {:>8}",
-            self.answered as f64 / seconds,
-            self.tokens as f64 / seconds,
-            100.0 * self.busy.as_secs_f64() / seconds / workers as f64,
+            answered as f64 / seconds,
+            tokens as f64 / seconds,
+            100.0 * busy.as_secs_f64() / seconds / workers as f64,
             millis(first.quantile(0.5)),
             millis(first.quantile(0.9)),
             millis(first.quantile(0.99)),

@@ -16,7 +16,7 @@ mod traffic;
 use volley_scheduler::core::planner::Limits;
 
 pub use self::{
-    figures::{Figures, Histogram},
+    figures::{Figures, Histogram, Steady},
     policy::Policy,
     traffic::{Kind, Traffic},
 };

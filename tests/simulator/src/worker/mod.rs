@@ -25,6 +25,8 @@ pub struct Shape {
     pub batch_tokens: usize,
     /// What its steps cost.
     pub cost: Cost,
+    /// The request that kills it with its third token.
+    pub poison: Option<String>,
 }
 
 /// The state that plans change.
@@ -52,6 +54,17 @@ struct Slot {
 /// A plan that can't be, or blocks that don't hold what they should.
 #[derive(Clone, Debug)]
 pub struct Violation(pub String);
+
+/// What a step gives: the answer, and how long it takes.
+#[derive(Clone, Debug)]
+pub struct Stepped {
+    /// For the scheduler.
+    pub result: v1::StepResult,
+    /// Time to compute it.
+    pub took: Duration,
+    /// The worker dies of it.
+    pub fatal: bool,
+}
 
 macro_rules! ensure {
     ($holds:expr, $($said:tt)*) => {
@@ -82,8 +95,8 @@ impl Worker {
         self.slots.iter().flatten().count()
     }
 
-    /// Does what the plan says; the answer, and how long it takes.
-    pub fn step(&mut self, plan: v1::StepPlan) -> Result<(v1::StepResult, Duration), Violation> {
+    /// Does what the plan says.
+    pub fn step(&mut self, plan: v1::StepPlan) -> Result<Stepped, Violation> {
         ensure!(plan.step_id == self.last_step + 1, "step {} follows {}", plan.step_id, self.last_step);
         self.last_step = plan.step_id;
         let released = !plan.release.is_empty();
@@ -111,12 +124,14 @@ impl Worker {
         ensure!(rows > 0 || released, "a step that does nothing");
         let mut cost = Rows { rows: rows as f64, ..Rows::default() };
         let mut slots = Vec::with_capacity(plan.run.len());
+        let mut fatal = false;
         for run in &plan.run {
             let slot = self.slots.get_mut(run.slot as usize).and_then(Option::as_mut);
             let Some(slot) = slot else {
                 return Err(Violation(format!("slot {} runs, but it is free", run.slot)));
             };
             slots.push(slot.run(run, self.memory.as_mut(), plan.step_id)?);
+            fatal |= slot.is_poison(self.shape.poison.as_deref());
             let (new, all) = (f64::from(run.tokens), slot.computed as f64);
             cost.read += all;
             cost.attended += new * (all - new / 2.0);
@@ -129,7 +144,7 @@ impl Worker {
             compute_us: took.as_micros() as u64,
             ..Default::default()
         };
-        Ok((result, took))
+        Ok(Stepped { result, took, fatal })
     }
 
     fn admit(&mut self, mut sequence: v1::NewSequence) -> Result<(), Violation> {
@@ -178,6 +193,11 @@ impl Slot {
             Kind::Score | Kind::Unspecified => {}
         }
         Ok(result)
+    }
+
+    fn is_poison(&self, poison: Option<&str>) -> bool {
+        let generated = self.known - self.sequence.prompt_tokens as usize;
+        poison == Some(self.sequence.request_id.as_str()) && generated >= 3
     }
 
     /// The log-probabilities of prompt tokens that follow the rows `from..to`.
