@@ -114,7 +114,7 @@ fn compare(setup: &Setup, policies: &[Policy]) -> ExitCode {
     for &policy in policies {
         let start = std::time::Instant::now();
         match load::run(setup, policy) {
-            Ok(figures) => println!("{}   ({:.0?})", figures.row(policy.name(), *workers), start.elapsed()),
+            Ok(figures) => println!("{}   ({:.0?})", figures.row(policy.name()), start.elapsed()),
             Err(violation) => {
                 println!("{}: {violation:?}", policy.name());
                 return ExitCode::FAILURE;

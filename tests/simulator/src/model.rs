@@ -18,8 +18,8 @@ mod tokenizer;
 const WORDS: [&[u8]; 4] = [b"the", b" end", b"ab", "né".as_bytes()];
 /// What a model says, each as likely; the last ends a text.
 const SPOKEN: [u32; 24] = [
-    97, 98, 99, 100, 101, 32, 10, 46, 0xC3, 0xA9, 0xF0, 0x9F, 0x9A, 0x80, 256, 257, 258, 259, 97, 98, 32, 99, 46,
-    END,
+    97, 98, 99, 100, 101, 32, 10, 46, 0xC3, 0xA9, 0xF0, 0x9F, 0x9A, 0x80, 256, 257, 258, 259, 97, 98, 32, 99,
+    46, END,
 ];
 /// Ends a text.
 pub const END: u32 = tokenizer::WORDS + WORDS.len() as u32 + 1;

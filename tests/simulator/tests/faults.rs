@@ -12,7 +12,10 @@ fn every_stream_is_the_undisturbed_one_and_nothing_is_left_behind() {
         }
     }
     println!("{sum}");
-    assert!(sum.faults > 400 && sum.moved > 50 && sum.resumed > 50 && sum.preempted > 50, "too little happens: {sum}");
+    assert!(
+        sum.faults > 400 && sum.moved > 50 && sum.resumed > 50 && sum.preempted > 50,
+        "too little happens: {sum}"
+    );
     assert!(sum.ended * 50 < sum.whole, "too many streams end at a bound: {sum}");
 }
 

@@ -156,7 +156,11 @@ fn generation(number: usize, random: &mut Random) -> Generation {
         stop,
         include_stop: random.chance(0.3),
         ignore_eos: random.chance(0.2),
-        min_tokens: if random.chance(0.2) { random.between(0, 8).min(u64::from(max_tokens)) as u32 } else { 0 },
+        min_tokens: if random.chance(0.2) {
+            random.between(0, 8).min(u64::from(max_tokens)) as u32
+        } else {
+            0
+        },
         echo,
         logprobs: random.chance(0.3).then_some(0),
         // What it says is nothing to simulated workers; that it is there, is.
@@ -179,7 +183,7 @@ fn generation(number: usize, random: &mut Random) -> Generation {
 /// What a choice says when nothing happens.
 fn undisturbed(generation: &Generation, choice: u32) -> Said {
     let model = model::model();
-    let stops = Stops::new(&generation.stop, &model.tokenizer());
+    let stops = Stops::new(&generation.stop, model.tokenizer());
     let mut ends: Vec<u32> = stops.tokens().to_vec();
     ends.extend((!generation.ignore_eos).then_some(END));
     let rules = Rules {

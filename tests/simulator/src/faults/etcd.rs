@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Event,
-    net::{Micros, MILLI, Net, Process, SECOND},
+    net::{MILLI, Micros, Net, Process, SECOND},
 };
 
 /// How long a lease outlives its process.

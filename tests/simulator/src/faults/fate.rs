@@ -7,21 +7,52 @@ use crate::random::Random;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Fault {
     /// Another starts after `back`. Peers learn of it within `notice`.
-    KillWorker { which: usize, back: Micros, notice: Micros },
-    KillScheduler { which: usize, back: Micros, notice: Micros },
-    KillRouter { which: usize, back: Micros, notice: Micros },
+    KillWorker {
+        which: usize,
+        back: Micros,
+        notice: Micros,
+    },
+    KillScheduler {
+        which: usize,
+        back: Micros,
+        notice: Micros,
+    },
+    KillRouter {
+        which: usize,
+        back: Micros,
+        notice: Micros,
+    },
     /// A scheduler or a worker is stopped: it says so and goes.
-    Stop { which: usize, back: Micros },
+    Stop {
+        which: usize,
+        back: Micros,
+    },
     /// It stands still.
-    Hang { which: usize, time: Micros },
+    Hang {
+        which: usize,
+        time: Micros,
+    },
     /// One wire breaks; what is under way is lost from some message on. Each end learns of it within `notice`.
-    Cut { which: usize, notice: Micros },
+    Cut {
+        which: usize,
+        notice: Micros,
+    },
     /// Two processes can't reach each other.
-    Part { one: usize, other: usize, time: Micros, notice: Micros },
+    Part {
+        one: usize,
+        other: usize,
+        time: Micros,
+        notice: Micros,
+    },
     /// etcd answers nobody.
-    EtcdAway { time: Micros },
+    EtcdAway {
+        time: Micros,
+    },
     /// etcd can't be reached by one process.
-    EtcdCutOff { which: usize, time: Micros },
+    EtcdCutOff {
+        which: usize,
+        time: Micros,
+    },
 }
 
 /// The faults of a run, each with its time, which is from `first` to `last`.

@@ -153,7 +153,10 @@ impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { faults, poisoned, whole, resumed, ended, left, moved, wasted, preempted, events } = self;
         writeln!(f, "faults {faults}, workers poisoned {poisoned}, events {events}")?;
-        writeln!(f, "streams whole {whole} (resumed at another router {resumed}), ended at a bound {ended}, left {left}")?;
+        writeln!(
+            f,
+            "streams whole {whole} (resumed at another router {resumed}), ended at a bound {ended}, left {left}"
+        )?;
         write!(f, "moved within a scheduler {moved}, rows wasted {wasted}, preempted {preempted}")
     }
 }

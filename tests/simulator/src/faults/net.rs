@@ -32,6 +32,7 @@ pub(super) enum Process {
 pub(super) type Epoch = (u64, u64);
 
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // few are under way at a time
 pub(super) enum Message {
     Submit(v1::Submit),
     Cancel(v1::Cancel),

@@ -99,7 +99,13 @@ impl Place for Link {
             let (chunk, left) = rest.split_at(rest.len().min(CHUNK));
             rest = left;
             let (header, last) = (header.take(), rest.is_empty());
-            outbox.push(Message::Submit(v1::Submit { request, attempt, header, prompt: chunk.to_vec(), last }));
+            outbox.push(Message::Submit(v1::Submit {
+                request,
+                attempt,
+                header,
+                prompt: chunk.to_vec(),
+                last,
+            }));
             if last {
                 return true;
             }
@@ -295,10 +301,10 @@ impl Router {
             if self.ended.get(&id).is_some_and(late) {
                 net.broken.push(format!("request {id} of router {} runs long after its end", self.number));
             }
-            if current.as_ref().is_none_or(|batch| batch.id != id) {
-                if let Some(batch) = current.replace(Batch { id, ..Batch::default() }) {
-                    self.give(link, batch, net);
-                }
+            if current.as_ref().is_none_or(|batch| batch.id != id)
+                && let Some(batch) = current.replace(Batch { id, ..Batch::default() })
+            {
+                self.give(link, batch, net);
             }
             let (Some(batch), Some(request)) = (&mut current, self.requests.get_mut(&id)) else { continue };
             match request.take(sequence, &mut batch.deltas) {

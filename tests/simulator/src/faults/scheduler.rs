@@ -18,8 +18,8 @@ use super::{
     Event,
     etcd::{Claim, Etcd, View},
     net::{End, MILLI, Message, Micros, Net, Process, SECOND},
-    silence::Silence,
     runner::{Command, Lost, Runner, facts},
+    silence::Silence,
 };
 
 /// A worker that hasn't answered for so long is lost.
@@ -243,7 +243,11 @@ impl Scheduler {
     }
 
     fn wake_front(&self, net: &mut Net) {
-        let wait = if net.random.chance(0.05) { net.random.between(0, 20 * MILLI) } else { net.random.between(0, 100) };
+        let wait = if net.random.chance(0.05) {
+            net.random.between(0, 20 * MILLI)
+        } else {
+            net.random.between(0, 100)
+        };
         net.after(wait, self.process(), Event::Front);
     }
 }
@@ -424,7 +428,8 @@ impl Scheduler {
         for runner in self.runners.values() {
             let Some(planner) = &runner.planner else { continue };
             let load = planner.load();
-            if load.running + load.waiting + planner.in_flight() > 0 || load.free_blocks != load.total_blocks {
+            if load.running + load.waiting + planner.in_flight() > 0 || load.free_blocks != load.total_blocks
+            {
                 leaks.push(format!("scheduler {} at worker {}: {load:?}", self.number, runner.worker));
             }
         }

@@ -52,7 +52,8 @@ impl Silence {
             "its link was gone"
         } else if self.choices.get(&(link, request, choice)).copied().is_some_and(late) {
             "its choice was cancelled"
-        } else if self.attempts.get(&(link, request)).is_some_and(|&(first, at)| attempt < first && late(at)) {
+        } else if self.attempts.get(&(link, request)).is_some_and(|&(first, at)| attempt < first && late(at))
+        {
             "a newer attempt runs, or none should"
         } else {
             if ends {

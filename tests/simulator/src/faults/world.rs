@@ -231,7 +231,9 @@ impl World {
                 }
             }
             Fault::Part { one, other, time, notice } => {
-                let (Some(one), Some(other)) = (self.one(one, |_| true), self.one(other, |_| true)) else { return };
+                let (Some(one), Some(other)) = (self.one(one, |_| true), self.one(other, |_| true)) else {
+                    return;
+                };
                 self.net.say(|| format!("{one:?} and {other:?} are parted"));
                 self.net.part(one, other, time, notice);
             }

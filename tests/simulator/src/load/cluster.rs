@@ -159,7 +159,7 @@ impl Cluster {
         if self.live.len() >= self.wanted {
             return Ok(());
         }
-        let ask = self.traffic.next();
+        let ask = self.traffic.ask();
         let wait = self.traffic.wait(Duration::from_micros(self.now));
         self.after(wait.as_micros() as Micros, Event::Arrive);
         self.submit(ask)
@@ -171,8 +171,8 @@ impl Cluster {
             return Ok(());
         }
         if number + 1 == self.wanted {
-            let Figures { answered, tokens, busy, .. } = self.figures;
-            self.steady = Some(Steady { time: Duration::from_micros(self.now), answered, tokens, busy });
+            let Figures { answered, tokens, steps, .. } = self.figures;
+            self.steady = Some(Steady { time: Duration::from_micros(self.now), answered, tokens, steps });
         }
         let key = SequenceKey { link: LinkId(1), request: number as u64, attempt: 0, choice: 0 };
         let tenant = format!("tenant-{}", ask.tenant);
@@ -221,7 +221,6 @@ impl Cluster {
         let Some((arrives, plan)) = node.plans.pop_front() else { return Ok(()) };
         let Stepped { result, took, .. } = node.machine.step(plan)?;
         node.running = Some(result);
-        self.figures.busy += took;
         self.figures.steps += 1;
         let wait = arrives.saturating_sub(self.now) + took.as_micros() as Micros;
         self.after(wait, Event::Done(worker));

@@ -35,8 +35,6 @@ pub struct Figures {
     pub steps: u64,
     /// What was done while requests arrived.
     pub steady: Steady,
-    /// Time that workers computed, all together.
-    pub busy: Duration,
     /// From a request's arrival to its first token, by tenant.
     pub first: Vec<Histogram>,
     /// Between two tokens.
@@ -52,8 +50,8 @@ pub struct Steady {
     pub answered: u64,
     /// Tokens generated.
     pub tokens: u64,
-    /// Time that workers computed, all together.
-    pub busy: Duration,
+    /// Steps.
+    pub steps: u64,
 }
 
 // === impl Histogram ===
@@ -122,21 +120,21 @@ impl Figures {
 
     /// The head of a table of rows.
     pub fn head() -> &'static str {
-        "policy       requests/s  tokens/s  busy   TTFT p50     p90     p99   next p50     p99  \
+        "policy       requests/s  tokens/s  tokens/step   TTFT p50     p90     p99   next p50     p99  \
          hits   p99 worst/best tenant  wasted  preempted  refused"
     }
 
     /// Its row; times in milliseconds.
-    pub fn row(&self, policy: &str, workers: usize) -> String {
-        let Steady { time, answered, tokens, busy } = self.steady;
+    pub fn row(&self, policy: &str) -> String {
+        let Steady { time, answered, tokens, steps } = self.steady;
         let seconds = time.as_secs_f64();
         let (first, millis) = (self.first_of_all(), |time: Duration| time.as_secs_f64() * 1e3);
         let computed = self.prompt_tokens - self.cached_tokens + self.tokens + self.wasted;
         format!(
-            "{policy:<12} {:>10.0} {:>9.0} {:>4.0}% {:>10.1} {:>7.1} {:>7.1} {:>10.2} {:>7.2} {:>4.0}% {:>23.2} {:>6.2}% {:>10} {:>8}",
+            "{policy:<12} {:>10.0} {:>9.0} {:>12.1} {:>10.1} {:>7.1} {:>7.1} {:>10.2} {:>7.2} {:>4.0}% {:>23.2} {:>6.2}% {:>10} {:>8}",
             answered as f64 / seconds,
             tokens as f64 / seconds,
-            100.0 * busy.as_secs_f64() / seconds / workers as f64,
+            tokens as f64 / steps.max(1) as f64,
             millis(first.quantile(0.5)),
             millis(first.quantile(0.9)),
             millis(first.quantile(0.99)),

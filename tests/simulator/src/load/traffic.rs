@@ -94,7 +94,7 @@ impl Traffic {
     }
 
     /// The request that arrives.
-    pub fn next(&mut self) -> Ask {
+    pub fn ask(&mut self) -> Ask {
         let kind = *self.random.pick(&self.kinds);
         let tenant = if self.random.chance(0.5) { 0 } else { 1 + self.random.below(TENANTS - 1) };
         let output = self.random.between(16, 128) as usize;
@@ -116,7 +116,8 @@ impl Traffic {
             }
             Kind::Mixed => {
                 let long = self.random.chance(0.1);
-                let tokens = if long { self.random.between(4096, 8192) } else { self.random.between(64, 512) };
+                let tokens =
+                    if long { self.random.between(4096, 8192) } else { self.random.between(64, 512) };
                 Ask { prompt: text(own, tokens as usize), output, tenant, turns: None }
             }
             Kind::Bursts => {

@@ -24,7 +24,12 @@ impl Memory {
     }
 
     /// Computes `tokens` from position `from` on.
-    pub(super) fn write(&mut self, tables: &[Vec<u32>], from: usize, tokens: &[u32]) -> Result<(), Violation> {
+    pub(super) fn write(
+        &mut self,
+        tables: &[Vec<u32>],
+        from: usize,
+        tokens: &[u32],
+    ) -> Result<(), Violation> {
         ensure!(tables.len() == self.groups, "blocks of {} groups, not {}", tables.len(), self.groups);
         for (group, table) in tables.iter().enumerate() {
             for (position, &token) in (from..).zip(tokens) {
@@ -45,7 +50,8 @@ impl Memory {
         for (group, table) in tables.iter().enumerate() {
             for (nth, tokens) in tokens.chunks(self.block_tokens).enumerate() {
                 let cells = self.cells.get(&(group, table[nth])).map_or(&[][..], Vec::as_slice);
-                let holds = cells.len() >= tokens.len() && cells.iter().zip(tokens).all(|(c, t)| *c == Some(*t));
+                let holds =
+                    cells.len() >= tokens.len() && cells.iter().zip(tokens).all(|(c, t)| *c == Some(*t));
                 ensure!(holds, "block {} of group {group} holds {cells:?}, not {tokens:?}", table[nth]);
             }
         }

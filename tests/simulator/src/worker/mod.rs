@@ -176,7 +176,12 @@ impl Slot {
         step: u64,
     ) -> Result<v1::SlotResult, Violation> {
         let (from, to) = (self.computed, self.computed + run.tokens as usize);
-        ensure!(to > from && to <= self.known, "slot {} runs {from}..{to} of {} tokens", run.slot, self.known);
+        ensure!(
+            to > from && to <= self.known,
+            "slot {} runs {from}..{to} of {} tokens",
+            run.slot,
+            self.known
+        );
         self.computed = to;
         let mut result = v1::SlotResult { slot: run.slot, ..Default::default() };
         if let Some(memory) = memory {
