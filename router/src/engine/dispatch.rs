@@ -307,26 +307,32 @@ impl Shared {
         }
     }
 
-    /// Waits for a slow client, then goes on.
+    /// Waits until a slow client has taken half of what is kept for it, then goes on. Not sooner: what it was sent is
+    /// computed again then, at every pause.
     async fn resume(
         self: Arc<Self>,
         request: Arc<Active>,
         held: Result<Vec<Delta>, StartError>,
         finished: bool,
     ) {
-        match time::timeout(self.config.slow_client, request.out.reserve()).await {
-            Ok(Ok(room)) => {
-                room.send(held);
-                if !finished {
-                    self.find_place(request.clone()).await;
+        let mut room = Vec::new();
+        while room.len() < self.config.client_buffer.div_ceil(2).max(1) {
+            match time::timeout(self.config.slow_client, request.out.reserve()).await {
+                Ok(Ok(one)) => room.push(one),
+                Ok(Err(_closed)) => return self.table.end(request.id),
+                Err(_elapsed) => {
+                    metrics::counter!("volley_router_slow_clients_total").increment(1);
+                    let _ = request.failure.set(StreamError::SlowClient);
+                    return self.table.end(request.id);
                 }
             }
-            Ok(Err(_closed)) => self.table.end(request.id),
-            Err(_elapsed) => {
-                metrics::counter!("volley_router_slow_clients_total").increment(1);
-                let _ = request.failure.set(StreamError::SlowClient);
-                self.table.end(request.id);
-            }
+        }
+        if let Some(first) = room.pop() {
+            first.send(held);
+        }
+        drop(room);
+        if !finished {
+            self.find_place(request.clone()).await;
         }
     }
 

@@ -266,7 +266,7 @@ impl<P: Place> Request<P> {
             }
         } else {
             let cached_tokens = live.cached_tokens;
-            batch.extend(live.choices[choice].take(output, cached_tokens));
+            live.choices[choice].take(output, cached_tokens, batch);
         }
         let live = &mut self.live;
         if live.choices.iter().all(|choice| choice.assembler.is_finished()) {
@@ -306,7 +306,7 @@ impl<P: Place> Request<P> {
         for choice in &mut live.choices {
             choice.assembler.echo(&self.prompt, self.echo_from, self.model.card.bos_token, &log);
             for output in std::mem::take(&mut choice.early) {
-                batch.extend(choice.take(output, cached_tokens));
+                choice.take(output, cached_tokens, batch);
             }
             if self.header.kind() == Kind::Score {
                 batch.extend(choice.assembler.push(Step { cached_tokens, ..Step::default() }));
@@ -382,9 +382,10 @@ impl<P> Live<P> {
 // === impl Choice ===
 
 impl Choice {
-    fn take(&mut self, output: SequenceOutput, cached_tokens: Option<u32>) -> Option<Delta> {
+    /// A delta per token, so that a stream's events are a function of its tokens, not of when they came.
+    fn take(&mut self, output: SequenceOutput, cached_tokens: Option<u32>, batch: &mut Vec<Delta>) {
         if self.assembler.is_finished() {
-            return None;
+            return;
         }
         self.log.extend_from_slice(&output.tokens);
         self.mirostat = output.mirostat.or(self.mirostat);
@@ -393,9 +394,21 @@ impl Choice {
             FinishReason::Stop => Some(Reason::Stop),
             FinishReason::Length => Some(Reason::Length),
         };
-        let step = Step { tokens: &output.tokens, logprobs: &output.logprobs, end, cached_tokens };
-        let delta = self.assembler.push(step)?;
-        Some(Delta { embedding: output.embedding, ..delta })
+        let SequenceOutput { tokens, logprobs, embedding, .. } = output;
+        let last = tokens.len().saturating_sub(1);
+        for at in 0..=last {
+            let own = at..(at + 1).min(tokens.len());
+            let step = Step {
+                tokens: &tokens[own.clone()],
+                logprobs: logprobs.get(own).unwrap_or_default(),
+                end: end.filter(|_| at == last),
+                cached_tokens,
+            };
+            batch.extend(self.assembler.push(step));
+        }
+        if let Some(delta) = batch.last_mut().filter(|_| !embedding.is_empty()) {
+            delta.embedding = embedding;
+        }
     }
 }
 
