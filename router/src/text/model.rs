@@ -263,7 +263,7 @@ impl Model {
     }
 
     /// The tokenizer.
-    pub(crate) fn tokenizer(&self) -> &Arc<Tokenizer> {
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.tokenizer
     }
 }
