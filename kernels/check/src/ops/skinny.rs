@@ -86,6 +86,7 @@ fn cases(random: &mut Random) -> Vec<Case> {
         cases.push(case(kind, random.between(17, 32), 136, 704, false));
         cases.push(case(kind, 2, 64, 2176, true)); // in eight splits
         cases.push(same_bits(kind));
+        cases.push(product_of_a_product(kind));
     }
     cases
 }
@@ -279,6 +280,45 @@ fn same_bits(kind: Kind) -> Case {
         .same("alone", "12")
         .same("alone", "25")
         .same("alone", "75")
+    })
+}
+
+/// A product may start before the one whose outputs it reads has ended: it gives the same as after its end.
+fn product_of_a_product(kind: Kind) -> Case {
+    let (size, tokens) = (256, 3);
+    Case::small(format!("{kind:?}, a product of a product"), move |random| {
+        let weights = Weights::new(random, kind, size, size).unwrap_or_else(|error| panic!("{error}"));
+        let x = random.bf16(tokens * size, 1.0);
+        Trial::new(move |device| {
+            let (x, weights) = (Memory::from_slice(device, &x)?, weights.upload(device)?);
+            let mut scratch = SkinnyScratch::new(device, size)?;
+            let mut multiply = |x, out| {
+                let mut op = Skinny {
+                    x,
+                    x_stride: size,
+                    weights: weights.view(size),
+                    bias: None,
+                    out: SkinnyOut::Bf16(out),
+                    out_stride: size,
+                    tokens,
+                    scratch: &mut scratch,
+                };
+                skinny(&**device, &mut op)
+            };
+            let mut outputs = Vec::new();
+            for name in ["at once", "one by one"] {
+                let mut middle = unwritten::<bf16>(device, tokens * size)?;
+                let mut out = unwritten::<bf16>(device, tokens * size)?;
+                multiply(x.view(), middle.view_mut())?;
+                if name == "one by one" {
+                    device.synchronize()?;
+                }
+                multiply(middle.view(), out.view_mut())?;
+                outputs.push(Output::new(name, &out.read()?));
+            }
+            Ok(outputs)
+        })
+        .same("at once", "one by one")
     })
 }
 

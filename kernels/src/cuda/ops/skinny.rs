@@ -48,7 +48,8 @@ pub struct Skinny<'a> {
 /// A matrix of outputs × inputs.
 #[derive(Clone, Copy)]
 pub enum SkinnyWeights<'a> {
-    /// `[rows, cols]`, as a checkpoint has it.
+    /// `[rows, cols]`, as a checkpoint has it. Not what the launch just before writes: a product starts to read its
+    /// weights before that has ended.
     Bf16 {
         /// The numbers.
         numbers: View<'a, bf16>,
@@ -251,7 +252,8 @@ pub fn skinny(device: &dyn Device, op: &mut Skinny<'_>) -> Result<(), Error> {
             ],
         };
         // SAFETY: the views are as long as the kernel reads and writes, as checked; the scratch has room for `turn`.
-        unsafe { device.launch(&launch)? }
+        // Before it waits, the kernel reads weights only, which `SkinnyWeights` says nothing has just written.
+        unsafe { device.launch_dependent(&launch)? }
     }
     Ok(())
 }
