@@ -7,3 +7,4 @@
 SKINNY_KERNEL(skinny_bf16_8, Bf16Weights, 1, 1, 1, 4, 4, 36864)
 SKINNY_KERNEL(skinny_bf16_16, Bf16Weights, 1, 2, 1, 4, 4, 40960)
 SKINNY_KERNEL(skinny_bf16_32, Bf16Weights, 2, 4, 1, 3, 3, 61440)
+SKINNY_KERNEL(skinny_bf16_64, Bf16Weights, 2, 8, 1, 3, 2, 73728)

@@ -8,3 +8,4 @@
 SKINNY_KERNEL(skinny_w4_8, Int4Weights, 2, 1, 2, 4, 4, 49152)
 SKINNY_KERNEL(skinny_w4_16, Int4Weights, 2, 2, 2, 4, 4, 57344)
 SKINNY_KERNEL(skinny_w4_32, Int4Weights, 2, 4, 1, 6, 3, 55296)
+SKINNY_KERNEL(skinny_w4_64, Int4Weights, 2, 8, 1, 4, 2, 53248)

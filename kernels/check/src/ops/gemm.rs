@@ -31,6 +31,7 @@ pub(super) fn operation() -> Operation {
             "gemm_e4m3_sm90_128x256",
         ],
         cases,
+        any,
         speeds,
     }
 }
@@ -79,14 +80,19 @@ fn cases(random: &mut Random) -> Vec<Case> {
         cases.push(hopper_case(Shape { e4m3: true, extras: false, ..shape }));
     }
     for _ in 0..4 {
-        let (m, n, k) = (random.between(1, 150), random.between(1, 150), 8 * random.between(1, 20));
-        cases.push(case(Shape { extras: random.between(0, 1) == 1, ..plain(m, n, k) }));
+        cases.push(any(random));
         let (m, n, k) = (random.between(1, 1500), random.between(1, 2000), 8 * random.between(1, 500));
         let large = plain(m, n, k);
         cases.push(Case::large(format!("{large:?}"), move |random| trial(random, large)));
     }
     cases.push(one_row_in_any_batch());
     cases
+}
+
+fn any(random: &mut Random) -> Case {
+    let (m, n, k) = (random.between(1, 150), random.between(1, 150), 8 * random.between(1, 20));
+    let (extras, invariant) = (random.between(0, 1) == 1, random.between(0, 1) == 1);
+    case(Shape { m, n, k, e4m3: false, extras, invariant })
 }
 
 fn case(shape: Shape) -> Case {

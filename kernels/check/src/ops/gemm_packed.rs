@@ -38,6 +38,7 @@ pub(super) fn operation() -> Operation {
             "gemm_fp8_sm90_256x128",
         ],
         cases,
+        any,
         speeds,
     }
 }
@@ -49,6 +50,7 @@ fn cases(random: &mut Random) -> Vec<Case> {
         let k = if kind == Kind::Int4(128) { 1152 } else { 1088 };
         cases.push(case(kind, random.between(1, 60), 136, k, true));
         cases.push(case(kind, 300, 264, 128, false));
+        cases.push(any(random));
         cases.push(large(
             kind,
             random.between(64, 900),
@@ -57,6 +59,15 @@ fn cases(random: &mut Random) -> Vec<Case> {
         ));
     }
     cases
+}
+
+fn any(random: &mut Random) -> Case {
+    let (kind, m, n) = (random.pick(&KINDS), random.between(1, 140), 8 * random.between(1, 20));
+    let k = match kind {
+        Kind::Int4(group) => group * random.between(1, 512 / group),
+        _ => 8 * random.between(1, 64),
+    };
+    case(kind, m, n, k, random.between(0, 1) == 1)
 }
 
 fn case(kind: Kind, m: usize, n: usize, k: usize, extras: bool) -> Case {

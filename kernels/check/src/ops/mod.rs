@@ -23,8 +23,10 @@ pub struct Operation {
     pub name: &'static str,
     /// The kernels that its cases reach, all of them.
     pub kernels: &'static [&'static str],
-    /// The shapes at which it is held against the reference; random ones are drawn from the generator.
+    /// The shapes at which it is held against the reference; some are drawn from the generator.
     pub cases: fn(&mut Random) -> Vec<Case>,
+    /// One more shape, drawn from the generator: the smaller the draws, the simpler it is.
+    pub any: fn(&mut Random) -> Case,
     /// What is timed on a GPU.
     pub speeds: fn() -> Vec<Speed>,
 }
