@@ -1,7 +1,7 @@
 // Skinny matrix product with bf16 weights [rows, cols] as they lie; see skinny.cuh.
 // Bytes: 2 * rows * cols, and per token 2 * cols + 2 * rows. Bound: memory. cols % 8 == 0.
 // Expect sm_80 skinny_*: HMMA LDGSTS
-// Expect sm_90 skinny_*: HMMA LDGSTS
+// Expect sm_90 skinny_*: HMMA LDGSTS ACQBULK PREEXIT
 #include "skinny.cuh"
 
 SKINNY_KERNEL(skinny_bf16_8, Bf16Weights, 1, 1, 1, 4, 4, 36864)

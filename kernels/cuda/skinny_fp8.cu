@@ -2,7 +2,7 @@
 // registers to bf16, which holds them exactly: it needs no fp8 instructions, and activations stay bf16.
 // Bytes: rows * cols, and per token 2 * cols + 2 * rows. Bound: memory. cols % 8 == 0.
 // Expect sm_80 skinny_*: HMMA LDGSTS
-// Expect sm_90 skinny_*: HMMA LDGSTS
+// Expect sm_90 skinny_*: HMMA LDGSTS ACQBULK PREEXIT
 #include "skinny.cuh"
 
 using Fp8 = ByteWeights<false, e4m3_to_bf16>;

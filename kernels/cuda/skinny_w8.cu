@@ -1,7 +1,7 @@
 // Skinny matrix product with int8 weights, packed as skinny.cuh says: a scale per row, or also one per group.
 // Bytes: rows * cols * (1 + 4 / group), and per token 2 * cols + 2 * rows. Bound: memory. cols % 8 == 0.
 // Expect sm_80 skinny_*: HMMA LDGSTS
-// Expect sm_90 skinny_*: HMMA LDGSTS
+// Expect sm_90 skinny_*: HMMA LDGSTS ACQBULK PREEXIT
 #include "skinny.cuh"
 
 using Rows = ByteWeights<false, int8_to_bf16>;

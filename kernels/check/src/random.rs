@@ -33,7 +33,7 @@ impl Random {
     pub fn between(&mut self, low: usize, high: usize) -> usize {
         let count = (high - low + 1) as u64;
         let chosen = match self.draws.next() {
-            Some(draw) => u64::from(draw) * count >> 32,
+            Some(draw) => (u64::from(draw) * count) >> 32,
             None => self.bits() % count,
         };
         low + chosen as usize

@@ -158,7 +158,12 @@ impl Cuda {
         };
         // SAFETY: the caller's promise; the driver copies the configuration and the arguments before it returns.
         unsafe {
-            sys::cuLaunchKernelEx(&raw const config, kernel.handle, pointers.as_mut_ptr(), std::ptr::null_mut())
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                kernel.handle,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
         }
         .result()
         .map_err(|error| Error::Device(format!("launching {}: {error}", launch.kernel)))
@@ -243,8 +248,10 @@ impl Device for Cuda {
     }
 
     unsafe fn launch_dependent(&self, launch: &Launch<'_>) -> Result<(), Error> {
-        // SAFETY: the caller's promise. Before Hopper a kernel always starts after the one before.
-        unsafe { self.start(launch, self.properties.arch >= 90) }
+        // Only Hopper's machine code waits: before it no GPU can, and newer ones run PTX for sm_80.
+        let dependent = self.properties.arch == 90;
+        // SAFETY: the caller's promise.
+        unsafe { self.start(launch, dependent) }
     }
 
     fn tensor_map(&self, tile: &Tile) -> Result<TensorMap, Error> {
@@ -305,7 +312,12 @@ impl Device for Cuda {
             result::stream::begin_capture(stream, mode).map_err(failed("capturing"))?;
             let worked = work();
             let graph = result::stream::end_capture(stream).map_err(failed("capturing"));
-            worked?;
+            if let Err(error) = worked {
+                if let Ok(unwanted) = graph {
+                    result::graph::destroy(unwanted).map_err(failed("capturing"))?;
+                }
+                return Err(error);
+            }
             let graph = graph?;
             let executable = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
             result::graph::destroy(graph).map_err(failed("capturing"))?;

@@ -253,7 +253,9 @@ fn speeds() -> Vec<Speed> {
         speed(8192, 8192, 8192, false, false, 0.75),
         speed(8192, 8192, 8192, true, false, 1.2),
         speed(8192, 8192, 8192, false, true, 0.0),
-        speed(256, 4096, 4096, false, false, 0.0),
+        // Beside the packed products of these shapes.
+        speed(256, 14336, 4096, false, false, 0.0),
+        speed(4096, 14336, 4096, false, false, 0.0),
     ]
 }
 

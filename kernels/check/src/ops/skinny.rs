@@ -58,9 +58,7 @@ pub(super) fn dequantizing() -> Operation {
             let packed = KINDS.into_iter().filter(|&kind| kind != Kind::Bf16);
             packed.map(|kind| dequantized(kind, random.between(1, 80), 8 * random.between(1, 80))).collect()
         },
-        any: |random| {
-            dequantized(random.pick(&KINDS[1..]), random.between(1, 80), 8 * random.between(1, 80))
-        },
+        any: |random| dequantized(random.pick(&KINDS[1..]), random.between(1, 80), 8 * random.between(1, 80)),
         speeds: || [Kind::Int8, Kind::Int4(32)].map(dequantizing_speed).into(),
     }
 }
@@ -340,8 +338,8 @@ fn product_of_a_product(kind: Kind) -> Case {
 
 /// The matrices of a Llama-3.1-8B layer: QKV, output, gate and up, down.
 const MATRICES: [(usize, usize); 4] = [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)];
-/// So many layers are more than four times an L2 cache, whatever the format.
-const LAYERS: usize = 2;
+/// So many layers are more than four times an L2 cache (of up to 60 MB), whatever the format.
+const LAYERS: usize = 3;
 
 fn speeds() -> Vec<Speed> {
     let mut speeds = Vec::new();
