@@ -82,6 +82,7 @@ fn holds_for_any_shape(name: &str) {
     let ran = TestRunner::new(config).run(&what, |(draws, seed, schedule, arch)| {
         let case = (operation.any)(&mut Random::drawn(seed, draws));
         let arch = *arch.get(case.archs);
+        println!("{}, sm_{arch}, {schedule:?}", case.label); // the last one, where an access out of bounds ends it all
         let device: Arc<dyn Device> = Arc::new(Twin::with_arch(schedule, arch));
         let outcome = case.trial(seed).run(&device);
         outcome.map(drop).map_err(|problem| {
@@ -112,6 +113,7 @@ fn holds(name: &str) {
 }
 
 fn case_holds(case: &Case, seed: u64, launched: &mut BTreeSet<&'static str>) -> Result<(), String> {
+    println!("{}", case.label); // as above
     let trial = case.trial(seed);
     for &arch in case.archs {
         let mut first = None;

@@ -1,9 +1,9 @@
 // What a kernel file sees of the twin: CUDA's built-in variables, types and functions, for a host compiler.
 //
 // A kernel runs here from its own source. Each CUDA thread is a fiber; the threads of a block take turns on one CPU
-// thread and change at the points where CUDA threads can wait for one another. Which thread runs next, and whether an
-// asynchronous copy lands at once or at the last moment allowed, is a `Schedule`: a kernel that forgets a barrier or
-// a wait gives a wrong result under some of them. Shared memory starts as NaN, device memory lies between guard pages.
+// thread and change at the points where CUDA threads can wait for one another. Which thread runs next, and whether
+// asynchronous copies and products are done at once or at the last moment allowed, is a `Schedule`: a kernel that
+// forgets a barrier or a wait gives a wrong result under some of them. Shared memory starts as NaN, device memory lies between guard pages.
 //
 // Not modelled: races that no tried order shows, memory order between blocks, proxies (fence.proxy.async does
 // nothing), clusters, bank conflicts, register limits, the rounding inside tensor cores. No block may spin on another.

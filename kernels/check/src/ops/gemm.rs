@@ -231,8 +231,7 @@ impl Operands {
         let mut out = Vec::with_capacity(m * n);
         for i in 0..m {
             for j in 0..n {
-                let (x, y) = (&a[i * self.stride..][..k], &b[j * k..][..k]);
-                let mut sum: f64 = x.iter().zip(y).map(|(x, y)| x * y).sum();
+                let mut sum = super::dot(&a[i * self.stride..][..k], &b[j * k..][..k]);
                 if e4m3 {
                     sum *= f64::from(self.a_scales[i]) * f64::from(self.b_scales[j]);
                 }

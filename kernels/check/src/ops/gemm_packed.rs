@@ -88,10 +88,10 @@ fn trial(random: &mut Random, kind: Kind, (m, n, k): (usize, usize, usize), extr
     let a = random.bf16(m * stride, 1.0);
     let (bias, before) = (random.bf16(n, 1.0), random.bf16(m * n, 1.0));
     let weights: Vec<f64> = (0..n * k).map(|i| packed.weight(i / k, i % k)).collect();
+    let inputs: Vec<f64> = a.iter().map(|x| x.to_f64()).collect();
     let mut expected = Vec::with_capacity(m * n);
     for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
-        let (x, w) = (&a[i * stride..][..k], &weights[j * k..][..k]);
-        let sum: f64 = x.iter().zip(w).map(|(x, w)| x.to_f64() * w).sum();
+        let sum = super::dot(&inputs[i * stride..][..k], &weights[j * k..][..k]);
         expected.push(sum + if extras { bias[j].to_f64() + before[i * n + j].to_f64() } else { 0.0 });
     }
     let tolerance = if matches!(kind, Kind::Int8 | Kind::E4m3) { EXACT } else { ROUNDED };
