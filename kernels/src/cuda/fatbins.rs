@@ -31,7 +31,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "attention",
-        hash: "8351aa5d9c4987b27d6bf89a98ea02c897ad0f7d4f3b1ff8d6ac236ff89f350d",
+        hash: "8185018314c13441af81c9cb7b82451ea16684b471fc386cd5658ea7f7084ba2",
         kernels: &[
             "attention_d128_bf16_r16",
             "attention_d128_bf16_r64",
@@ -58,7 +58,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "attention_merge",
-        hash: "c7368f867a61e8db94e0ffc8be59b1c07375e68d976991c10f24aeca10cb995b",
+        hash: "65319320c532afad8fa8a50c8253fa5ff376cde321fd0dcb8c6e4c458f6358a2",
         kernels: &[
             "attention_merge",
         ],
@@ -66,7 +66,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "attention_sm90",
-        hash: "7d16633a1f69a198a1fadfb0e5514e6a8b1191c91bd6fb90db303cff11c98062",
+        hash: "4dfa87a87e2446514e06e9f74ff7158560cb189101070bb4fd52b9e57fd84c52",
         kernels: &[
             "attention_sm90_d128",
             "attention_sm90_d256",
