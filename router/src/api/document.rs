@@ -103,7 +103,7 @@ impl Document {
     fn other_endpoints(&mut self) {
         let embedding = self.body::<EmbeddingRequest>(&["model", "input"]);
         self.post("/embeddings", "Turn texts into vectors", embedding, false);
-        let count = self.body::<messages::CountRequest>(&["model", "messages"]);
+        let count = self.body::<messages::MessagesRequest>(&["model", "messages"]);
         self.post("/messages/count_tokens", "Count a conversation's tokens", count, false);
         let text = self.body::<tokenize::TokenizeRequest>(&[]);
         self.post("/tokenize", "Turn a text or a conversation into tokens", text, false);

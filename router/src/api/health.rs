@@ -10,7 +10,15 @@ use crate::{engine::Generate, http::error::ApiError};
 
 /// What lives here, for who opens the base address in a browser.
 pub(crate) async fn root() -> Json<Value> {
-    let endpoints = ["/v1/models", "/v1/completions", "/v1/chat/completions"];
+    let endpoints = [
+        "/v1/models",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/embeddings",
+        "/openapi.json",
+    ];
     Json(json!({"service": "volley", "api": "OpenAI and Fireworks.ai compatible", "endpoints": endpoints}))
 }
 

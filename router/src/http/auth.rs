@@ -13,7 +13,7 @@ pub struct Keys {
     hashes: Arc<HashSet<blake3::Hash>>,
 }
 
-/// Who asks: separates caches and queues. A key's fingerprint, or `anonymous`.
+/// Who asks: separates caches, queues, rates and what is kept. A key's fingerprint, or `anonymous`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tenant(pub String);
 

@@ -1,5 +1,5 @@
 //! What holds for every request, whatever its route: the path's canonical form, CORS, the id, the error
-//! envelope, headers, a panic that takes only its own request.
+//! envelope, headers, a panic that takes only its own connection.
 //!
 //! ```text
 //!  request ─▶ serve ─▶ routes (axum) ─▶ admit (drain, keys) ─▶ api

@@ -180,6 +180,14 @@ impl ApiError {
         }
     }
 
+    /// The same fault in the words of an API that calls fields otherwise: the first pair that fits.
+    pub(crate) fn renamed(self, names: &[(&str, &str)]) -> Self {
+        let Self::Invalid { code, param: Some(param), message } = self else { return self };
+        let theirs = names.iter().find(|(ours, _)| param.contains(ours));
+        let theirs = theirs.map_or_else(|| param.clone(), |(ours, theirs)| param.replacen(ours, theirs, 1));
+        Self::Invalid { code, message: message.replace(&param, &theirs), param: Some(theirs) }
+    }
+
     /// A fault of the body as a whole.
     pub(crate) fn body(code: &'static str, message: impl Into<String>) -> Self {
         Self::Invalid { code, param: None, message: message.into() }

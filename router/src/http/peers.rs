@@ -65,6 +65,10 @@ impl Peers {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(Duration::from_secs(2)));
         connector.set_nodelay(true);
+        // A host that vanished says nothing.
+        connector.set_keepalive(Some(Duration::from_secs(15)));
+        connector.set_keepalive_interval(Some(Duration::from_secs(5)));
+        connector.set_keepalive_retries(Some(3));
         let client = Client::builder(TokioExecutor::new()).build(connector);
         Self { mark: mark(router), members, client }
     }

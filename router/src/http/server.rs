@@ -70,8 +70,9 @@ pub async fn serve<E: Generate>(
     crate::telemetry::describe();
     listener.local_addr().map_err(Error::Listener)?;
     let (grace, closing) = (config.grace, CancellationToken::new());
+    let responses = Arc::new(Store::new(config.responses_bytes, config.responses_age));
     let app = Arc::new(App {
-        responses: Arc::new(Store::new(config.responses_bytes, config.responses_age)),
+        responses: responses.clone(),
         limiter: Limiter::new(config.limits),
         config,
         engine,
@@ -90,6 +91,7 @@ pub async fn serve<E: Generate>(
         permits: Arc::new(Semaphore::new(CONNECTIONS)),
         connections: JoinSet::new(),
         metrics,
+        responses,
         upkeep,
     };
     server.accept_until(shutdown.cancelled()).await;
@@ -139,6 +141,7 @@ struct Server {
     permits: Arc<Semaphore>,
     connections: JoinSet<()>,
     metrics: PrometheusHandle,
+    responses: Arc<Store>,
     upkeep: Interval,
 }
 
@@ -151,7 +154,10 @@ impl Server {
             tokio::select! {
                 biased; // what connects after the end is left to the next phase
                 () = &mut end => return,
-                _ = self.upkeep.tick() => self.metrics.run_upkeep(),
+                _ = self.upkeep.tick() => {
+                    self.metrics.run_upkeep();
+                    self.responses.expire();
+                }
                 Some(_) = self.connections.join_next() => {}
                 (stream, permit) = accept(&self.listener, &self.permits) => {
                     let connection = self.connection(stream);

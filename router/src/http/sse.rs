@@ -111,7 +111,7 @@ impl Outbox {
     }
 
     /// Writes the `id` of the event that is written next.
-    pub(crate) fn name(&mut self, id: &impl Display) {
+    pub(crate) fn id(&mut self, id: &impl Display) {
         let _ = write!((&mut self.buffer).writer(), "id: {id}\n"); // a buffer in memory takes it
     }
 

@@ -1,11 +1,8 @@
 //! OpenAI's Responses API, over HTTP.
 
-use std::sync::Arc;
-
 use axum::{body::Body, extract::Request};
 use http::Method;
 use serde_json::{Value, json};
-use tokio::sync::Notify;
 
 use super::{Answer, Client, Step, done, next_event, post, text};
 use crate::{
@@ -135,6 +132,10 @@ async fn a_response_is_kept_until_it_is_deleted_and_for_its_tenant_alone() {
     };
     assert_eq!(client.send(request(Method::GET, "two")).await.status, 404);
     assert_eq!(client.send(request(Method::DELETE, "two")).await.status, 404);
+    let theirs = json!({"previous_response_id": response["id"]});
+    assert_eq!(client.send(with("two", post("/v1/responses", body(theirs)))).await.status, 404);
+    let cancel = post(&format!("{path}/cancel"), Body::empty());
+    assert_eq!(client.send(with("two", cancel)).await.status, 404);
     assert_eq!(client.send(request(Method::GET, "one")).await.json(), response);
     let deleted = client.send(request(Method::DELETE, "one")).await.json();
     assert_eq!(deleted, json!({"id": response["id"], "object": "response", "deleted": true}));
@@ -153,7 +154,7 @@ async fn what_is_not_to_be_stored_is_not() {
 #[tokio::test]
 async fn a_running_response_can_be_looked_at_and_cancelled() {
     let client = Client::new();
-    client.engine.will([Step::Batch(vec![text(0, "Hel")]), Step::Until(Arc::new(Notify::new())), Step::Hang]);
+    client.engine.will([Step::Batch(vec![text(0, "Hel")]), Step::Hang]);
     let mut stream = client.open(post("/v1/responses", body(json!({"stream": true})))).await.into_body();
     let created = next_event(&mut stream).await.unwrap();
     let id =
@@ -230,9 +231,9 @@ async fn what_cannot_be_served_is_refused_by_its_field() {
         (json!({"conversation": "c"}), 400, "conversation"),
         (json!({"prompt": {"id": "p"}}), 400, "prompt"),
         (json!({"tools": [{"type": "web_search"}]}), 400, "tools[0].type"),
-        (json!({"tools": [{"type": "function", "name": "a b"}]}), 400, "tools[0].function.name"),
+        (json!({"tools": [{"type": "function", "name": "a b"}]}), 400, "tools[0].name"),
         (json!({"tool_choice": "required"}), 400, "tool_choice"),
-        (json!({"text": {"format": {"type": "yaml"}}}), 400, "response_format.type"),
+        (json!({"text": {"format": {"type": "yaml"}}}), 400, "text.format.type"),
         (json!({"bogus": 1}), 400, "bogus"),
         (json!({"previous_response_id": "resp_x"}), 404, "previous_response_id"), // 97
     ] {

@@ -125,7 +125,9 @@ async fn what_can_not_be_resumed_is_refused() {
         (json!({}), &spoiled, "", 400, "x-volley-resume"),
         (json!({}), &other_model, "", 404, "x-volley-resume"),
         (other, token, "", 400, "x-volley-resume"),
-        (json!({"n": 1}), token, "1,1", 400, "last-event-id"),
+        (json!({"temperature": 0}), token, "", 400, "x-volley-resume"),
+        (json!({"stop": "x"}), token, "", 400, "x-volley-resume"),
+        (json!({}), token, "1", 400, "last-event-id"),
         (json!({}), token, "1,x", 400, "last-event-id"),
         (json!({}), token, "1,-1", 400, "last-event-id"),
     ] {

@@ -281,6 +281,10 @@ async fn a_kept_response_is_found_from_every_router_while_its_own_is_there() {
     let delete = get.replace("GET", "DELETE");
     assert!(two.exchange(&delete).await.contains("\"deleted\":true"));
     assert!(one.exchange(&get).await.starts_with("HTTP/1.1 404"));
+    let second = one.post("/v1/responses", &ask).await;
+    let id = second.split_once("\"id\":\"").unwrap().1.split('"').next().unwrap();
+    let next = json!({"model": "tiny", "input": "more", "previous_response_id": id});
+    assert!(two.post("/v1/responses", &next).await.starts_with("HTTP/1.1 200"));
     members.send_replace(Members::default());
     let gone = two.post("/v1/responses", &next).await;
     assert!(gone.starts_with("HTTP/1.1 404") && gone.contains("not_found"), "{gone}");

@@ -19,7 +19,7 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::generate::Ask;
+use super::{generate::Ask, parameters::Settings};
 use crate::http::{error::ApiError, sse::Outbox};
 
 /// Asks for resumable streams, and names one.
@@ -49,8 +49,8 @@ pub(crate) struct Origin {
     pub seed: u64,
     /// Of the model: tokens, template and weights.
     fingerprint: String,
-    /// Of the prompts: the request must be the same one.
-    prompts: String,
+    /// Of prompts and parameters: the request must be the same one.
+    request: String,
 }
 
 /// Counts a stream's events, and tells which of them the client has.
@@ -89,7 +89,7 @@ impl Origin {
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             seed: ask.settings.draws.seed(),
             fingerprint: ask.model.fingerprint(),
-            prompts: String::new(),
+            request: String::new(),
         }
     }
 
@@ -105,15 +105,15 @@ impl Origin {
         if ask.settings.stream.is_none() {
             return refused(&RESUME, "only a stream can be resumed: set stream to true");
         }
-        let prompts = digest(&ask.prompts);
+        let request = digest(ask);
         let choices = ask.prompts.len() * ask.settings.n as usize;
         let (origin, seen) = match resume {
-            Resume::New => (Self { prompts, ..Self::new(kind, ask) }, vec![0; choices]),
+            Resume::New => (Self { request, ..Self::new(kind, ask) }, vec![0; choices]),
             Resume::On(origin, _) if origin.fingerprint != ask.model.fingerprint() => {
                 let message = "the stream's model is not served any more, so it can't be resumed".into();
                 return Err(ApiError::NotFound { param: NAME, message });
             }
-            Resume::On(origin, _) if origin.prompts != prompts || !origin.id.starts_with(kind) => {
+            Resume::On(origin, _) if origin.request != request || !origin.id.starts_with(kind) => {
                 return refused(&RESUME, "this is not the request whose stream is to be resumed");
             }
             Resume::On(origin, seen) if seen.is_empty() => (origin, vec![0; choices]),
@@ -131,10 +131,17 @@ impl Origin {
     }
 }
 
-/// Tells prompts apart.
-fn digest(prompts: &[Vec<u32>]) -> String {
+/// Tells requests apart whose streams differ.
+fn digest(ask: &Ask) -> String {
+    let mut settings = ask.settings.clone();
+    settings.draws.set_seed(0); // the token's counts
     let mut hasher = blake3::Hasher::new();
-    for prompt in prompts {
+    let Settings { n, max_tokens, draws, stop, include_stop, echo, ignore_eos, min_tokens, logprobs, .. } =
+        settings;
+    let said =
+        (n, max_tokens, draws, stop, include_stop, echo, ignore_eos, min_tokens, logprobs, &ask.grammar);
+    hasher.update(format!("{said:?}").as_bytes());
+    for prompt in &ask.prompts {
         hasher.update(&(prompt.len() as u64).to_le_bytes());
         prompt.iter().for_each(|token| _ = hasher.update(&token.to_le_bytes()));
     }
@@ -143,8 +150,8 @@ fn digest(prompts: &[Vec<u32>]) -> String {
 
 impl Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, created, seed, fingerprint, prompts } = self;
-        write!(f, "1.{created}.{seed}.{fingerprint}.{prompts}.{id}")
+        let Self { id, created, seed, fingerprint, request } = self;
+        write!(f, "1.{created}.{seed}.{fingerprint}.{request}.{id}")
     }
 }
 
@@ -153,12 +160,12 @@ impl FromStr for Origin {
 
     fn from_str(token: &str) -> Result<Self, ()> {
         let fields: Vec<&str> = token.split('.').collect();
-        let &["1", created, seed, fingerprint, prompts, id] = fields.as_slice() else { return Err(()) };
+        let &["1", created, seed, fingerprint, request, id] = fields.as_slice() else { return Err(()) };
         // The id is repeated in every event: it is one of ours.
         let fits = |text: &str| {
             text.len() <= 64 && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_".contains(&c))
         };
-        if ![fingerprint, prompts, id].into_iter().all(fits) {
+        if ![fingerprint, request, id].into_iter().all(fits) {
             return Err(());
         }
         Ok(Self {
@@ -166,7 +173,7 @@ impl FromStr for Origin {
             created: created.parse().map_err(|_| ())?,
             seed: seed.parse().map_err(|_| ())?,
             fingerprint: fingerprint.to_owned(),
-            prompts: prompts.to_owned(),
+            request: request.to_owned(),
         })
     }
 }
@@ -184,7 +191,7 @@ impl Marks {
         if *sent <= *seen {
             return false;
         }
-        out.name(&EventId(&self.sent));
+        out.id(&EventId(&self.sent));
         true
     }
 }

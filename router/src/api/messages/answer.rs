@@ -138,7 +138,7 @@ fn input(arguments: &str) -> Value {
 fn usage(tally: &Tally) -> Usage {
     let usage = tally.usage();
     Usage {
-        input_tokens: usage.prompt_tokens - tally.cached_tokens(),
+        input_tokens: usage.prompt_tokens.saturating_sub(tally.cached_tokens()),
         cache_creation_input_tokens: 0,
         cache_read_input_tokens: tally.cached_tokens(),
         output_tokens: usage.completion_tokens,

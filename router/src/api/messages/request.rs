@@ -57,24 +57,6 @@ pub struct MessagesRequest {
     pub mcp_servers: Option<Vec<Value>>,
 }
 
-/// A conversation to count.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "CountTokensRequest")]
-pub struct CountRequest {
-    /// Which model.
-    pub model: Option<String>,
-    /// The conversation.
-    pub messages: Option<Vec<Message>>,
-    /// Instructions.
-    pub system: Option<TextOr<Block>>,
-    /// Functions that the model may call.
-    pub tools: Option<Vec<ToolDefinition>>,
-    /// Whether it may or must call some.
-    pub tool_choice: Option<ToolChoice>,
-    /// Without effect on the count.
-    pub thinking: Option<Accepted>,
-}
-
 /// Who asks, in the client's own terms.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct Metadata {
@@ -296,16 +278,6 @@ impl MessagesRequest {
         })
     }
 
-    pub(super) fn tools(&mut self) -> Result<Tools, ApiError> {
-        tools(self.tools.take(), self.tool_choice.take())
-    }
-
-    pub(super) fn conversation(self) -> Conversation {
-        Conversation { messages: self.messages, system: self.system }
-    }
-}
-
-impl CountRequest {
     pub(super) fn tools(&mut self) -> Result<Tools, ApiError> {
         tools(self.tools.take(), self.tool_choice.take())
     }

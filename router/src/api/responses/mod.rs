@@ -12,7 +12,7 @@ mod request;
 mod store;
 mod stream;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -29,7 +29,7 @@ use self::{
     object::Object,
     output::Output,
     request::Truncation,
-    store::{Cancelled, Kept, Running},
+    store::{Cancelled, Kept, Running, weight},
     stream::Events,
 };
 use super::{
@@ -58,6 +58,15 @@ use crate::{
 
 /// What ids of responses begin with.
 const ID: &str = "resp_";
+/// How long another router may take to find what it keeps.
+const ELSEWHERE: Duration = Duration::from_secs(10);
+/// What chats call by other names.
+const NAMES: [(&str, &str); 4] = [
+    ("response_format.json_schema", "text.format"),
+    ("response_format", "text.format"),
+    ("reasoning_effort", "reasoning.effort"),
+    (".function.", "."),
+];
 
 /// What becomes of a response when it is over.
 pub(crate) struct Keeping {
@@ -86,42 +95,7 @@ pub(crate) async fn create<E: Generate>(
     State(app): State<Arc<App<E>>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let caller = Caller::of(&request)?;
-    let forward = forward(&request, &caller);
-    let body = body::read(request, app.config.body_limit).await?;
-    let mut request: ResponsesRequest = parse::only(body.clone(), app.config.unknown_fields).await?;
-    let settings = request.parameters()?.check(&app.config)?;
-    let tools = request.tools()?;
-    let mut messages = request.messages()?;
-    if let Some(previous) = &request.previous_response_id {
-        if let Some(address) = app.keeper(previous, "previous_response_id", &forward)? {
-            return app.peers.pass_on(&address, forward, body).await;
-        }
-        let kept = app.responses.get(previous, &caller.tenant.0);
-        let kept = kept.ok_or_else(|| unknown(previous, "previous_response_id"))?;
-        messages.splice(0..0, kept.conversation.iter().cloned());
-    }
-    let keeping = Keeping {
-        store: request.store.unwrap_or(true).then(|| app.responses.clone()),
-        tenant: caller.tenant.0.clone(),
-        conversation: messages.clone(),
-    };
-    if let Some(instructions) = &request.instructions {
-        messages.insert(0, json!({"role": "system", "content": instructions}));
-    }
-    let streamed = request.stream.unwrap_or(false);
-    let limit = match request.truncation {
-        Some(Truncation::Auto) => Limit::Window,
-        _ => Limit::None,
-    };
-    let id = app.peers.name(ID);
-    let object = Object::new(id.clone(), settings.model.clone(), request);
-    let turn = Turn { settings, messages, tools, safe: true, limit, param: "input" };
-    let ask = app.ask(turn).await?;
-    let hearing = ask.hearing.clone();
-    let begun = app.begin(&caller, ask, id).await?;
-    let making = Making { object, keeping, hearing };
-    app.answer(caller, making, begun, streamed).await
+    app.respond(request).await.map_err(|error| error.renamed(&NAMES))
 }
 
 pub(crate) async fn retrieve<E: Generate>(
@@ -177,6 +151,49 @@ pub(crate) async fn cancel<E: Generate>(
 // === impl App ===
 
 impl<E: Generate> App<E> {
+    /// Answers a request for a response.
+    async fn respond(&self, request: Request) -> Result<Response, ApiError> {
+        let caller = Caller::of(&request)?;
+        let forward = forward(&request, &caller);
+        let body = body::read(request, self.config.body_limit).await?;
+        let mut request: ResponsesRequest = parse::only(body.clone(), self.config.unknown_fields).await?;
+        let settings = request.parameters()?.check(&self.config)?;
+        let tools = request.tools()?;
+        let mut messages = request.messages()?;
+        if let Some(previous) = &request.previous_response_id {
+            if let Some(address) = self.keeper(previous, "previous_response_id", &forward)? {
+                return self.peers.pass_on(&address, forward, body).await;
+            }
+            let kept = self.responses.get(previous, &caller.tenant.0);
+            let kept = kept.ok_or_else(|| unknown(previous, "previous_response_id"))?;
+            if kept.conversation.iter().map(weight).sum::<usize>() > self.config.body_limit {
+                let message =
+                    "This conversation is too long to go on from: send the part that matters as input";
+                return Err(ApiError::with_code("context_length_exceeded", "previous_response_id", message));
+            }
+            messages.splice(0..0, kept.conversation.iter().cloned());
+        }
+        let store = request.store.unwrap_or(true).then(|| self.responses.clone());
+        let conversation = if store.is_some() { messages.clone() } else { Vec::new() };
+        let keeping = Keeping { store, tenant: caller.tenant.0.clone(), conversation };
+        if let Some(instructions) = &request.instructions {
+            messages.insert(0, json!({"role": "system", "content": instructions}));
+        }
+        let streamed = request.stream.unwrap_or(false);
+        let limit = match request.truncation {
+            Some(Truncation::Auto) => Limit::Window,
+            _ => Limit::None,
+        };
+        let id = self.peers.name(ID);
+        let object = Object::new(id.clone(), settings.model.clone(), request);
+        let turn = Turn { settings, messages, tools, safe: true, limit, param: "input" };
+        let ask = self.ask(turn).await?;
+        let hearing = ask.hearing.clone();
+        let begun = self.begin(&caller, ask, id).await?;
+        let making = Making { object, keeping, hearing };
+        self.answer(caller, making, begun, streamed).await
+    }
+
     async fn answer(
         &self,
         caller: Caller,
@@ -215,7 +232,16 @@ impl<E: Generate> App<E> {
         let forward = forward(&request, &caller);
         body::discard(request);
         match self.keeper(id, "response_id", &forward)? {
-            Some(address) => self.peers.pass_on(&address, forward, Bytes::new()).await.map(Known::Elsewhere),
+            Some(address) => {
+                let answer = self.peers.pass_on(&address, forward, Bytes::new());
+                match tokio::time::timeout(ELSEWHERE, answer).await {
+                    Ok(answer) => answer.map(Known::Elsewhere),
+                    Err(_) => Err(ApiError::Unavailable {
+                        message: "the router that keeps this does not answer".into(),
+                        retry_after: Duration::from_secs(1),
+                    }),
+                }
+            }
             None => Ok(Known::Here(caller.tenant)),
         }
     }
@@ -268,8 +294,9 @@ async fn whole(
 fn until_cancelled(deltas: Deltas, running: &Running) -> Deltas {
     let finish = Finish { reason: Reason::Stop, completion_tokens: 0, cached_tokens: 0, stop: None };
     let end = Delta { finish: Some(finish), ..Delta::default() };
-    let cancelled = running.cancel.clone().cancelled_owned();
-    Deltas::new(deltas.take_until(cancelled).chain(streams::iter([Ok(vec![end])])))
+    let (cancelled, cancel) = (running.cancel.clone().cancelled_owned(), running.cancel.clone());
+    let end = streams::once(async move { cancel.is_cancelled().then(|| Ok(vec![end])) });
+    Deltas::new(deltas.take_until(cancelled).chain(end.filter_map(std::future::ready)))
 }
 
 // === impl Keeping ===

@@ -60,13 +60,13 @@ pub struct ResponsesRequest {
     pub include: Option<Vec<String>>,
     /// Not supported.
     pub top_logprobs: Option<Integer>,
-    /// An end user's name: accepted.
+    /// An end user's name: requests of one are likely to share a prefix.
     pub user: Option<String>,
     /// Accepted.
     pub safety_identifier: Option<String>,
     /// Accepted.
     pub service_tier: Option<String>,
-    /// Accepted: caches never change an answer.
+    /// Requests of one are likely to share a prefix.
     pub prompt_cache_key: Option<String>,
     /// Accepted.
     pub prompt_cache_retention: Option<Accepted>,

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 /// This router's responses.
 pub(crate) struct Store {
-    /// What all kept ones may take, bytes of JSON.
+    /// What all kept ones may take, bytes of memory, roughly.
     limit: usize,
     age: Duration,
     state: Mutex<State>,
@@ -76,6 +76,7 @@ impl Store {
     pub(super) fn keep(&self, id: String, kept: Kept) {
         let size = kept.size(&id);
         let mut state = self.fresh();
+        state.running.remove(&id); // it is over
         if size > self.limit {
             return;
         }
@@ -85,7 +86,7 @@ impl Store {
         state.next += 1;
         state.order.insert(number, (Instant::now(), id.clone()));
         state.kept.insert(id, (number, Arc::new(kept)));
-        metrics::gauge!("volley_router_stored_response_bytes").set(state.bytes as f64);
+        state.tell();
     }
 
     /// A response that is over.
@@ -95,19 +96,16 @@ impl Store {
 
     /// A response that is over, or as it was when it began.
     pub(super) fn look(&self, id: &str, tenant: &str) -> Option<Value> {
-        let kept = self.get(id, tenant).map(|kept| kept.object.clone());
-        let running =
-            || Some(self.fresh().running.get(id).filter(|entry| entry.tenant == tenant)?.object.clone());
-        kept.or_else(running)
+        let state = self.fresh();
+        let kept = state.kept.get(id).map(|(_, kept)| (&kept.tenant, &kept.object));
+        let running = || state.running.get(id).map(|entry| (&entry.tenant, &entry.object));
+        kept.or_else(running).filter(|(owner, _)| *owner == tenant).map(|(_, object)| object.clone())
     }
 
     /// Forgets a response. False: there is none.
     pub(super) fn delete(&self, id: &str, tenant: &str) -> bool {
-        let known = self.get(id, tenant).is_some();
-        if known {
-            self.fresh().remove(id);
-        }
-        known
+        let mut state = self.fresh();
+        state.kept.get(id).is_some_and(|(_, kept)| kept.tenant == tenant) && state.remove(id)
     }
 
     /// Registers a response that begins.
@@ -119,16 +117,22 @@ impl Store {
     }
 
     pub(super) fn cancel(&self, id: &str, tenant: &str) -> Cancelled {
-        if self.get(id, tenant).is_some() {
+        let state = self.fresh();
+        if state.kept.get(id).is_some_and(|(_, kept)| kept.tenant == tenant) {
             return Cancelled::Over;
         }
-        match self.fresh().running.get(id).filter(|entry| entry.tenant == tenant) {
+        match state.running.get(id).filter(|entry| entry.tenant == tenant) {
             Some(entry) => {
                 entry.cancel.cancel();
                 Cancelled::Running(entry.object.clone())
             }
             None => Cancelled::Unknown,
         }
+    }
+
+    /// Forgets what has become too old, also where nobody asks.
+    pub(crate) fn expire(&self) {
+        drop(self.fresh());
     }
 
     /// The state without what has become too old.
@@ -156,7 +160,12 @@ impl State {
         let Some((number, kept)) = self.kept.remove(id) else { return false };
         self.order.remove(&number);
         self.bytes -= kept.size(id);
+        self.tell();
         true
+    }
+
+    fn tell(&self) {
+        metrics::gauge!("volley_router_stored_response_bytes").set(self.bytes as f64);
     }
 }
 
@@ -171,7 +180,7 @@ impl Kept {
 }
 
 /// Roughly what a value takes in memory.
-fn weight(value: &Value) -> usize {
+pub(super) fn weight(value: &Value) -> usize {
     const NODE: usize = 64;
     NODE + match value {
         Value::String(text) => text.len(),
