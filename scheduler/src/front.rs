@@ -21,6 +21,7 @@ use volley_proto::v1::{self, scheduler_message::Message};
 use crate::{
     Readiness,
     core::{
+        blocks::Change,
         placement::{Action, Facts, Placement},
         planner::Load,
         sequence::Sequence,
@@ -45,6 +46,8 @@ pub(crate) enum FromLink {
 pub(crate) enum FromRunner {
     Joined(WorkerId, Box<Joined>),
     Ended(Vec<SequenceKey>),
+    /// At most one for each step, and no longer than that step's new and evicted blocks.
+    Cache(WorkerId, Vec<Change>),
     Left(WorkerId, Vec<Sequence>),
 }
 
@@ -148,6 +151,7 @@ impl Front {
                 self.workers_changed();
             }
             FromRunner::Ended(keys) => keys.iter().for_each(|key| self.placement.ended(key)),
+            FromRunner::Cache(id, changes) => self.placement.cache_changed(id, &changes),
             FromRunner::Left(id, sequences) => self.worker_left(id, sequences, actions),
         }
     }

@@ -160,6 +160,7 @@ fn limits(hello: &v1::WorkerHello, config: &Config) -> Result<(Limits, Facts), L
         blocks: blocks.collect(),
         context: card.context_length as usize,
         depth: config.step_depth.max(1),
+        prefix_cache: config.prefix_cache,
         max_waiting: config.max_waiting_sequences,
         max_waiting_tokens: config.max_waiting_tokens,
     };
@@ -167,6 +168,7 @@ fn limits(hello: &v1::WorkerHello, config: &Config) -> Result<(Limits, Facts), L
         model_hash: card.hash.clone(),
         numerics_class: card.numerics_class.clone(),
         kv_tokens: limits.blocks.iter().min().map_or(0, |&blocks| blocks as usize) * limits.block_tokens,
+        block_tokens: limits.block_tokens,
         context: limits.context,
     };
     Ok((limits, facts))
@@ -255,6 +257,10 @@ impl Runner {
         }
         if !ended.is_empty() {
             self.tell(FromRunner::Ended(ended));
+        }
+        let changes = self.planner.cache_changes();
+        if !changes.is_empty() {
+            self.tell(FromRunner::Cache(self.id, changes));
         }
         let load = self.planner.load();
         self.metrics.state(load, self.planner.totals());

@@ -105,6 +105,8 @@ fn spec(header: &v1::Submission) -> Spec {
         tenant: header.tenant.clone(),
         grammar: header.grammar.clone(),
         cache_salt: header.cache_salt.clone(),
+        max_cached: header.max_cached_tokens.map(|max| max as usize),
+        session: header.session,
     }
 }
 

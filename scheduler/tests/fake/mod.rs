@@ -64,11 +64,23 @@ impl FakeWorker {
         }
         for append in plan.append {
             for &block in &append.blocks {
-                let owned = |slot: &Slot| slot.tables.get(&append.group).is_some_and(|t| t.contains(&block));
-                assert!(!self.slots.values().any(owned), "block {block} has an owner");
+                let own = self.slots[&append.slot].tables.get(&append.group);
+                assert!(!own.is_some_and(|table| table.contains(&block)), "block {block} twice in a table");
             }
             let slot = self.slots.get_mut(&append.slot).expect("the slot is taken");
             slot.tables.entry(append.group).or_default().extend(append.blocks);
+        }
+        for copy in &plan.copy {
+            let slot = |table: &Vec<u32>| table.contains(&copy.to);
+            let tables = self.slots.values().filter_map(|slot| slot.tables.get(&copy.group));
+            assert_eq!(
+                tables.filter(|table| slot(table)).count(),
+                1,
+                "a block that is copied to has one owner"
+            );
+            assert!(plan.copy.iter().all(|other| (other.group, other.from) != (copy.group, copy.to)));
+            let cells = self.kv.get(&(copy.group, copy.from)).cloned().expect("it was written");
+            self.kv.insert((copy.group, copy.to), cells);
         }
         let rows = plan.run.iter().map(|run| run.tokens as usize).sum::<usize>();
         assert!(rows <= self.batch_tokens, "{rows} rows in a step of {}", self.batch_tokens);
@@ -81,6 +93,22 @@ impl FakeWorker {
     }
 
     fn run(&mut self, run: &v1::SlotRun) -> v1::SlotResult {
+        let written = |slot: &Slot| {
+            let blocks = slot.computed / self.block_tokens..;
+            let blocks = blocks.take_while(|at| at * self.block_tokens < slot.computed + run.tokens as usize);
+            blocks
+                .map(|at| slot.tables.iter().map(move |(&group, table)| (group, table[at])))
+                .flatten()
+                .collect()
+        };
+        let written: Vec<(u32, u32)> = written(&self.slots[&run.slot]);
+        for (_, other) in self.slots.iter().filter(|(slot, _)| **slot != run.slot) {
+            let has = |(group, block)| other.tables.get(group).is_some_and(|table| table.contains(block));
+            assert!(
+                !written.iter().any(|(group, block)| has((group, block))),
+                "a shared block is never written"
+            );
+        }
         let slot = self.slots.get_mut(&run.slot).expect("the slot is taken");
         assert!(run.tokens > 0);
         let mut result = v1::SlotResult { slot: run.slot, ..Default::default() };

@@ -7,7 +7,13 @@ const A: WorkerId = WorkerId(1);
 const B: WorkerId = WorkerId(2);
 
 fn join(placement: &mut Placement, id: WorkerId, class: &str) {
-    let facts = Facts { model_hash: "m".into(), numerics_class: class.into(), kv_tokens: 100, context: 1000 };
+    let facts = Facts {
+        model_hash: "m".into(),
+        numerics_class: class.into(),
+        kv_tokens: 100,
+        block_tokens: 4,
+        context: 1000,
+    };
     placement.worker_joined(id, facts);
 }
 

@@ -15,15 +15,19 @@
 //!
 //! When blocks run out, a sequence is preempted: it gives up its blocks and waits again, in its old place,
 //! to be computed anew with what it has generated as part of what is known.
+//!
+//! What is computed already isn't computed again: `reuse.rs`.
 
 mod plan;
+mod reuse;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use volley_proto::v1::{self, FinishReason, Kind, failure::Reason};
 
 use super::{
-    blocks::{Blocks, Table},
+    blocks::{Blocks, Change, Table},
+    prefix::BlockMap,
     sequence::{Output, Sequence, failure},
     types::{Millis, Rank, SequenceKey, SlotId, TokenCount, TokenId},
 };
@@ -46,6 +50,8 @@ pub struct Limits {
     pub context: TokenCount,
     /// Steps in flight: 1 waits for every result, 2 keeps the worker busy meanwhile.
     pub depth: usize,
+    /// Whether sequences that begin alike share blocks.
+    pub prefix_cache: bool,
     /// Sequences that may wait, beyond those that find a slot.
     pub max_waiting: usize,
     /// Their tokens.
@@ -60,6 +66,8 @@ pub struct Planner {
     waiting: BTreeMap<Rank, Sequence>,
     waiting_tokens: TokenCount,
     running: BTreeMap<Rank, Running>,
+    /// Blocks that running sequences will have filled soon, and by whom.
+    computing: BlockMap<Rank>,
     ranks: HashMap<SequenceKey, Rank>,
     free_slots: Vec<SlotId>,
     /// Freed since the last plan: the worker doesn't know yet.
@@ -75,10 +83,15 @@ struct Running {
     sequence: Sequence,
     slot: SlotId,
     table: Table,
-    /// Tokens that have run or are in flight.
+    /// Whether the worker has heard of it.
+    started: bool,
+    /// Tokens that have run, here or for whoever left them in the cache, or are in flight.
     scheduled: TokenCount,
     /// Tokens that have run.
     computed: TokenCount,
+    /// Blocks of the table that can be found; those up to `claimed` will be.
+    published: usize,
+    claimed: usize,
     /// Tokens that steps in flight will draw.
     ahead: TokenCount,
     /// Steps in flight that run it.
@@ -118,6 +131,10 @@ pub struct Totals {
     pub preemptions: u64,
     /// Rows that were computed for nothing: after an end, or to be computed again.
     pub wasted_tokens: u64,
+    /// Tokens that needn't be computed, since they were already.
+    pub cached_tokens: u64,
+    /// Cached blocks that had to give way.
+    pub evictions: u64,
 }
 
 /// The present state, in numbers.
@@ -153,6 +170,7 @@ impl Planner {
             waiting: BTreeMap::new(),
             waiting_tokens: 0,
             running: BTreeMap::new(),
+            computing: BlockMap::default(),
             ranks: HashMap::new(),
             free_slots: (0..limits.slots).rev().map(SlotId).collect(),
             released: Vec::new(),
@@ -222,11 +240,14 @@ impl Planner {
                 let answer =
                     answers.get_mut(running.slot.0 as usize).and_then(Option::take).unwrap_or_default();
                 self.totals.wasted_tokens += u64::from(answer.deferred);
-                if let Some(output) = running.take_in(run, answer, self.limits.context) {
-                    if output.ends() {
-                        running.state = State::Ended;
-                    }
-                    out.push(output);
+                let output = running.take_in(run, answer, self.limits.context);
+                let failed = output.as_ref().is_some_and(|output| output.message.failure.is_some());
+                if output.as_ref().is_some_and(Output::ends) {
+                    running.state = State::Ended;
+                }
+                out.extend(output);
+                if !failed {
+                    self.publish(run.rank);
                 }
             }
             self.settle(run.rank);
@@ -246,6 +267,7 @@ impl Planner {
         all.sort_by_key(Sequence::rank);
         for sequence in &mut all {
             sequence.moved = true;
+            sequence.given_up = 0;
         }
         all
     }
@@ -263,7 +285,12 @@ impl Planner {
 
     /// What has been counted.
     pub fn totals(&self) -> Totals {
-        self.totals
+        Totals { evictions: self.blocks.evictions(), ..self.totals }
+    }
+
+    /// How the worker's cache has changed since this was last asked, in order.
+    pub fn cache_changes(&mut self) -> Vec<Change> {
+        self.blocks.take_changes()
     }
 
     /// Steps that the worker hasn't answered.
@@ -320,6 +347,7 @@ impl Planner {
             running.state = State::Ended;
             self.settle(rank);
         } else if let Some(sequence) = self.unwait(rank) {
+            self.totals.wasted_tokens += sequence.given_up as u64;
             self.ranks.remove(&sequence.key);
         }
     }
@@ -330,12 +358,17 @@ impl Planner {
         if !self.running.get(&rank).is_some_and(stopped) {
             return;
         }
-        let Some(running) = self.running.remove(&rank) else { return };
+        let Some(mut running) = self.running.remove(&rank) else { return };
+        self.unclaim(rank, &mut running);
         self.blocks.release(running.table);
-        self.released.push(running.slot);
+        if running.started {
+            self.released.push(running.slot);
+        }
         self.free_slots.push(running.slot);
         if running.state == State::Evicting {
-            self.totals.wasted_tokens += running.computed as u64;
+            if running.started {
+                running.sequence.given_up = running.computed;
+            }
             self.wait(running.sequence);
         } else {
             self.ranks.remove(&running.sequence.key);
@@ -382,8 +415,7 @@ impl Running {
             || !(message.tokens.is_empty() && message.scored.is_empty() && message.embedding.is_empty());
         if something && !self.sequence.reported {
             self.sequence.reported = true;
-            // There is no prefix cache to take any from.
-            message.cached_tokens = Some(0);
+            message.cached_tokens = Some(self.sequence.cached.unwrap_or(0) as u32);
         }
         something.then_some(output)
     }

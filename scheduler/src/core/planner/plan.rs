@@ -4,8 +4,11 @@
 
 use volley_proto::v1::{self, Kind};
 
-use super::{Planner, Run, Running, State, Step};
-use crate::core::types::{BlockId, Rank, SlotId, TokenCount};
+use super::{Planner, Run, Running, Sequence, State, Step};
+use crate::core::{
+    blocks::Table,
+    types::{BlockId, Rank, SlotId, TokenCount},
+};
 
 /// While sequences decode, prompts get at most this part of a step's rows. A worker sizes its steps for its
 /// speed, so a quarter of a full step bounds how much longer a decode waits for its next token; the rest
@@ -14,12 +17,14 @@ const PROMPT_SHARE_BESIDE_DECODES: TokenCount = 4;
 
 /// The step being written.
 #[derive(Default)]
-struct Draft {
-    plan: v1::StepPlan,
+pub(super) struct Draft {
+    pub(super) plan: v1::StepPlan,
     runs: Vec<Run>,
     rows: TokenCount,
     /// Blocks that sequences ahead in rank are short of: not for those behind them.
     owed: usize,
+    /// Whether somebody has given up its blocks to this step.
+    pub(super) preempted: bool,
 }
 
 // === impl Planner ===
@@ -49,7 +54,7 @@ impl Planner {
             self.run(rank, budget - draft.rows, &mut draft);
         }
         while draft.rows < budget && draft.owed == 0 {
-            let Some(rank) = self.admit(&mut draft) else { break };
+            let Some(rank) = self.admit() else { break };
             self.run(rank, budget - draft.rows, &mut draft);
         }
         let releases = self.in_flight.is_empty() && !self.released.is_empty();
@@ -58,23 +63,32 @@ impl Planner {
 
     /// Runs up to `rows` tokens of a sequence, as far as there are blocks for them.
     fn run(&mut self, rank: Rank, rows: TokenCount, draft: &mut Draft) {
+        if !self.reuse(rank) {
+            return;
+        }
         let Some(running) = self.running.get(&rank).filter(|r| r.state == State::Running) else { return };
-        let rows = rows.min(running.pending(self.limits.context));
-        if rows == 0 {
+        if rows.min(running.pending(self.limits.context)) == 0 {
             return;
         }
         let held = self.blocks.capacity(running.table.len());
         if held == running.scheduled && !self.make_room(rank, draft) {
             return;
         }
+        let fork = self.fork(rank, draft);
         let Some(running) = self.running.get_mut(&rank) else { return };
+        running.skip(fork.as_ref().map_or(0, |fork| fork.tokens));
         let spare = self.blocks.free().saturating_sub(draft.owed);
+        let rows = rows.min(running.pending(self.limits.context));
         let rows = rows.min(held + self.blocks.capacity(spare) - running.scheduled);
-        let missing = self.blocks.needed(running.scheduled + rows).saturating_sub(running.table.len());
-        if missing > 0 {
-            let appended = self.blocks.grow(&mut running.table, missing);
-            draft.append(running.slot, &appended);
+        let before = running.table.len();
+        let missing = self.blocks.needed(running.scheduled + rows).saturating_sub(before);
+        self.blocks.grow(&mut running.table, missing);
+        draft.append(running.slot, &running.table, if running.started { before } else { 0 });
+        if let Some(fork) = fork {
+            draft.copy(&fork.from, &running.table, before);
         }
+        self.start(rank, draft);
+        let Some(running) = self.running.get_mut(&rank) else { return };
         running.scheduled += rows;
         running.in_flight += 1;
         let draws = running.sequence.samples(self.limits.context) && running.scheduled == running.expected();
@@ -97,7 +111,10 @@ impl Planner {
                 return false;
             }
             match self.victim() {
-                Some(victim) => self.preempt(victim),
+                Some(victim) => {
+                    self.preempt(victim);
+                    draft.preempted = true;
+                }
                 None => return false,
             }
             if !self.running.get(&rank).is_some_and(|r| r.state == State::Running) {
@@ -126,22 +143,24 @@ impl Planner {
 
     /// Gives the first that waits a slot, if its tokens would find room without taking it from anybody.
     /// Nobody overtakes it if not.
-    fn admit(&mut self, draft: &mut Draft) -> Option<Rank> {
+    fn admit(&mut self) -> Option<Rank> {
         let (&rank, first) = self.waiting.first_key_value()?;
         let free = self.blocks.free();
         let wanted = self.blocks.needed(first.tokens.len()) + self.promised();
-        if wanted > free && !self.running.is_empty() {
+        if wanted > free && !self.running.is_empty() && wanted - self.held_already(rank) > free {
             return None;
         }
         let slot = self.free_slots.pop()?;
         let sequence = self.unwait(rank)?;
-        draft.plan.admit.push(new_sequence(&sequence, slot, self.limits.context));
         let running = Running {
             sequence,
             slot,
             table: self.blocks.table(),
+            started: false,
             scheduled: 0,
             computed: 0,
+            published: 0,
+            claimed: 0,
             ahead: 0,
             in_flight: 0,
             state: State::Running,
@@ -190,15 +209,36 @@ impl Running {
 // === impl Draft ===
 
 impl Draft {
-    fn append(&mut self, slot: SlotId, appended: &[Vec<BlockId>]) {
-        for (group, blocks) in (0..).zip(appended) {
+    /// Tells the worker the blocks of a table from the `nth` on.
+    fn append(&mut self, slot: SlotId, table: &Table, nth: usize) {
+        if nth == table.len() {
+            return;
+        }
+        for (group, blocks) in (0..).zip(table.from(nth)) {
             let blocks = blocks.iter().map(|block| block.0).collect();
             self.plan.append.push(v1::BlockAppend { slot: slot.0, group, blocks });
         }
     }
+
+    /// Copies a block of every group to the `nth` of a table.
+    fn copy(&mut self, from: &[BlockId], table: &Table, nth: usize) {
+        let to = table.from(nth).filter_map(|blocks| blocks.first());
+        let pairs = (0..).zip(from.iter().zip(to));
+        self.plan.copy.extend(pairs.map(|(group, (from, to))| v1::BlockCopy {
+            group,
+            from: from.0,
+            to: to.0,
+        }));
+    }
 }
 
-fn new_sequence(sequence: &super::Sequence, slot: SlotId, context: TokenCount) -> v1::NewSequence {
+/// What the worker needs to know of a sequence of which `computed` tokens are in its KV cache.
+pub(super) fn new_sequence(
+    sequence: &Sequence,
+    slot: SlotId,
+    computed: TokenCount,
+    context: TokenCount,
+) -> v1::NewSequence {
     let spec = &sequence.spec;
     let kind = match spec.kind {
         // max_tokens 0: nothing is drawn, whatever it is called.
@@ -209,7 +249,7 @@ fn new_sequence(sequence: &super::Sequence, slot: SlotId, context: TokenCount) -
         slot: slot.0,
         kind: kind.into(),
         tokens: sequence.tokens.iter().map(|token| token.0).collect(),
-        computed: 0,
+        computed: computed as u32,
         prompt_tokens: sequence.prompt_tokens as u32,
         sampling: Some(spec.sampling.clone()),
         choice: sequence.key.choice,

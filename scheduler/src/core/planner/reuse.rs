@@ -1,0 +1,146 @@
+//! What needn't be computed, since it was already, or just is being.
+//!
+//! * A sequence begins with the blocks that can be found by its hashes. A block can be found once the step that
+//!   filled it is back.
+//! * What a running sequence is about to fill, one behind it in rank doesn't compute as well: it keeps its
+//!   slot and waits, and finds the blocks. It waits for nobody behind it, and for nobody who has stopped, so
+//!   whoever is waited for runs or is waiting for somebody still further ahead: the first never waits.
+//! * Choices of one request share the whole blocks of their prompt in the same way; of the last, partial one,
+//!   each gets a copy.
+//!
+//! All of it happens before a sequence's first row; from then on it computes for itself. So the worker hears of
+//! a sequence when it first runs, with what is computed of it by then.
+
+use super::{
+    Planner, Running, State,
+    plan::{Draft, new_sequence},
+};
+use crate::core::types::{BlockId, Rank, TokenCount};
+
+/// Part of a block that another choice of the request has filled.
+pub(super) struct Fork {
+    /// The other's block, in each group.
+    pub(super) from: Vec<BlockId>,
+    /// Tokens of it that are the same.
+    pub(super) tokens: TokenCount,
+}
+
+// === impl Planner ===
+
+impl Planner {
+    /// Gives a sequence that hasn't run yet what is cached of it. False: it should wait for more.
+    pub(super) fn reuse(&mut self, rank: Rank) -> bool {
+        let Some(running) = self.running.get_mut(&rank).filter(|r| !r.started) else { return true };
+        let whole = self.limits.wanted(running.sequence.cacheable());
+        let block_tokens = self.blocks.block_tokens();
+        let hashes = running.sequence.hashes(block_tokens).get(..whole).unwrap_or_default();
+        let held = running.table.len();
+        let found = self.blocks.share(&mut running.table, hashes.get(held..).unwrap_or_default());
+        let next = hashes.get(held + found).and_then(|hash| self.computing.get(hash)).copied();
+        running.published += found;
+        running.skip(self.blocks.capacity(found));
+        let runs = |rank| self.running.get(&rank).is_some_and(|r| r.state == State::Running);
+        !next.is_some_and(|ahead| ahead < rank && runs(ahead))
+    }
+
+    /// What a sequence that hasn't run yet may copy of its next block, from the choice of its request that has
+    /// been running longest. Needs a free block to copy to.
+    ///
+    /// Not in a step that preempts: the block that was copied from could become one that is copied to, and
+    /// copies have no order.
+    pub(super) fn fork(&self, rank: Rank, draft: &Draft) -> Option<Fork> {
+        let running = self.running.get(&rank).filter(|r| !r.started)?;
+        if draft.preempted || !self.limits.prefix_cache {
+            return None;
+        }
+        let (key, whole) = (running.sequence.key, running.table.len());
+        let common = running.sequence.prompt_tokens.min(running.sequence.cacheable());
+        let sibling = |other: &&Running| {
+            let other = other.sequence.key;
+            (key.link, key.request, key.attempt) == (other.link, other.request, other.attempt)
+        };
+        let siblings = self.running.range(..rank).rev().map(|(_, other)| other).take_while(sibling);
+        let shared = |other: &Running| common.min(other.computed).saturating_sub(self.blocks.capacity(whole));
+        let longest = siblings.filter(|r| r.state == State::Running && shared(r) > 0).last()?;
+        let tokens = shared(longest);
+        let from: Option<_> = longest.table.from(whole).map(|blocks| blocks.first().copied()).collect();
+        (tokens < self.blocks.block_tokens()).then_some(Fork { from: from?, tokens })
+    }
+
+    /// Tells the worker of a sequence that runs for the first time, and others what it is going to compute.
+    pub(super) fn start(&mut self, rank: Rank, draft: &mut Draft) {
+        let Some(running) = self.running.get_mut(&rank).filter(|r| !r.started) else { return };
+        running.started = true;
+        let cached = running.scheduled;
+        let sequence = &mut running.sequence;
+        draft.plan.admit.push(new_sequence(sequence, running.slot, cached, self.limits.context));
+        self.totals.wasted_tokens += std::mem::take(&mut sequence.given_up).saturating_sub(cached) as u64;
+        self.totals.cached_tokens += cached as u64;
+        sequence.cached.get_or_insert(cached.min(sequence.prompt_tokens));
+        // A block with the last known token isn't promised: a draw that is put off takes that row back.
+        let (first, end) = (running.published, self.limits.wanted(sequence.tokens.len() - 1));
+        running.claimed = end.max(first);
+        let hashes = sequence.hashes(self.blocks.block_tokens());
+        for hash in hashes.get(first..end).unwrap_or_default() {
+            self.computing.entry(*hash).or_insert(rank);
+        }
+    }
+
+    /// Lets the blocks be found that a sequence has filled, as the step that is back says.
+    pub(super) fn publish(&mut self, rank: Rank) {
+        let Some(running) = self.running.get_mut(&rank) else { return };
+        let (first, end) = (running.published, self.limits.wanted(running.computed));
+        if end <= first {
+            return;
+        }
+        running.published = end;
+        let hashes = running.sequence.hashes(self.blocks.block_tokens());
+        for (nth, hash) in hashes.iter().enumerate().take(end).skip(first) {
+            self.blocks.publish(&running.table, nth, *hash);
+            if self.computing.get(hash) == Some(&rank) {
+                self.computing.remove(hash);
+            }
+        }
+    }
+
+    /// Takes back what a sequence would have computed for others.
+    pub(super) fn unclaim(&mut self, rank: Rank, running: &mut Running) {
+        let (first, end) = (running.published, running.claimed);
+        if end <= first {
+            return;
+        }
+        let hashes = running.sequence.hashes(self.blocks.block_tokens());
+        for hash in hashes.get(first..end).unwrap_or_default() {
+            if self.computing.get(hash) == Some(&rank) {
+                self.computing.remove(hash);
+            }
+        }
+    }
+
+    /// Blocks that a waiting sequence needs and others hold already.
+    pub(super) fn held_already(&mut self, rank: Rank) -> usize {
+        let Some(sequence) = self.waiting.get_mut(&rank) else { return 0 };
+        let whole = self.limits.wanted(sequence.cacheable());
+        let hashes = sequence.hashes(self.limits.block_tokens).get(..whole).unwrap_or_default();
+        self.blocks.find(hashes).held
+    }
+}
+
+// === impl Limits ===
+
+impl super::Limits {
+    /// Whole blocks in `tokens` tokens, if the cache is on.
+    fn wanted(&self, tokens: TokenCount) -> usize {
+        if self.prefix_cache { tokens / self.block_tokens } else { 0 }
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    /// Counts tokens as computed that it finds so.
+    pub(super) fn skip(&mut self, tokens: TokenCount) {
+        self.scheduled += tokens;
+        self.computed += tokens;
+    }
+}
