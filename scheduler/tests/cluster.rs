@@ -80,7 +80,7 @@ async fn a_cancel_frees_the_blocks_within_a_step() {
 async fn a_dropped_link_cancels_its_sequences() {
     let cluster = Cluster::default();
     let scheduler = cluster.scheduler("s");
-    let worker = cluster.worker("w", 3).await;
+    let worker = cluster.worker("w", 5).await;
     scheduler.ready().await;
     let (mut staying, mut leaving) = (cluster.router("s").await, cluster.router("s").await);
     leaving.submit(1, &prompt(1), &submission(4000, 2)).await;
