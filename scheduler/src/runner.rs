@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Streaming, transport::Channel};
+use tonic::{Code, Streaming, transport::Channel};
 use volley_proto::{
     MAX_MESSAGE, PROTOCOL,
     v1::{self, plan_message, result_message, worker_client::WorkerClient},
@@ -140,7 +140,7 @@ impl Connection {
         };
         runner.tell(FromRunner::Joined(runner.id, Box::new(joined)));
         let Err(lost) = runner.steps(&mut self.results, &mut commands, config.step_deadline, stop).await;
-        runner.leave(commands);
+        runner.leave(commands, lost.is_death());
         lost
     }
 }
@@ -176,6 +176,20 @@ fn send(plans: &mpsc::Sender<v1::PlanMessage>, message: plan_message::Message) -
     plans.try_send(v1::PlanMessage { message: Some(message) }).map_err(|_| Lost::Closed)
 }
 
+// === impl Lost ===
+
+impl Lost {
+    /// Whether what the worker was running may be the reason.
+    fn is_death(&self) -> bool {
+        match self {
+            Self::Stopping => false,
+            // Another scheduler has it.
+            Self::Rpc(status) => !matches!(status.code(), Code::Aborted | Code::FailedPrecondition),
+            _ => true,
+        }
+    }
+}
+
 // === impl Runner ===
 
 impl Runner {
@@ -204,6 +218,7 @@ impl Runner {
                 }
                 () = stop.cancelled() => return Err(Lost::Stopping),
             }
+            self.planner.at(self.clock.now());
             // Whoever arrived by now shares the next step.
             while let Ok(command) = commands.try_recv() {
                 self.obey(command);
@@ -262,7 +277,7 @@ impl Runner {
     }
 
     /// Hands everything that isn't over to the front, what it has only just sent included.
-    fn leave(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+    fn leave(mut self, mut commands: mpsc::UnboundedReceiver<Command>, death: bool) {
         self.report();
         commands.close();
         let mut late = Vec::new();
@@ -272,7 +287,7 @@ impl Runner {
                 Command::Cancel(keys) => keys.iter().for_each(|key| self.planner.cancel(key)),
             }
         }
-        let mut sequences = self.planner.lost();
+        let mut sequences = if death { self.planner.lost() } else { self.planner.let_go() };
         sequences.extend(late);
         let _ = self.front.send(FromRunner::Left(self.id, sequences));
     }

@@ -18,6 +18,7 @@ pub(crate) struct WorkerMetrics {
     blocks_total: Gauge,
     preemptions: Counter,
     wasted_tokens: Counter,
+    recomputed_tokens: Counter,
     step_rows: Histogram,
     step_sequences: Histogram,
     step_seconds: Histogram,
@@ -47,6 +48,10 @@ pub(crate) fn describe() {
         "Sequences that had to give way, to be computed again"
     );
     describe_counter!("volley_scheduler_wasted_tokens_total", "Tokens computed in vain");
+    describe_counter!(
+        "volley_scheduler_recomputed_tokens_total",
+        "Tokens computed again, since their sequence had to give way"
+    );
     describe_histogram!("volley_step_rows", "Tokens computed in a step");
     describe_histogram!("volley_step_sequences", "Sequences that shared a step");
     describe_histogram!("volley_step_seconds", Unit::Seconds, "Time to compute a step");
@@ -66,6 +71,7 @@ impl WorkerMetrics {
             blocks_total: metrics::gauge!("volley_kv_blocks_total", &worker()),
             preemptions: metrics::counter!("volley_scheduler_preemptions_total", &worker()),
             wasted_tokens: metrics::counter!("volley_scheduler_wasted_tokens_total", &worker()),
+            recomputed_tokens: metrics::counter!("volley_scheduler_recomputed_tokens_total", &worker()),
             step_rows: metrics::histogram!("volley_step_rows", &worker()),
             step_sequences: metrics::histogram!("volley_step_sequences", &worker()),
             step_seconds: metrics::histogram!("volley_step_seconds", &worker()),
@@ -92,6 +98,7 @@ impl WorkerMetrics {
         self.blocks_total.set(load.total_blocks as f64);
         self.preemptions.increment(totals.preemptions - self.seen.preemptions);
         self.wasted_tokens.increment(totals.wasted_tokens - self.seen.wasted_tokens);
+        self.recomputed_tokens.increment(totals.recomputed_tokens - self.seen.recomputed_tokens);
         self.seen = totals;
     }
 }

@@ -9,11 +9,15 @@
 //!
 //! * [`placement`] knows every live sequence and the worker it is on; it has the sequences that wait for one.
 //! * [`planner`] writes a worker's steps: slots, token budget, preemption, one step ahead.
+//! * [`fairness`] has what waits for a place on a worker, and says whose turn it is.
+//! * [`drain`] measures how fast that goes, and so when to come back.
 //! * [`blocks`] accounts for a worker's KV blocks.
 //!
 //! Workers don't depend on each other, so their planners run in parallel.
 
 pub mod blocks;
+pub mod drain;
+pub mod fairness;
 pub mod placement;
 pub mod planner;
 pub mod sequence;

@@ -12,12 +12,9 @@ use std::collections::BTreeMap;
 use volley_proto::v1::{self, failure::Reason};
 
 use super::{
-    sequence::{Output, Sequence, failure},
+    sequence::{GUILTY, Output, Sequence, failure},
     types::{LinkId, SequenceKey, TokenCount, WorkerId},
 };
-
-/// A sequence that was running at this many worker deaths isn't given another worker: it may be the reason.
-const MAX_DEATHS: u32 = 3;
 
 /// What a worker is good for.
 #[derive(Clone, Debug, Default)]
@@ -90,9 +87,9 @@ impl Placement {
             if !self.live.contains_key(&sequence.key) {
                 continue; // Cancelled on the way.
             }
-            if sequence.deaths >= MAX_DEATHS {
+            if sequence.deaths >= GUILTY {
                 self.live.remove(&sequence.key);
-                let message = format!("{} workers died while they ran this request", sequence.deaths);
+                let message = "workers die of this request: the last one ran nothing else";
                 out.push(Action::Report(sequence.fail(failure(Reason::GaveUp, message))));
                 continue;
             }

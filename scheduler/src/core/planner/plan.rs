@@ -4,8 +4,11 @@
 
 use volley_proto::v1::{self, Kind};
 
-use super::{Planner, Run, Running, State, Step};
-use crate::core::types::{BlockId, Rank, SlotId, TokenCount};
+use super::{Planner, Run, Running, Sequence, State, Step};
+use crate::core::{
+    fairness::PROMPT_COST,
+    types::{BlockId, Rank, SlotId, TokenCount},
+};
 
 /// While sequences decode, prompts get at most this part of a step's rows. A worker sizes its steps for its
 /// speed, so a quarter of a full step bounds how much longer a decode waits for its next token; the rest
@@ -14,7 +17,7 @@ const PROMPT_SHARE_BESIDE_DECODES: TokenCount = 4;
 
 /// The step being written.
 #[derive(Default)]
-struct Draft {
+pub(super) struct Draft {
     plan: v1::StepPlan,
     runs: Vec<Run>,
     rows: TokenCount,
@@ -33,31 +36,56 @@ impl Planner {
             return None;
         }
         let mut draft = Draft::default();
-        let budget = self.limits.batch_tokens;
-        let (decodes, prompts): (Vec<_>, Vec<_>) = self
-            .running
-            .iter()
-            .filter(|(_, running)| running.state == State::Running)
-            .map(|(&rank, running)| (rank, running.decodes(self.limits.context)))
-            .partition(|&(_, decodes)| decodes);
-        for (rank, _) in decodes {
-            self.run(rank, budget - draft.rows, &mut draft);
+        if let Some(suspect) = self.suspect() {
+            if self.others_in_flight(suspect) {
+                return None;
+            }
+            self.run_alone(suspect, &mut draft);
         }
-        let share = if draft.rows == 0 { budget } else { (budget / PROMPT_SHARE_BESIDE_DECODES).max(1) };
-        let budget = budget.min(draft.rows + share);
-        for (rank, _) in prompts {
-            self.run(rank, budget - draft.rows, &mut draft);
-        }
-        while draft.rows < budget && draft.owed == 0 {
-            let Some(rank) = self.admit(&mut draft) else { break };
-            self.run(rank, budget - draft.rows, &mut draft);
+        if draft.runs.is_empty() {
+            self.run_together(&mut draft);
         }
         let releases = self.in_flight.is_empty() && !self.released.is_empty();
         (releases || !draft.runs.is_empty()).then(|| self.send(draft))
     }
 
+    /// Everybody who may run beside others.
+    fn run_together(&mut self, draft: &mut Draft) {
+        let (budget, context) = (self.limits.batch_tokens, self.limits.context);
+        let (decodes, prompts): (Vec<_>, Vec<_>) = self
+            .running
+            .iter()
+            .filter(|(_, running)| running.state == State::Running && !running.sequence.suspected())
+            .map(|(&rank, running)| (rank, running.decodes(context), running.pending(context)))
+            .partition(|&(_, decodes, _)| decodes);
+        for (rank, ..) in decodes {
+            self.run(rank, budget - draft.rows, draft);
+        }
+        let share = if draft.rows == 0 { budget } else { (budget / PROMPT_SHARE_BESIDE_DECODES).max(1) };
+        let mut left = share.min(budget - draft.rows);
+        // A prompt of several steps leaves half of each to those behind it, if there is anyone.
+        let part = |(rank, _, pending): (Rank, bool, TokenCount)| {
+            let most = if pending > budget { left.div_ceil(2) } else { left };
+            let rows = pending.min(most);
+            left -= rows;
+            (rank, rows, pending - rows)
+        };
+        let parts: Vec<_> = prompts.into_iter().map(part).collect();
+        while left > 0 && draft.owed == 0 && !self.waiting.first().is_some_and(Sequence::suspected) {
+            let Some(rank) = self.admit(draft) else { break };
+            let before = draft.rows;
+            self.run(rank, left, draft);
+            left -= draft.rows - before;
+        }
+        for (rank, rows, rest) in parts {
+            let more = rest.min(left);
+            left -= more;
+            self.run(rank, rows + more, draft);
+        }
+    }
+
     /// Runs up to `rows` tokens of a sequence, as far as there are blocks for them.
-    fn run(&mut self, rank: Rank, rows: TokenCount, draft: &mut Draft) {
+    pub(super) fn run(&mut self, rank: Rank, rows: TokenCount, draft: &mut Draft) {
         let Some(running) = self.running.get(&rank).filter(|r| r.state == State::Running) else { return };
         let rows = rows.min(running.pending(self.limits.context));
         if rows == 0 {
@@ -126,15 +154,18 @@ impl Planner {
 
     /// Gives the first that waits a slot, if its tokens would find room without taking it from anybody.
     /// Nobody overtakes it if not.
-    fn admit(&mut self, draft: &mut Draft) -> Option<Rank> {
-        let (&rank, first) = self.waiting.first_key_value()?;
-        let free = self.blocks.free();
-        let wanted = self.blocks.needed(first.tokens.len()) + self.promised();
-        if wanted > free && !self.running.is_empty() {
+    pub(super) fn admit(&mut self, draft: &mut Draft) -> Option<Rank> {
+        if !self.admissible(self.waiting.first()?) {
             return None;
         }
+        let sequence = self.waiting.take()?;
         let slot = self.free_slots.pop()?;
-        let sequence = self.unwait(rank)?;
+        let rank = sequence.rank();
+        self.drain.leaves(sequence.tokens.len());
+        if sequence.reached == 0 && sequence.generated() == 0 {
+            self.waiting.charge(&sequence.spec, sequence.tokens.len(), PROMPT_COST);
+        }
+        self.totals.overdrawn_tokens += self.account.pay(sequence.reached);
         draft.plan.admit.push(new_sequence(&sequence, slot, self.limits.context));
         let running = Running {
             sequence,
@@ -148,6 +179,14 @@ impl Planner {
         };
         self.running.insert(rank, running);
         Some(rank)
+    }
+
+    /// Whether there is a place for a sequence that waits: a slot, and room for its tokens that is not taken
+    /// from anybody. What was preempted must afford to be computed again.
+    pub(super) fn admissible(&self, sequence: &Sequence) -> bool {
+        let wanted = self.blocks.needed(sequence.tokens.len()) + self.promised();
+        let fits = wanted <= self.blocks.free() && self.account.affords(sequence.reached);
+        !self.free_slots.is_empty() && (fits || self.running.is_empty())
     }
 
     /// Blocks that running sequences will want soon: the rest of their prompts, and one each to grow into,
