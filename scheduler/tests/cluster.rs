@@ -4,7 +4,7 @@
 mod fake;
 
 use fake::{
-    STOP, alone,
+    Poison, STOP, alone,
     cluster::{BLOCKS, CONTEXT, Cluster},
 };
 use volley_membership::Membership;
@@ -142,17 +142,48 @@ async fn a_worker_that_hangs_up_is_connected_again_and_its_sequences_go_back_mea
 }
 
 #[tokio::test]
-async fn the_deaths_that_a_request_brings_count() {
-    let cluster = Cluster::default();
+async fn the_deaths_that_a_request_brings_count_until_it_is_past_their_place() {
+    for (steps, reason, deaths) in [(1, Reason::GaveUp, 0), (4, Reason::NoWorker, 1)] {
+        let cluster = Cluster::default();
+        let scheduler = cluster.scheduler("s");
+        let worker = cluster.worker("w", steps).await;
+        scheduler.ready().await;
+        let mut router = cluster.router("s").await;
+        router.submit(1, &prompt(1), &v1::Submission { deaths: 2, ..submission(40, 1) }).await;
+        router.tokens((1, 0), steps).await;
+        worker.hang_up();
+        router.ends(1).await;
+        let failure = &router.failures[&(1, 0)];
+        assert_eq!((failure.reason(), failure.deaths), (reason, deaths), "after {steps} steps");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_kills_its_workers_fails_and_its_neighbours_do_not() {
+    let cluster = Cluster { poison: Some(Poison { request_id: "poison".into(), at: 40 }), ..Cluster::default() };
     let scheduler = cluster.scheduler("s");
-    let worker = cluster.worker("w", 4).await;
-    scheduler.ready().await;
+    let mut workers = Vec::new();
+    for n in 0..4 {
+        workers.push(cluster.worker(&format!("w{n}"), FREELY).await);
+    }
+    scheduler.readiness.workers().wait_for(|&workers| workers == 4).await.unwrap();
     let mut router = cluster.router("s").await;
-    router.submit(1, &prompt(1), &v1::Submission { deaths: 2, ..submission(40, 1) }).await;
-    router.tokens((1, 0), 2).await;
-    worker.hang_up();
-    router.ends(1).await;
-    assert_eq!(router.failures[&(1, 0)].reason(), Reason::GaveUp, "this was the third");
+    for request in 1..9 {
+        router.submit(request, &prompt(request), &submission(200, 1)).await;
+    }
+    let poison = v1::Submission { request_id: "poison".into(), ..submission(200, 1) };
+    router.submit(9, &prompt(1), &poison).await;
+    router.ends(9).await;
+    assert_eq!(router.failures.keys().collect::<Vec<_>>(), [&(9, 0)]);
+    assert_eq!(router.failures[&(9, 0)].reason(), Reason::GaveUp);
+    for request in 1..9 {
+        assert_eq!(
+            router.streams[&(request, 0)],
+            alone(&prompt(request), &submission(200, 1), 0, CONTEXT)
+        );
+    }
+    let died: usize = workers.iter().map(|worker| worker.deaths()).sum();
+    assert_eq!(died, 3, "two, and the one that it ran alone on");
 }
 
 #[tokio::test]

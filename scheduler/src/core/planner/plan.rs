@@ -41,6 +41,9 @@ impl Planner {
                 return None;
             }
             self.run_alone(suspect, &mut draft);
+            if draft.runs.is_empty() && self.in_flight.iter().any(|step| !step.runs.is_empty()) {
+                return None; // it still runs
+            }
         }
         if draft.runs.is_empty() {
             self.run_together(&mut draft);
