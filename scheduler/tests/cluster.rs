@@ -160,7 +160,8 @@ async fn the_deaths_that_a_request_brings_count_until_it_is_past_their_place() {
 
 #[tokio::test]
 async fn a_request_that_kills_its_workers_fails_and_its_neighbours_do_not() {
-    let cluster = Cluster { poison: Some(Poison { request_id: "poison".into(), at: 40 }), ..Cluster::default() };
+    let cluster =
+        Cluster { poison: Some(Poison { request_id: "poison".into(), at: 40 }), ..Cluster::default() };
     let scheduler = cluster.scheduler("s");
     let mut workers = Vec::new();
     for n in 0..4 {
@@ -177,10 +178,7 @@ async fn a_request_that_kills_its_workers_fails_and_its_neighbours_do_not() {
     assert_eq!(router.failures.keys().collect::<Vec<_>>(), [&(9, 0)]);
     assert_eq!(router.failures[&(9, 0)].reason(), Reason::GaveUp);
     for request in 1..9 {
-        assert_eq!(
-            router.streams[&(request, 0)],
-            alone(&prompt(request), &submission(200, 1), 0, CONTEXT)
-        );
+        assert_eq!(router.streams[&(request, 0)], alone(&prompt(request), &submission(200, 1), 0, CONTEXT));
     }
     let died: usize = workers.iter().map(|worker| worker.deaths()).sum();
     assert_eq!(died, 3, "two, and the one that it ran alone on");

@@ -66,8 +66,7 @@ impl World {
         self.placement.worker_joined(id, facts);
         let mut fake = FakeWorker::new(self.limits.block_tokens, self.limits.batch_tokens);
         fake.poison.clone_from(&self.poison);
-        let worker =
-            Worker { planner: Planner::new(self.limits.clone()), fake, plans: VecDeque::new() };
+        let worker = Worker { planner: Planner::new(self.limits.clone()), fake, plans: VecDeque::new() };
         self.workers.insert(id, worker);
     }
 
@@ -170,15 +169,17 @@ impl World {
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
-    (2..9u32, 8..80usize, 1..9usize, 1..3usize).prop_map(|(slots, batch_tokens, block_tokens, depth)| Limits {
-        slots,
-        batch_tokens,
-        block_tokens,
-        blocks: vec![1000 / block_tokens as u32],
-        context: CONTEXT,
-        depth,
-        max_waiting: usize::MAX,
-        max_waiting_tokens: usize::MAX,
+    (2..9u32, 8..80usize, 1..9usize, 1..3usize).prop_map(|(slots, batch_tokens, block_tokens, depth)| {
+        Limits {
+            slots,
+            batch_tokens,
+            block_tokens,
+            blocks: vec![1000 / block_tokens as u32],
+            context: CONTEXT,
+            depth,
+            max_waiting: usize::MAX,
+            max_waiting_tokens: usize::MAX,
+        }
     })
 }
 

@@ -61,7 +61,8 @@ impl FakeWorker {
             let new = new.map(|new| (&new.request_id, new.computed as usize));
             let held = self.slots.get(&run.slot).map(|slot| (&slot.sequence.request_id, slot.computed));
             let (request_id, computed) = new.or(held).expect("the slot is taken");
-            *request_id == poison.request_id && (computed..computed + run.tokens as usize).contains(&poison.at)
+            *request_id == poison.request_id
+                && (computed..computed + run.tokens as usize).contains(&poison.at)
         })
     }
 

@@ -17,6 +17,7 @@
 //! to be computed anew with what it has generated as part of what is known.
 
 mod alone;
+mod growth;
 mod plan;
 mod recompute;
 
@@ -25,7 +26,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use volley_proto::v1::{self, FinishReason, Kind, failure::Reason};
 
 pub use self::recompute::SHARE;
-use self::{plan::Draft, recompute::Account};
+use self::{growth::Growth, plan::Draft, recompute::Account};
 use super::{
     blocks::{Blocks, Table},
     drain::Drain,
@@ -70,6 +71,7 @@ pub struct Planner {
     in_flight: VecDeque<Step>,
     next_step: u64,
     account: Account,
+    growth: Growth,
     totals: Totals,
 }
 
@@ -168,6 +170,7 @@ impl Planner {
             ranks: HashMap::new(),
             free_slots: (0..limits.slots).rev().map(SlotId).collect(),
             released: Vec::new(),
+            growth: Growth::default(),
             in_flight: VecDeque::new(),
             next_step: 1,
             totals: Totals::default(),
@@ -182,7 +185,7 @@ impl Planner {
 
     /// It is `now`. To be told before events, so that the planner knows how fast its queue drains.
     pub fn at(&mut self, now: Millis) {
-        self.drain.at(now, !self.waiting.is_empty());
+        self.drain.at(now, self.free_slots.is_empty() || !self.waiting.is_empty());
     }
 
     /// Takes in the sequences of one request, all or none. What ends at once (refused; or a moved one
@@ -385,6 +388,8 @@ impl Planner {
             self.totals.wasted_tokens += running.computed as u64;
             self.waiting.put_back(running.sequence);
         } else {
+            self.growth.ended();
+            self.drain.frees(running.sequence.prompt_tokens);
             self.ranks.remove(&running.sequence.key);
         }
     }

@@ -151,6 +151,7 @@ impl Planner {
         if let Some(running) = self.running.get_mut(&rank) {
             running.state = State::Evicting;
             self.totals.preemptions += 1;
+            self.growth.preempted();
             self.settle(rank);
         }
     }
@@ -164,7 +165,6 @@ impl Planner {
         let sequence = self.waiting.take()?;
         let slot = self.free_slots.pop()?;
         let rank = sequence.rank();
-        self.drain.leaves(sequence.tokens.len());
         if sequence.reached == 0 && sequence.generated() == 0 {
             self.waiting.charge(&sequence.spec, sequence.tokens.len(), PROMPT_COST);
         }
@@ -187,17 +187,22 @@ impl Planner {
     /// Whether there is a place for a sequence that waits: a slot, and room for its tokens that is not taken
     /// from anybody. What was preempted must afford to be computed again.
     pub(super) fn admissible(&self, sequence: &Sequence) -> bool {
-        let wanted = self.blocks.needed(sequence.tokens.len()) + self.promised();
+        let wanted = self.room(sequence, sequence.tokens.len()) + self.promised();
         let fits = wanted <= self.blocks.free() && self.account.affords(sequence.reached);
         !self.free_slots.is_empty() && (fits || self.running.is_empty())
     }
 
-    /// Blocks that running sequences will want soon: the rest of their prompts, and one each to grow into,
-    /// so that whoever is let in isn't preempted at once.
+    /// Blocks that running sequences will want: the rest of their prompts, and some to grow into, so that
+    /// whoever is let in isn't preempted soon.
     fn promised(&self) -> usize {
         let running = self.running.values().filter(|r| r.state == State::Running);
-        let rest = |r: &Running| self.blocks.needed(r.expected()).saturating_sub(r.table.len());
-        running.map(|r| rest(r) + 1).sum()
+        running.map(|r| (self.room(&r.sequence, r.expected()) + 1).saturating_sub(r.table.len())).sum()
+    }
+
+    /// Blocks for a sequence of so many tokens, and for what it is likely to grow by.
+    fn room(&self, sequence: &Sequence, tokens: TokenCount) -> usize {
+        let limit = sequence.kv_tokens(self.limits.context);
+        self.blocks.needed(tokens + self.growth.of(limit.saturating_sub(tokens)))
     }
 
     fn send(&mut self, draft: Draft) -> v1::StepPlan {
