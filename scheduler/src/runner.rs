@@ -64,6 +64,8 @@ pub(crate) enum Lost {
     OutOfStep(#[from] crate::core::planner::OutOfStep),
     #[error("the scheduler stops")]
     Stopping,
+    #[error("another scheduler is to have it")]
+    Drained,
 }
 
 struct Runner {
@@ -106,12 +108,13 @@ impl Connection {
         Ok(Self { id, hello, channel, plans, results })
     }
 
-    /// Runs steps until the worker is lost. Its sequences are handed to the front.
+    /// Runs steps until the worker is lost, or drained. Its sequences are handed to the front.
     pub(crate) async fn run(
         mut self,
         config: &Config,
         front: mpsc::UnboundedSender<FromRunner>,
         stop: &CancellationToken,
+        drain: &CancellationToken,
     ) -> Lost {
         let (limits, facts) = match limits(&self.hello, config) {
             Ok(made) => made,
@@ -139,7 +142,8 @@ impl Connection {
             outputs: Vec::new(),
         };
         runner.tell(FromRunner::Joined(runner.id, Box::new(joined)));
-        let Err(lost) = runner.steps(&mut self.results, &mut commands, config.step_deadline, stop).await;
+        let steps = runner.steps(&mut self.results, &mut commands, config, (stop, drain));
+        let Err(lost) = steps.await;
         runner.leave(commands, lost.is_death());
         lost
     }
@@ -182,7 +186,7 @@ impl Lost {
     /// Whether what the worker was running may be the reason.
     fn is_death(&self) -> bool {
         match self {
-            Self::Stopping => false,
+            Self::Stopping | Self::Drained => false,
             // Another scheduler has it.
             Self::Rpc(status) => !matches!(status.code(), Code::Aborted | Code::FailedPrecondition),
             _ => true,
@@ -197,12 +201,15 @@ impl Runner {
         &mut self,
         results: &mut Streaming<v1::ResultMessage>,
         commands: &mut mpsc::UnboundedReceiver<Command>,
-        deadline: Duration,
-        stop: &CancellationToken,
+        config: &Config,
+        (stop, drain): (&CancellationToken, &CancellationToken),
     ) -> Result<std::convert::Infallible, Lost> {
         let mut expiry = interval(EXPIRY);
         expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut busy_since = Instant::now();
+        let deadline = config.step_deadline;
+        // Until when its sequences may go on here, once it is to be drained.
+        let mut drained: Option<Instant> = None;
         loop {
             tokio::select! {
                 message = results.message() => {
@@ -217,6 +224,14 @@ impl Runner {
                     return Err(Lost::Silent(deadline));
                 }
                 () = stop.cancelled() => return Err(Lost::Stopping),
+                () = drain.cancelled(), if drained.is_none() => {
+                    drained = Some(Instant::now() + config.drain);
+                    let waiting = self.planner.let_waiting_go();
+                    self.tell(FromRunner::Drains(self.id, waiting));
+                }
+                () = sleep_until(drained.unwrap_or(busy_since)), if drained.is_some() => {
+                    return Err(Lost::Drained);
+                }
             }
             self.planner.at(self.clock.now());
             // Whoever arrived by now shares the next step.
@@ -231,6 +246,9 @@ impl Runner {
                 send(&self.plans, plan_message::Message::Plan(plan))?;
             }
             self.report();
+            if drained.is_some() && self.planner.is_idle() {
+                return Err(Lost::Drained);
+            }
         }
     }
 

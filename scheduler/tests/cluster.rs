@@ -233,6 +233,50 @@ async fn one_of_two_schedulers_has_a_worker_and_the_other_takes_over() {
     assert!(epochs.len() == 2 && epochs[0].claim < epochs[1].claim, "{epochs:?}");
 }
 
+/// Two workers of a first scheduler have a stream each when a second one joins. The first keeps one of them;
+/// `finish` lets the other's stream come to its end.
+async fn a_second_scheduler_joins(finish: bool) {
+    let cluster = Cluster::default();
+    let first = cluster.scheduler("s1");
+    let workers = [cluster.worker("a", 3).await, cluster.worker("b", 3).await];
+    first.readiness.workers().wait_for(|&workers| workers == 2).await.unwrap();
+    let mut router = cluster.router("s1").await;
+    for request in [1, 2] {
+        router.submit(request, &prompt(request), &submission(40, 1)).await;
+        router.tokens((request, 0), 2).await;
+    }
+    let second = cluster.scheduler("s2");
+    first.readiness.workers().wait_for(|&workers| workers == 1).await.unwrap();
+    assert!(!second.readiness.ready(), "its streams haven't ended, nor is their time over");
+    router.submit(3, &prompt(3), &submission(4, 1)).await;
+    workers[0].gate.add_permits(FREELY);
+    router.ends(if finish { 1 } else { 3 }).await;
+    workers[1].gate.add_permits(FREELY);
+    router.ends(3).await;
+    for (request, tokens) in [(1, 40), (2, 40), (3, 4)] {
+        let whole = alone(&prompt(request), &submission(tokens, 1), 0, CONTEXT);
+        assert_eq!(router.streams[&(request, 0)], whole, "request {request}");
+    }
+    second.ready().await;
+    let claims = cluster.membership.claims().borrow().clone();
+    assert_eq!((claims["a"].scheduler.as_str(), claims["b"].scheduler.as_str()), ("s1", "s2"));
+    assert!(first.readiness.ready(), "it keeps its share");
+    let mut router = cluster.router("s2").await;
+    router.submit(1, &prompt(1), &submission(10, 1)).await;
+    router.ends(1).await;
+    assert_eq!(router.streams[&(1, 0)], alone(&prompt(1), &submission(10, 1), 0, CONTEXT));
+}
+
+#[tokio::test]
+async fn a_surplus_worker_finishes_its_streams_and_goes_to_a_scheduler_that_joined() {
+    a_second_scheduler_joins(true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_take_too_long_for_their_surplus_worker_move() {
+    a_second_scheduler_joins(false).await;
+}
+
 #[tokio::test]
 async fn a_models_files_come_from_a_worker() {
     let cluster = Cluster::default();

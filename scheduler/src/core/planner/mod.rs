@@ -322,6 +322,11 @@ impl Planner {
         self.in_flight.len()
     }
 
+    /// Whether there is nothing left to do.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty() && self.in_flight.is_empty()
+    }
+
     fn refuse(&mut self, request: &[Sequence]) -> Option<v1::Failure> {
         let context = self.limits.context;
         if request.iter().any(|s| s.prompt_tokens == 0 || s.tokens.len() < s.prompt_tokens) {
