@@ -55,6 +55,9 @@ pub struct Config {
     /// A worker that hasn't answered a step for this long is lost. The first step may page in weights from
     /// a slow disk, hence 60 s.
     pub step_deadline: Duration,
+    /// How long sequences may go on with a worker that another scheduler is to have; then they move. 10 s is
+    /// more than most streams take, and not much to wait for one's share.
+    pub drain: Duration,
     /// Tells whoever holds a clone whether there are workers.
     pub readiness: Readiness,
 }
@@ -90,6 +93,7 @@ impl Config {
             step_depth: 2,
             prefix_cache: true,
             step_deadline: Duration::from_secs(60),
+            drain: Duration::from_secs(10),
             readiness: Readiness::default(),
         }
     }

@@ -18,6 +18,7 @@ pub(crate) struct WorkerMetrics {
     blocks_total: Gauge,
     preemptions: Counter,
     wasted_tokens: Counter,
+    recomputed_tokens: Counter,
     cached_tokens: Counter,
     evictions: Counter,
     step_rows: Histogram,
@@ -53,6 +54,10 @@ pub(crate) fn describe() {
     );
     describe_counter!("volley_scheduler_wasted_tokens_total", "Tokens computed in vain");
     describe_counter!(
+        "volley_scheduler_recomputed_tokens_total",
+        "Tokens computed again, since their sequence had to give way"
+    );
+    describe_counter!(
         "volley_prefix_cache_hit_tokens_total",
         "Tokens that needn't be computed, since their KV blocks were there"
     );
@@ -79,6 +84,7 @@ impl WorkerMetrics {
             blocks_total: metrics::gauge!("volley_kv_blocks_total", &worker()),
             preemptions: metrics::counter!("volley_scheduler_preemptions_total", &worker()),
             wasted_tokens: metrics::counter!("volley_scheduler_wasted_tokens_total", &worker()),
+            recomputed_tokens: metrics::counter!("volley_scheduler_recomputed_tokens_total", &worker()),
             cached_tokens: metrics::counter!("volley_prefix_cache_hit_tokens_total", &worker()),
             evictions: metrics::counter!("volley_prefix_cache_evictions_total", &worker()),
             step_rows: metrics::histogram!("volley_step_rows", &worker()),
@@ -107,6 +113,7 @@ impl WorkerMetrics {
         self.blocks_total.set(load.total_blocks as f64);
         self.preemptions.increment(totals.preemptions - self.seen.preemptions);
         self.wasted_tokens.increment(totals.wasted_tokens - self.seen.wasted_tokens);
+        self.recomputed_tokens.increment(totals.recomputed_tokens - self.seen.recomputed_tokens);
         self.cached_tokens.increment(totals.cached_tokens - self.seen.cached_tokens);
         self.evictions.increment(totals.evictions - self.seen.evictions);
         self.seen = totals;

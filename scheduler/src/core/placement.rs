@@ -15,13 +15,10 @@ use volley_proto::v1::{self, failure::Reason};
 use super::{
     blocks::Change,
     holders::{Holders, Place},
-    sequence::{Output, Sequence, failure},
+    sequence::{GUILTY, Output, Sequence, failure},
     sessions::Sessions,
     types::{LinkId, SequenceKey, TokenCount, WorkerId},
 };
-
-/// A sequence that was running at this many worker deaths isn't given another worker: it may be the reason.
-const MAX_DEATHS: u32 = 3;
 
 /// What a worker is good for.
 #[derive(Clone, Debug, Default)]
@@ -118,9 +115,9 @@ impl Placement {
             if !self.live.contains_key(&sequence.key) {
                 continue; // Cancelled on the way.
             }
-            if sequence.deaths >= MAX_DEATHS {
+            if sequence.deaths >= GUILTY {
                 self.live.remove(&sequence.key);
-                let message = format!("{} workers died while they ran this request", sequence.deaths);
+                let message = "workers die of this request: the last one ran nothing else";
                 out.push(Action::Report(sequence.fail(failure(Reason::GaveUp, message))));
                 continue;
             }
@@ -222,7 +219,9 @@ impl Placement {
     fn find_cached(&mut self, request: &mut [Sequence]) {
         let Some((first, others)) = request.split_first_mut() else { return };
         let mut serving = self.workers.values().filter(|w| w.facts.model_hash == first.spec.model_hash);
-        let Some(block_tokens) = serving.next().map(|worker| worker.facts.block_tokens) else { return };
+        let Some(block_tokens) = serving.next().map(|worker| worker.facts.block_tokens.max(1)) else {
+            return;
+        };
         let blocks = first.cacheable() / block_tokens;
         let hashes = first.hashes(block_tokens);
         self.holders.find(hashes.get(..blocks).unwrap_or_default());

@@ -53,6 +53,11 @@ impl Chain {
         self.block_tokens
     }
 
+    /// The hashes so far.
+    pub fn hashes(&self) -> &[BlockHash] {
+        &self.hashes
+    }
+
     /// The hashes of the full blocks of `tokens`, which continue what this chain was rolled over before.
     pub fn roll(&mut self, tokens: &[TokenId]) -> &[BlockHash] {
         let done = self.hashes.len() * self.block_tokens;

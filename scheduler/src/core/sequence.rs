@@ -10,6 +10,11 @@ use super::{
     types::{Millis, Rank, SequenceKey, TokenCount, TokenId},
 };
 
+/// Worker deaths that make a sequence that was present at them a suspect.
+pub const SUSPECT: u32 = 2;
+/// With a death alone, it is the reason.
+pub const GUILTY: u32 = SUSPECT + 1;
+
 /// What the choices of a request share.
 #[derive(Clone, Debug, Default)]
 pub struct Spec {
@@ -35,7 +40,7 @@ pub struct Spec {
     pub deadline: Option<Millis>,
     /// The LoRA adapter; empty for none.
     pub adapter: String,
-    /// Who asks. Part of every block hash: tenants share no cache.
+    /// Who asks: what is shared fairly between. Part of every block hash: tenants share no cache.
     pub tenant: String,
     /// What a choice may say; the worker's to understand.
     pub grammar: Option<String>,
@@ -72,8 +77,12 @@ pub struct Sequence {
     pub cached: Option<TokenCount>,
     /// Tokens that were computed and given up, to be computed again or found in the cache.
     pub given_up: TokenCount,
-    /// Worker deaths that it was running at.
+    /// Worker deaths that it was present at, and may be the reason of: [`SUSPECT`], [`GUILTY`].
     pub deaths: u32,
+    /// Once it has computed so many tokens, it isn't.
+    pub suspect_until: TokenCount,
+    /// The most tokens that it has had in this worker's KV cache.
+    pub reached: TokenCount,
     /// Whether it was admitted before, here or elsewhere; such a sequence isn't refused for load.
     pub moved: bool,
     /// The numerics class that its tokens come from so far; empty if none or unknown.
@@ -127,6 +136,8 @@ impl Sequence {
             cached: None,
             given_up: 0,
             deaths: 0,
+            suspect_until: 0,
+            reached: 0,
             numerics_class: String::new(),
             traceparent: String::new(),
             span: tracing::Span::none(),
@@ -193,6 +204,32 @@ impl Sequence {
         let unscored = self.score_left().map_or(usize::MAX, |range| range.from as TokenCount);
         let last = self.tokens.len().min(unscored).saturating_sub(1);
         self.spec.max_cached.map_or(last, |max| last.min(max))
+    }
+
+    /// Its worker died in a step that ran it, up to `scheduled` tokens, and `alone` or with others.
+    pub fn present(&mut self, alone: bool, scheduled: TokenCount) {
+        self.deaths = if alone && self.suspected() { GUILTY } else { (self.deaths + 1).min(SUSPECT) };
+        self.suspect_until = self.suspect_until.max(scheduled);
+    }
+
+    /// Whether it runs alone, to see if it kills its worker.
+    pub fn suspected(&self) -> bool {
+        self.deaths >= SUSPECT
+    }
+
+    /// It has `computed` tokens in the KV cache.
+    pub fn reaches(&mut self, computed: TokenCount) {
+        self.reached = self.reached.max(computed);
+        if computed >= self.suspect_until {
+            self.deaths = 0;
+        }
+    }
+
+    /// It goes to another worker.
+    pub fn moves(&mut self) {
+        self.moved = true;
+        self.reached = 0;
+        self.given_up = 0;
     }
 
     /// The part of the score range that hasn't been reported yet.

@@ -21,6 +21,16 @@ pub struct FakeWorker {
     kv: HashMap<(u32, u32), Vec<Option<u32>>>,
     slots: HashMap<u32, Slot>,
     last_step: u64,
+    /// What it dies of.
+    pub poison: Option<Poison>,
+}
+
+/// A row that kills a worker.
+#[derive(Clone, Debug)]
+pub struct Poison {
+    pub request_id: String,
+    /// The row's position.
+    pub at: usize,
 }
 
 struct Slot {
@@ -41,6 +51,19 @@ impl FakeWorker {
     /// Sequences in slots.
     pub fn slots(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Whether this step would be its last.
+    pub fn dies_of(&self, plan: &v1::StepPlan) -> bool {
+        let Some(poison) = &self.poison else { return false };
+        plan.run.iter().any(|run| {
+            let new = plan.admit.iter().find(|new| new.slot == run.slot);
+            let new = new.map(|new| (&new.request_id, new.computed as usize));
+            let held = self.slots.get(&run.slot).map(|slot| (&slot.sequence.request_id, slot.computed));
+            let (request_id, computed) = new.or(held).expect("the slot is taken");
+            *request_id == poison.request_id
+                && (computed..computed + run.tokens as usize).contains(&poison.at)
+        })
     }
 
     /// Does what the plan says, as a worker would.

@@ -104,12 +104,12 @@ fn sequences_of_a_lost_worker_move_within_their_class_if_they_can() {
 }
 
 #[test]
-fn a_request_that_was_at_too_many_deaths_fails() {
+fn a_request_whose_worker_died_of_it_fails() {
     let mut placement = Placement::default();
     join(&mut placement, A, "");
     submit(&mut placement, vec![sequence(1, 0, 10)]);
     let mut out = Vec::new();
-    placement.worker_left(A, vec![Sequence { deaths: MAX_DEATHS, ..sequence(1, 0, 10) }], &mut out);
+    placement.worker_left(A, vec![Sequence { deaths: GUILTY, ..sequence(1, 0, 10) }], &mut out);
     assert_eq!(reasons(&out), [Reason::GaveUp]);
 }
 

@@ -18,22 +18,26 @@
 //!
 //! What is computed already isn't computed again: `reuse.rs`.
 
+mod alone;
+mod growth;
 mod plan;
+mod recompute;
 mod reuse;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use volley_proto::v1::{self, FinishReason, Kind, failure::Reason};
 
+pub use self::recompute::SHARE;
+use self::{growth::Growth, plan::Draft, recompute::Account};
 use super::{
     blocks::{Blocks, Change, Table},
+    drain::Drain,
+    fairness::{GENERATED_COST, Queue, Weights},
     prefix::BlockMap,
     sequence::{Output, Sequence, failure},
     types::{Millis, Rank, SequenceKey, SlotId, TokenCount, TokenId},
 };
-
-/// When a refused router should try again. A second frees places under any load worth refusing.
-const RETRY_AFTER_MS: u64 = 1000;
 
 /// What a worker can hold, and how much may wait for it.
 #[derive(Clone, Debug)]
@@ -63,8 +67,8 @@ pub struct Limits {
 pub struct Planner {
     limits: Limits,
     blocks: Blocks,
-    waiting: BTreeMap<Rank, Sequence>,
-    waiting_tokens: TokenCount,
+    waiting: Queue,
+    drain: Drain,
     running: BTreeMap<Rank, Running>,
     /// Blocks that running sequences will have filled soon, and by whom.
     computing: BlockMap<Rank>,
@@ -74,6 +78,8 @@ pub struct Planner {
     released: Vec<SlotId>,
     in_flight: VecDeque<Step>,
     next_step: u64,
+    account: Account,
+    growth: Growth,
     totals: Totals,
 }
 
@@ -83,8 +89,9 @@ struct Running {
     sequence: Sequence,
     slot: SlotId,
     table: Table,
-    /// Whether the worker has heard of it.
+    /// Whether the worker has heard of it; and if not, whether it waits for what another computes.
     started: bool,
+    waits: bool,
     /// Tokens that have run, here or for whoever left them in the cache, or are in flight.
     scheduled: TokenCount,
     /// Tokens that have run.
@@ -131,6 +138,12 @@ pub struct Totals {
     pub preemptions: u64,
     /// Rows that were computed for nothing: after an end, or to be computed again.
     pub wasted_tokens: u64,
+    /// Rows of sequences that no earlier row had computed.
+    pub first_tokens: u64,
+    /// Rows that computed again what a preempted sequence had.
+    pub recomputed_tokens: u64,
+    /// Of these, those that the account didn't allow: nothing else could run.
+    pub overdrawn_tokens: u64,
     /// Tokens that needn't be computed, since they were already.
     pub cached_tokens: u64,
     /// Cached blocks that had to give way.
@@ -165,20 +178,33 @@ pub struct OutOfStep {
 impl Planner {
     /// For a worker that has just been connected, and so holds nothing.
     pub fn new(limits: Limits) -> Self {
+        let blocks = Blocks::new(limits.block_tokens, &limits.blocks);
         Self {
-            blocks: Blocks::new(limits.block_tokens, &limits.blocks),
-            waiting: BTreeMap::new(),
-            waiting_tokens: 0,
+            account: Account::new(blocks.capacity(blocks.total())),
+            blocks,
+            waiting: Queue::default(),
+            drain: Drain::default(),
             running: BTreeMap::new(),
             computing: BlockMap::default(),
             ranks: HashMap::new(),
             free_slots: (0..limits.slots).rev().map(SlotId).collect(),
             released: Vec::new(),
+            growth: Growth::default(),
             in_flight: VecDeque::new(),
             next_step: 1,
             totals: Totals::default(),
             limits,
         }
+    }
+
+    /// Gives tenants their weights, before anything waits.
+    pub fn weighing(self, weights: Weights) -> Self {
+        Self { waiting: Queue::new(weights), ..self }
+    }
+
+    /// It is `now`. To be told before events, so that the planner knows how fast its queue drains.
+    pub fn at(&mut self, now: Millis) {
+        self.drain.at(now, self.free_slots.is_empty() || !self.waiting.is_empty());
     }
 
     /// Takes in the sequences of one request, all or none. What ends at once (refused; or a moved one
@@ -206,10 +232,11 @@ impl Planner {
     pub fn expire(&mut self, now: Millis, out: &mut Vec<Output>) {
         let running = self.running.values().filter(|r| r.state != State::Ended).map(|r| &r.sequence);
         let late = |s: &&Sequence| s.spec.deadline.is_some_and(|deadline| deadline < now);
-        let expired: Vec<_> = running.chain(self.waiting.values()).filter(late).map(Sequence::rank).collect();
+        let expired: Vec<_> = running.chain(self.waiting.iter()).filter(late).map(Sequence::rank).collect();
         let late = failure(Reason::Deadline, "the request's deadline has passed");
         for rank in expired {
-            let sequence = self.running.get(&rank).map(|r| &r.sequence).or_else(|| self.waiting.get(&rank));
+            let waiting = self.waiting.iter().find(|sequence| sequence.rank() == rank);
+            let sequence = self.running.get(&rank).map(|r| &r.sequence).or(waiting);
             out.extend(sequence.map(|sequence| sequence.fail(late.clone())));
             self.end(rank);
         }
@@ -232,6 +259,7 @@ impl Planner {
         for run in step.runs {
             let Some(running) = self.running.get_mut(&run.rank) else { continue };
             running.in_flight -= 1;
+            let before = running.computed;
             running.computed += run.tokens;
             running.ahead -= usize::from(run.draws);
             if running.state == State::Ended {
@@ -242,10 +270,20 @@ impl Planner {
                 self.totals.wasted_tokens += u64::from(answer.deferred);
                 let output = running.take_in(run, answer, self.limits.context);
                 let failed = output.as_ref().is_some_and(|output| output.message.failure.is_some());
-                if output.as_ref().is_some_and(Output::ends) {
-                    running.state = State::Ended;
+                if let Some(output) = output {
+                    if output.ends() {
+                        running.state = State::Ended;
+                    }
+                    let drawn = output.message.tokens.len();
+                    self.waiting.charge(&running.sequence.spec, drawn, GENERATED_COST);
+                    out.push(output);
                 }
-                out.extend(output);
+                let again = running.computed.min(running.sequence.reached).saturating_sub(before);
+                let first = running.computed.saturating_sub(before) - again;
+                running.sequence.reaches(running.computed);
+                self.account.earn(first);
+                self.totals.first_tokens += first as u64;
+                self.totals.recomputed_tokens += again as u64;
                 if !failed {
                     self.publish(run.rank);
                 }
@@ -255,19 +293,34 @@ impl Planner {
         Ok(())
     }
 
-    /// Everything that isn't over, for other workers, in order: this one is lost. Those that it was
-    /// running have one death more.
-    pub fn lost(self) -> Vec<Sequence> {
-        let ran = self.running.into_values().filter(|r| r.state != State::Ended).map(|r| {
-            let mut sequence = r.sequence;
-            sequence.deaths += 1;
-            sequence
-        });
-        let mut all: Vec<_> = ran.chain(self.waiting.into_values()).collect();
+    /// Everything that isn't over, for other workers, in order: this one died. Those that a step in flight
+    /// was running were present.
+    pub fn lost(mut self) -> Vec<Sequence> {
+        let present = |r: &&mut Running| r.in_flight > 0 && r.state != State::Ended;
+        let ranks: std::collections::HashSet<_> =
+            self.in_flight.iter().flat_map(|step| step.runs.iter().map(|run| run.rank)).collect();
+        let alone = ranks.len() == 1;
+        for running in self.running.values_mut().filter(present) {
+            running.sequence.present(alone, running.scheduled);
+        }
+        self.let_go()
+    }
+
+    /// Everything that isn't over, for other workers, in order: this one goes, or belongs to another scheduler.
+    pub fn let_go(self) -> Vec<Sequence> {
+        let ran = self.running.into_values().filter(|r| r.state != State::Ended).map(|r| r.sequence);
+        let mut all: Vec<_> = ran.chain(self.waiting.into_all()).collect();
         all.sort_by_key(Sequence::rank);
+        all.iter_mut().for_each(Sequence::moves);
+        all
+    }
+
+    /// What waits without having begun: another worker may begin it earlier.
+    pub fn let_waiting_go(&mut self) -> Vec<Sequence> {
+        let mut all = std::mem::take(&mut self.waiting).into_all();
         for sequence in &mut all {
-            sequence.moved = true;
-            sequence.given_up = 0;
+            self.ranks.remove(&sequence.key);
+            sequence.moves();
         }
         all
     }
@@ -277,7 +330,7 @@ impl Planner {
         Load {
             running: self.running.len(),
             waiting: self.waiting.len(),
-            waiting_tokens: self.waiting_tokens,
+            waiting_tokens: self.waiting.tokens(),
             free_blocks: self.blocks.free(),
             total_blocks: self.blocks.total(),
         }
@@ -298,7 +351,12 @@ impl Planner {
         self.in_flight.len()
     }
 
-    fn refuse(&self, request: &[Sequence]) -> Option<v1::Failure> {
+    /// Whether there is nothing left to do.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty() && self.in_flight.is_empty()
+    }
+
+    fn refuse(&mut self, request: &[Sequence]) -> Option<v1::Failure> {
         let context = self.limits.context;
         if request.iter().any(|s| s.prompt_tokens == 0 || s.tokens.len() < s.prompt_tokens) {
             return Some(failure(Reason::Internal, "a prompt has at least one token"));
@@ -321,32 +379,32 @@ impl Planner {
         }
         let tokens: TokenCount = request.iter().map(|s| s.tokens.len()).sum();
         let waiting = (self.waiting.len() + request.len()).saturating_sub(self.free_slots.len());
-        let full = waiting > self.limits.max_waiting
-            || (!self.waiting.is_empty() && self.waiting_tokens + tokens > self.limits.max_waiting_tokens);
-        full.then(|| v1::Failure {
-            retry_after_ms: Some(RETRY_AFTER_MS),
+        let too_many = waiting.saturating_sub(self.limits.max_waiting);
+        let too_long = match self.waiting.is_empty() {
+            true => 0,
+            false => (self.waiting.tokens() + tokens).saturating_sub(self.limits.max_waiting_tokens),
+        };
+        if (too_many, too_long) == (0, 0) {
+            return None;
+        }
+        let wait = self.drain.turn_away((request.len(), tokens), (too_many, too_long));
+        Some(v1::Failure {
+            retry_after_ms: u64::try_from(wait.as_millis()).ok(),
             ..failure(Reason::Overloaded, format!("{} sequences are waiting already", self.waiting.len()))
         })
     }
 
-    fn wait(&mut self, sequence: Sequence) {
-        let rank = sequence.rank();
-        self.ranks.insert(sequence.key, rank);
-        self.waiting_tokens += sequence.tokens.len();
-        self.waiting.insert(rank, sequence);
-    }
-
-    fn unwait(&mut self, rank: Rank) -> Option<Sequence> {
-        let sequence = self.waiting.remove(&rank)?;
-        self.waiting_tokens -= sequence.tokens.len();
-        Some(sequence)
+    fn wait(&mut self, mut sequence: Sequence) {
+        sequence.hashes(self.blocks.block_tokens());
+        self.ranks.insert(sequence.key, sequence.rank());
+        self.waiting.push(sequence);
     }
 
     fn end(&mut self, rank: Rank) {
         if let Some(running) = self.running.get_mut(&rank) {
             running.state = State::Ended;
             self.settle(rank);
-        } else if let Some(sequence) = self.unwait(rank) {
+        } else if let Some(sequence) = self.waiting.remove(rank) {
             self.totals.wasted_tokens += sequence.given_up as u64;
             self.ranks.remove(&sequence.key);
         }
@@ -369,8 +427,11 @@ impl Planner {
             if running.started {
                 running.sequence.given_up = running.computed;
             }
-            self.wait(running.sequence);
+            running.sequence.hashes(self.blocks.block_tokens());
+            self.waiting.put_back(running.sequence);
         } else {
+            self.growth.ended();
+            self.drain.frees(running.sequence.prompt_tokens);
             self.ranks.remove(&running.sequence.key);
         }
     }

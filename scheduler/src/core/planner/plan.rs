@@ -7,6 +7,7 @@ use volley_proto::v1::{self, Kind};
 use super::{Planner, Run, Running, Sequence, State, Step};
 use crate::core::{
     blocks::Table,
+    fairness::PROMPT_COST,
     types::{BlockId, Rank, SlotId, TokenCount},
 };
 
@@ -37,36 +38,62 @@ impl Planner {
         if self.in_flight.len() >= self.limits.depth {
             return None;
         }
+        self.reuse_more();
         let mut draft = Draft::default();
-        let budget = self.limits.batch_tokens;
-        let (decodes, prompts): (Vec<_>, Vec<_>) = self
-            .running
-            .iter()
-            .filter(|(_, running)| running.state == State::Running)
-            .map(|(&rank, running)| (rank, running.decodes(self.limits.context)))
-            .partition(|&(_, decodes)| decodes);
-        for (rank, _) in decodes {
-            self.run(rank, budget - draft.rows, &mut draft);
+        if let Some(suspect) = self.suspect() {
+            if self.others_in_flight(suspect) {
+                return None;
+            }
+            self.run_alone(suspect, &mut draft);
+            if draft.runs.is_empty() && self.in_flight.iter().any(|step| !step.runs.is_empty()) {
+                return None; // it still runs
+            }
         }
-        let share = if draft.rows == 0 { budget } else { (budget / PROMPT_SHARE_BESIDE_DECODES).max(1) };
-        let budget = budget.min(draft.rows + share);
-        for (rank, _) in prompts {
-            self.run(rank, budget - draft.rows, &mut draft);
-        }
-        while draft.rows < budget && draft.owed == 0 {
-            let Some(rank) = self.admit() else { break };
-            self.run(rank, budget - draft.rows, &mut draft);
+        if draft.runs.is_empty() {
+            self.run_together(&mut draft);
         }
         let releases = self.in_flight.is_empty() && !self.released.is_empty();
         (releases || !draft.runs.is_empty()).then(|| self.send(draft))
     }
 
-    /// Runs up to `rows` tokens of a sequence, as far as there are blocks for them.
-    fn run(&mut self, rank: Rank, rows: TokenCount, draft: &mut Draft) {
-        if !self.reuse(rank) {
-            return;
+    /// Everybody who may run beside others.
+    fn run_together(&mut self, draft: &mut Draft) {
+        let (budget, context) = (self.limits.batch_tokens, self.limits.context);
+        let (decodes, prompts): (Vec<_>, Vec<_>) = self
+            .running
+            .iter()
+            .filter(|(_, running)| running.runs() && !running.sequence.suspected())
+            .map(|(&rank, running)| (rank, running.decodes(context), running.pending(context)))
+            .partition(|&(_, decodes, _)| decodes);
+        for (rank, ..) in decodes {
+            self.run(rank, budget - draft.rows, draft);
         }
-        let Some(running) = self.running.get(&rank).filter(|r| r.state == State::Running) else { return };
+        let share = if draft.rows == 0 { budget } else { (budget / PROMPT_SHARE_BESIDE_DECODES).max(1) };
+        let mut left = share.min(budget - draft.rows);
+        // A prompt of several steps leaves half of each to those behind it, if there is anyone.
+        let part = |(rank, _, pending): (Rank, bool, TokenCount)| {
+            let most = if pending > budget { left.div_ceil(2) } else { left };
+            let rows = pending.min(most);
+            left -= rows;
+            (rank, rows, pending - rows)
+        };
+        let parts: Vec<_> = prompts.into_iter().map(part).collect();
+        while left > 0 && draft.owed == 0 && !self.waiting.first().is_some_and(Sequence::suspected) {
+            let Some(rank) = self.admit() else { break };
+            let before = draft.rows;
+            self.run(rank, left, draft);
+            left -= draft.rows - before;
+        }
+        for (rank, rows, rest) in parts {
+            let more = rest.min(left);
+            left -= more;
+            self.run(rank, rows + more, draft);
+        }
+    }
+
+    /// Runs up to `rows` tokens of a sequence, as far as there are blocks for them.
+    pub(super) fn run(&mut self, rank: Rank, rows: TokenCount, draft: &mut Draft) {
+        let Some(running) = self.running.get(&rank).filter(|r| r.runs()) else { return };
         if rows.min(running.pending(self.limits.context)) == 0 {
             return;
         }
@@ -137,26 +164,26 @@ impl Planner {
         if let Some(running) = self.running.get_mut(&rank) {
             running.state = State::Evicting;
             self.totals.preemptions += 1;
+            self.growth.preempted();
             self.settle(rank);
         }
     }
 
     /// Gives the first that waits a slot, if its tokens would find room without taking it from anybody.
     /// Nobody overtakes it if not.
-    fn admit(&mut self) -> Option<Rank> {
-        let (&rank, first) = self.waiting.first_key_value()?;
-        let free = self.blocks.free();
-        let wanted = self.blocks.needed(first.tokens.len()) + self.promised();
-        if wanted > free && !self.running.is_empty() && wanted - self.held_already(rank) > free {
+    pub(super) fn admit(&mut self) -> Option<Rank> {
+        if !self.admissible(self.waiting.first()?) {
             return None;
         }
+        let sequence = self.waiting.take()?;
         let slot = self.free_slots.pop()?;
-        let sequence = self.unwait(rank)?;
+        let rank = sequence.rank();
         let running = Running {
             sequence,
             slot,
             table: self.blocks.table(),
             started: false,
+            waits: false,
             scheduled: 0,
             computed: 0,
             published: 0,
@@ -166,15 +193,42 @@ impl Planner {
             state: State::Running,
         };
         self.running.insert(rank, running);
+        self.reuse(rank);
+        if let Some(Running { sequence, scheduled, .. }) = self.running.get(&rank)
+            && (sequence.reached, sequence.generated()) == (0, 0)
+        {
+            self.waiting.charge(&sequence.spec, sequence.tokens.len() - scheduled, PROMPT_COST);
+        }
         Some(rank)
     }
 
-    /// Blocks that running sequences will want soon: the rest of their prompts, and one each to grow into,
-    /// so that whoever is let in isn't preempted at once.
+    /// Whether there is a place for a sequence that waits: a slot, and room for its tokens that is not taken
+    /// from anybody. What was preempted must afford to be computed again, unless it is cached.
+    pub(super) fn admissible(&self, sequence: &Sequence) -> bool {
+        if self.free_slots.is_empty() || self.running.is_empty() {
+            return !self.free_slots.is_empty();
+        }
+        let wanted = self.room(sequence, sequence.tokens.len()) + self.promised();
+        let free = self.blocks.free();
+        if wanted <= free && self.account.affords(sequence.reached) {
+            return true;
+        }
+        let cached = self.cached(sequence);
+        let again = sequence.reached.saturating_sub(self.blocks.capacity(cached.blocks));
+        wanted - cached.held <= free && self.account.affords(again)
+    }
+
+    /// Blocks that running sequences will want: the rest of their prompts, and some to grow into, so that
+    /// whoever is let in isn't preempted soon.
     fn promised(&self) -> usize {
         let running = self.running.values().filter(|r| r.state == State::Running);
-        let rest = |r: &Running| self.blocks.needed(r.expected()).saturating_sub(r.table.len());
-        running.map(|r| rest(r) + 1).sum()
+        running.map(|r| (self.room(&r.sequence, r.expected()) + 1).saturating_sub(r.table.len())).sum()
+    }
+
+    /// Blocks for a sequence of so many tokens, and for what it is likely to grow by.
+    fn room(&self, sequence: &Sequence, tokens: TokenCount) -> usize {
+        let limit = sequence.kv_tokens(self.limits.context);
+        self.blocks.needed(tokens + self.growth.of(limit.saturating_sub(tokens)))
     }
 
     fn send(&mut self, draft: Draft) -> v1::StepPlan {
@@ -198,6 +252,11 @@ impl Running {
     /// Tokens that can run. The last token that a sequence draws never does.
     fn pending(&self, context: TokenCount) -> TokenCount {
         self.expected().min(self.sequence.kv_tokens(context)) - self.scheduled
+    }
+
+    /// Whether it may run.
+    fn runs(&self) -> bool {
+        self.state == State::Running && !self.waits
     }
 
     /// Whether it runs the token that it drew last.

@@ -12,10 +12,13 @@
 //! a sequence when it first runs, with what is computed of it by then.
 
 use super::{
-    Planner, Running, State,
+    Planner, Running, Sequence, State,
     plan::{Draft, new_sequence},
 };
-use crate::core::types::{BlockId, Rank, TokenCount};
+use crate::core::{
+    blocks::Found,
+    types::{BlockId, Rank, TokenCount},
+};
 
 /// Part of a block that another choice of the request has filled.
 pub(super) struct Fork {
@@ -28,9 +31,16 @@ pub(super) struct Fork {
 // === impl Planner ===
 
 impl Planner {
-    /// Gives a sequence that hasn't run yet what is cached of it. False: it should wait for more.
-    pub(super) fn reuse(&mut self, rank: Rank) -> bool {
-        let Some(running) = self.running.get_mut(&rank).filter(|r| !r.started) else { return true };
+    /// Gives those that haven't run yet what has been cached of them meanwhile.
+    pub(super) fn reuse_more(&mut self) {
+        let new: Vec<_> = self.running.iter().filter(|(_, r)| !r.started).map(|(&rank, _)| rank).collect();
+        new.into_iter().for_each(|rank| self.reuse(rank));
+    }
+
+    /// Gives a sequence that hasn't run yet what is cached of it, and says whether it should wait for more. One
+    /// that is to run alone doesn't: those that it would wait for run beside others.
+    pub(super) fn reuse(&mut self, rank: Rank) {
+        let Some(running) = self.running.get_mut(&rank).filter(|r| !r.started) else { return };
         let whole = self.limits.wanted(running.sequence.cacheable());
         let block_tokens = self.blocks.block_tokens();
         let hashes = running.sequence.hashes(block_tokens).get(..whole).unwrap_or_default();
@@ -39,8 +49,12 @@ impl Planner {
         let next = hashes.get(held + found).and_then(|hash| self.computing.get(hash)).copied();
         running.published += found;
         running.skip(self.blocks.capacity(found));
-        let runs = |rank| self.running.get(&rank).is_some_and(|r| r.state == State::Running);
-        !next.is_some_and(|ahead| ahead < rank && runs(ahead))
+        let next = next.filter(|&ahead| ahead < rank && !running.sequence.suspected());
+        let computes = |ahead| self.running.get(&ahead).is_some_and(|r| r.state == State::Running);
+        let waits = next.is_some_and(computes);
+        if let Some(running) = self.running.get_mut(&rank) {
+            running.waits = waits;
+        }
     }
 
     /// What a sequence that hasn't run yet may copy of its next block, from the choice of its request that has
@@ -76,6 +90,7 @@ impl Planner {
         draft.plan.admit.push(new_sequence(sequence, running.slot, cached, self.limits.context));
         self.totals.wasted_tokens += std::mem::take(&mut sequence.given_up).saturating_sub(cached) as u64;
         self.totals.cached_tokens += cached as u64;
+        self.totals.overdrawn_tokens += self.account.pay(sequence.reached.saturating_sub(cached));
         sequence.cached.get_or_insert(cached.min(sequence.prompt_tokens));
         // A block with the last known token isn't promised: a draw that is put off takes that row back.
         let (first, end) = (running.published, self.limits.wanted(sequence.tokens.len() - 1));
@@ -117,12 +132,11 @@ impl Planner {
         }
     }
 
-    /// Blocks that a waiting sequence needs and others hold already.
-    pub(super) fn held_already(&mut self, rank: Rank) -> usize {
-        let Some(sequence) = self.waiting.get_mut(&rank) else { return 0 };
+    /// How much of a waiting sequence is cached.
+    pub(super) fn cached(&self, sequence: &Sequence) -> Found {
         let whole = self.limits.wanted(sequence.cacheable());
-        let hashes = sequence.hashes(self.limits.block_tokens).get(..whole).unwrap_or_default();
-        self.blocks.find(hashes).held
+        let hashes = sequence.chain.as_ref().and_then(|chain| chain.hashes().get(..whole));
+        self.blocks.find(hashes.unwrap_or_default())
     }
 }
 
