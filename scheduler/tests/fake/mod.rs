@@ -116,21 +116,14 @@ impl FakeWorker {
     }
 
     fn run(&mut self, run: &v1::SlotRun) -> v1::SlotResult {
-        let written = |slot: &Slot| {
-            let blocks = slot.computed / self.block_tokens..;
-            let blocks = blocks.take_while(|at| at * self.block_tokens < slot.computed + run.tokens as usize);
-            blocks
-                .map(|at| slot.tables.iter().map(move |(&group, table)| (group, table[at])))
-                .flatten()
-                .collect()
-        };
-        let written: Vec<(u32, u32)> = written(&self.slots[&run.slot]);
+        let owner = &self.slots[&run.slot];
+        let written = owner.computed..owner.computed + run.tokens as usize;
         for (_, other) in self.slots.iter().filter(|(slot, _)| **slot != run.slot) {
-            let has = |(group, block)| other.tables.get(group).is_some_and(|table| table.contains(block));
-            assert!(
-                !written.iter().any(|(group, block)| has((group, block))),
-                "a shared block is never written"
-            );
+            for (group, table) in &owner.tables {
+                let own = written.clone().filter_map(|position| table.get(position / self.block_tokens));
+                let shared = own.filter(|block| other.tables.get(group).is_some_and(|t| t.contains(block)));
+                assert_eq!(shared.count(), 0, "what is shared is never written");
+            }
         }
         let slot = self.slots.get_mut(&run.slot).expect("the slot is taken");
         assert!(run.tokens > 0);

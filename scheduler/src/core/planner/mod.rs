@@ -284,7 +284,7 @@ impl Planner {
                 self.account.earn(first);
                 self.totals.first_tokens += first as u64;
                 self.totals.recomputed_tokens += again as u64;
-                if !failed {
+                if !failed && running.published < self.limits.whole_blocks(running.computed) {
                     self.publish(run.rank);
                 }
             }

@@ -97,11 +97,11 @@ impl Planner {
         if rows.min(running.pending(self.limits.context)) == 0 {
             return;
         }
-        let held = self.blocks.capacity(running.table.len());
+        let (new, held) = (!running.started, self.blocks.capacity(running.table.len()));
         if held == running.scheduled && !self.make_room(rank, draft) {
             return;
         }
-        let fork = self.fork(rank, draft);
+        let fork = if new { self.fork(rank, draft) } else { None };
         let Some(running) = self.running.get_mut(&rank) else { return };
         running.skip(fork.as_ref().map_or(0, |fork| fork.tokens));
         let spare = self.blocks.free().saturating_sub(draft.owed);
@@ -110,12 +110,11 @@ impl Planner {
         let before = running.table.len();
         let missing = self.blocks.needed(running.scheduled + rows).saturating_sub(before);
         self.blocks.grow(&mut running.table, missing);
-        draft.append(running.slot, &running.table, if running.started { before } else { 0 });
+        draft.append(running.slot, &running.table, if new { 0 } else { before });
         if let Some(fork) = fork {
             draft.copy(&fork.from, &running.table, before);
         }
-        self.start(rank, draft);
-        let Some(running) = self.running.get_mut(&rank) else { return };
+        let cached = running.scheduled;
         running.scheduled += rows;
         running.in_flight += 1;
         let draws = running.sequence.samples(self.limits.context) && running.scheduled == running.expected();
@@ -123,6 +122,9 @@ impl Planner {
         draft.rows += rows;
         draft.runs.push(Run { rank, tokens: rows, draws });
         draft.plan.run.push(v1::SlotRun { slot: running.slot.0, tokens: rows as u32 });
+        if new {
+            self.start(rank, cached, draft);
+        }
     }
 
     /// Sees to it that a block can be had for `rank`, by preemption if need be. False: not in this step.

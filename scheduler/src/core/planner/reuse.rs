@@ -41,7 +41,7 @@ impl Planner {
     /// that is to run alone doesn't: those that it would wait for run beside others.
     pub(super) fn reuse(&mut self, rank: Rank) {
         let Some(running) = self.running.get_mut(&rank).filter(|r| !r.started) else { return };
-        let whole = self.limits.wanted(running.sequence.cacheable());
+        let whole = self.limits.whole_blocks(running.sequence.cacheable());
         let block_tokens = self.blocks.block_tokens();
         let hashes = running.sequence.hashes(block_tokens).get(..whole).unwrap_or_default();
         let held = running.table.len();
@@ -57,13 +57,13 @@ impl Planner {
         }
     }
 
-    /// What a sequence that hasn't run yet may copy of its next block, from the choice of its request that has
-    /// been running longest. Needs a free block to copy to.
+    /// What a sequence that runs for the first time may copy of its next block, from the choice of its request
+    /// that has been running longest. Needs a free block to copy to.
     ///
     /// Not in a step that preempts: the block that was copied from could become one that is copied to, and
     /// copies have no order.
     pub(super) fn fork(&self, rank: Rank, draft: &Draft) -> Option<Fork> {
-        let running = self.running.get(&rank).filter(|r| !r.started)?;
+        let running = self.running.get(&rank)?;
         if draft.preempted || !self.limits.prefix_cache {
             return None;
         }
@@ -81,11 +81,11 @@ impl Planner {
         (tokens < self.blocks.block_tokens()).then_some(Fork { from: from?, tokens })
     }
 
-    /// Tells the worker of a sequence that runs for the first time, and others what it is going to compute.
-    pub(super) fn start(&mut self, rank: Rank, draft: &mut Draft) {
-        let Some(running) = self.running.get_mut(&rank).filter(|r| !r.started) else { return };
+    /// Tells the worker of a sequence that runs for the first time, with `cached` tokens of it computed, and
+    /// others what it is going to compute.
+    pub(super) fn start(&mut self, rank: Rank, cached: TokenCount, draft: &mut Draft) {
+        let Some(running) = self.running.get_mut(&rank) else { return };
         running.started = true;
-        let cached = running.scheduled;
         let sequence = &mut running.sequence;
         draft.plan.admit.push(new_sequence(sequence, running.slot, cached, self.limits.context));
         self.totals.wasted_tokens += std::mem::take(&mut sequence.given_up).saturating_sub(cached) as u64;
@@ -93,7 +93,7 @@ impl Planner {
         self.totals.overdrawn_tokens += self.account.pay(sequence.reached.saturating_sub(cached));
         sequence.cached.get_or_insert(cached.min(sequence.prompt_tokens));
         // A block with the last known token isn't promised: a draw that is put off takes that row back.
-        let (first, end) = (running.published, self.limits.wanted(sequence.tokens.len() - 1));
+        let (first, end) = (running.published, self.limits.whole_blocks(sequence.tokens.len() - 1));
         running.claimed = end.max(first);
         let hashes = sequence.hashes(self.blocks.block_tokens());
         for hash in hashes.get(first..end).unwrap_or_default() {
@@ -101,13 +101,10 @@ impl Planner {
         }
     }
 
-    /// Lets the blocks be found that a sequence has filled, as the step that is back says.
+    /// Lets the blocks be found that a sequence has filled.
     pub(super) fn publish(&mut self, rank: Rank) {
         let Some(running) = self.running.get_mut(&rank) else { return };
-        let (first, end) = (running.published, self.limits.wanted(running.computed));
-        if end <= first {
-            return;
-        }
+        let (first, end) = (running.published, self.limits.whole_blocks(running.computed));
         running.published = end;
         let hashes = running.sequence.hashes(self.blocks.block_tokens());
         for (nth, hash) in hashes.iter().enumerate().take(end).skip(first) {
@@ -134,7 +131,7 @@ impl Planner {
 
     /// How much of a waiting sequence is cached.
     pub(super) fn cached(&self, sequence: &Sequence) -> Found {
-        let whole = self.limits.wanted(sequence.cacheable());
+        let whole = self.limits.whole_blocks(sequence.cacheable());
         let hashes = sequence.chain.as_ref().and_then(|chain| chain.hashes().get(..whole));
         self.blocks.find(hashes.unwrap_or_default())
     }
@@ -144,7 +141,7 @@ impl Planner {
 
 impl super::Limits {
     /// Whole blocks in `tokens` tokens, if the cache is on.
-    fn wanted(&self, tokens: TokenCount) -> usize {
+    pub(super) fn whole_blocks(&self, tokens: TokenCount) -> usize {
         if self.prefix_cache { tokens / self.block_tokens } else { 0 }
     }
 }
