@@ -231,3 +231,17 @@ fn the_least_recently_used_goes_first_and_a_tail_before_its_head() {
     assert_eq!(run(&mut pair, 5, 9, "b"), 8, "its head is still there");
     assert_eq!(run(&mut pair, 6, 17, "a"), 12, "of this the tail gave way to the end of the last");
 }
+
+#[test]
+fn a_block_is_found_only_when_the_step_that_filled_it_is_back() {
+    let mut pair = Pair::new(Limits { depth: 2, ..limits() });
+    pair.submit(sequence(1, 100, spec(1)));
+    let (first, second) = (pair.planner.plan().unwrap(), pair.planner.plan().unwrap());
+    pair.submit(sequence(2, 100, spec(1)));
+    pair.planner.complete(pair.worker.step(first), &mut pair.out).unwrap();
+    assert!(pair.planner.plan().is_none(), "the rest is on its way");
+    let mut failed = pair.worker.step(second);
+    failed.slots[0] = v1::SlotResult { slot: 0, failure: Some("NaN".into()), ..Default::default() };
+    pair.planner.complete(failed, &mut pair.out).unwrap();
+    assert_eq!(pair.step().admit[0].computed, 64, "what failed was filled with nothing");
+}
