@@ -4,8 +4,8 @@
 //! sequences find another. Those that find none go back to their router at once: it knows the other
 //! schedulers, and is the one place that waits.
 //!
-//! The choice is the least work that comes before the request's end: what is outstanding on a worker, and what
-//! of the request its prefix cache doesn't spare it. [`Holders`] knows the caches exactly; [`Sessions`] knows
+//! The choice is where the request costs least: by what is outstanding on a worker, and by what of the request
+//! its prefix cache doesn't spare it. [`Holders`] knows the caches exactly; [`Sessions`] knows
 //! where a session's last request went, whose blocks may not be filled yet.
 
 use std::collections::BTreeMap;
@@ -19,6 +19,11 @@ use super::{
     sessions::Sessions,
     types::{LinkId, SequenceKey, TokenCount, WorkerId},
 };
+
+/// What a token of the request that is to be computed weighs, against one outstanding: that is mostly in the KV
+/// cache already, or will be one of many rows of a step. Simulated conversations found 25 % of their tokens
+/// cached with 1, 48 % with 4, 56 % with 16, and no more with 64; first tokens came soonest with 16.
+const TO_COMPUTE: TokenCount = 16;
 
 /// What a worker is good for.
 #[derive(Clone, Debug, Default)]
@@ -190,8 +195,8 @@ impl Placement {
     }
 
     /// Of the workers that serve the model: one that can hold the request at all, whose bytes are equal to
-    /// those so far, with room in its KV cache, with the fewest tokens to run before the request is through:
-    /// those outstanding, and those of the request that it doesn't have.
+    /// those so far, with room in its KV cache, where the request costs least: by the tokens of it that the worker
+    /// doesn't have, and those that are outstanding there.
     fn choose(&mut self, request: &mut [Sequence]) -> Option<WorkerId> {
         self.find_cached(request);
         let first = request.first()?;
@@ -210,7 +215,7 @@ impl Placement {
                 let left = known - cached.min(cacheable);
                 // Half of it is guessed to be filled there just now, or to be found elsewhere no cheaper.
                 let left = if home == Some(id) { left / 2 } else { left };
-                (largest > facts.kv_tokens, other_class, full, outstanding + left, id)
+                (largest > facts.kv_tokens, other_class, full, outstanding + left * TO_COMPUTE, id)
             })
             .map(|(&id, _)| id)
     }

@@ -145,55 +145,45 @@ fn has(placement: &mut Placement, id: WorkerId, blocks: usize) {
 }
 
 #[test]
-fn what_a_worker_has_cached_weighs_as_much_as_what_it_has_to_do() {
+fn a_request_goes_where_its_beginning_is_cached_unless_that_worker_is_full() {
     let mut placement = Placement::default();
     join(&mut placement, A, "");
     join(&mut placement, B, "");
     has(&mut placement, B, 5);
-    assert_eq!(runs(&submit(&mut placement, vec![sequence(1, 0, 30)])), [(B, vec![1])]);
-    assert_eq!(runs(&submit(&mut placement, vec![sequence(2, 0, 30)])), [(A, vec![2])], "30 against 20");
-    placement.ended(&sequence(1, 0, 30).key);
-    let salted = |request| {
-        let mut other = sequence(request, 0, 30);
-        other.spec = Arc::new(Spec { tenant: "other".into(), ..Spec::clone(&other.spec) });
-        vec![other]
-    };
-    placement.ended(&sequence(2, 0, 30).key);
-    assert_eq!(runs(&submit(&mut placement, salted(3))), [(A, vec![3])], "another tenant's is not there");
-    placement.cache_changed(
-        B,
-        &sequence(0, 0, 90).hashes(4)[..1].iter().map(|h| Change::Removed(*h)).collect::<Vec<_>>(),
-    );
-    placement.ended(&sequence(3, 0, 30).key);
-    assert_eq!(runs(&submit(&mut placement, vec![sequence(4, 0, 30)])), [(A, vec![4])], "without its head");
+    let to = |placement: &mut Placement, sequence: Sequence| runs(&submit(placement, vec![sequence]))[0].0;
+    let workers: Vec<_> = (1..5).map(|request| to(&mut placement, sequence(request, 0, 30))).collect();
+    assert_eq!(workers, [B, B, B, A], "there is room for three");
+    (1..5).for_each(|request| placement.ended(&sequence(request, 0, 30).key));
+    let mut other = sequence(5, 0, 30);
+    other.spec = Arc::new(Spec { tenant: "other".into(), ..Spec::clone(&other.spec) });
+    assert_eq!(to(&mut placement, other), A, "another tenant's isn't there");
+    placement.ended(&sequence(5, 0, 30).key);
+    let mut uncached = sequence(6, 0, 30);
+    uncached.spec = Arc::new(Spec { max_cached: Some(0), ..Spec::clone(&uncached.spec) });
+    assert_eq!(to(&mut placement, uncached), A, "it doesn't want any");
+    placement.ended(&sequence(6, 0, 30).key);
+    placement.cache_changed(B, &[Change::Removed(sequence(0, 0, 90).hashes(4)[0])]);
+    assert_eq!(to(&mut placement, sequence(7, 0, 30)), A, "nothing is found without the head");
+    placement.ended(&sequence(7, 0, 30).key);
+    has(&mut placement, B, 1);
+    assert_eq!(to(&mut placement, sequence(8, 0, 30)), B);
     placement.worker_left(B, vec![], &mut Vec::new());
     join(&mut placement, B, "");
-    placement.ended(&sequence(4, 0, 30).key);
-    assert_eq!(runs(&submit(&mut placement, vec![sequence(5, 0, 30)])), [(A, vec![5])], "it came back empty");
+    assert_eq!(to(&mut placement, sequence(9, 0, 30)), A, "it came back with nothing");
 }
 
 #[test]
-fn a_session_stays_where_it_was_unless_that_costs_more_than_half_its_prompt() {
+fn a_session_stays_where_it_was_unless_that_worker_is_full() {
     let mut placement = Placement::default();
     join(&mut placement, A, "");
     join(&mut placement, B, "");
-    let of = |session, request, tokens| {
+    let mut to = |session, request, tokens| {
         let mut sequence = sequence(request, 0, tokens);
         sequence.spec = Arc::new(Spec { session: Some(session), ..Spec::clone(&sequence.spec) });
-        vec![sequence]
+        runs(&submit(&mut placement, vec![sequence]))[0].0
     };
-    assert_eq!(runs(&submit(&mut placement, of(7, 1, 10))), [(A, vec![1])]);
-    assert_eq!(runs(&submit(&mut placement, of(8, 2, 10))), [(B, vec![2])], "another session");
-    assert_eq!(
-        runs(&submit(&mut placement, of(8, 3, 10))),
-        [(B, vec![3])],
-        "10 and half of 9, against 10 and 9"
-    );
-    placement.ended(&sequence(1, 0, 10).key);
-    assert_eq!(runs(&submit(&mut placement, of(7, 4, 30))), [(A, vec![4])]);
-    assert_eq!(
-        runs(&submit(&mut placement, of(7, 5, 10))),
-        [(B, vec![5])],
-        "30 and half of 9, against 20 and 9"
-    );
+    assert_eq!((to(7, 1, 10), to(8, 2, 10)), (A, B));
+    let workers: Vec<_> = (3..7).map(|request| to(8, request, 25)).collect();
+    assert_eq!(workers, [B, B, B, A], "10 and three times 25 leave no room for another");
+    assert_eq!(to(8, 7, 10), A, "where it went last");
 }
