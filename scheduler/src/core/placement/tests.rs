@@ -7,7 +7,13 @@ const A: WorkerId = WorkerId(1);
 const B: WorkerId = WorkerId(2);
 
 fn join(placement: &mut Placement, id: WorkerId, class: &str) {
-    let facts = Facts { model_hash: "m".into(), numerics_class: class.into(), kv_tokens: 100, context: 1000 };
+    let facts = Facts {
+        model_hash: "m".into(),
+        numerics_class: class.into(),
+        kv_tokens: 100,
+        block_tokens: 4,
+        context: 1000,
+    };
     placement.worker_joined(id, facts);
 }
 
@@ -98,12 +104,12 @@ fn sequences_of_a_lost_worker_move_within_their_class_if_they_can() {
 }
 
 #[test]
-fn a_request_that_was_at_too_many_deaths_fails() {
+fn a_request_whose_worker_died_of_it_fails() {
     let mut placement = Placement::default();
     join(&mut placement, A, "");
     submit(&mut placement, vec![sequence(1, 0, 10)]);
     let mut out = Vec::new();
-    placement.worker_left(A, vec![Sequence { deaths: MAX_DEATHS, ..sequence(1, 0, 10) }], &mut out);
+    placement.worker_left(A, vec![Sequence { deaths: GUILTY, ..sequence(1, 0, 10) }], &mut out);
     assert_eq!(reasons(&out), [Reason::GaveUp]);
 }
 
@@ -129,4 +135,55 @@ fn a_cancel_reaches_every_place() {
     newer.key.attempt = 1;
     out = submit(&mut placement, vec![newer]);
     assert!(matches!(&out[..], [Action::Cancel { .. }, Action::Run { .. }]), "an older attempt is over");
+}
+
+/// Tells that a worker has the first `blocks` blocks of `sequence`'s prompts.
+fn has(placement: &mut Placement, id: WorkerId, blocks: usize) {
+    let hashes = sequence(0, 0, 90).hashes(4).to_vec();
+    let added: Vec<_> = hashes[..blocks].iter().map(|hash| Change::Added(*hash)).collect();
+    placement.cache_changed(id, &added);
+}
+
+#[test]
+fn a_request_goes_where_its_beginning_is_cached_unless_that_worker_is_full() {
+    let mut placement = Placement::default();
+    join(&mut placement, A, "");
+    join(&mut placement, B, "");
+    has(&mut placement, B, 5);
+    let to = |placement: &mut Placement, sequence: Sequence| runs(&submit(placement, vec![sequence]))[0].0;
+    let workers: Vec<_> = (1..5).map(|request| to(&mut placement, sequence(request, 0, 30))).collect();
+    assert_eq!(workers, [B, B, B, A], "there is room for three");
+    (1..5).for_each(|request| placement.ended(&sequence(request, 0, 30).key));
+    let mut other = sequence(5, 0, 30);
+    other.spec = Arc::new(Spec { tenant: "other".into(), ..Spec::clone(&other.spec) });
+    assert_eq!(to(&mut placement, other), A, "another tenant's isn't there");
+    placement.ended(&sequence(5, 0, 30).key);
+    let mut uncached = sequence(6, 0, 30);
+    uncached.spec = Arc::new(Spec { max_cached: Some(0), ..Spec::clone(&uncached.spec) });
+    assert_eq!(to(&mut placement, uncached), A, "it doesn't want any");
+    placement.ended(&sequence(6, 0, 30).key);
+    placement.cache_changed(B, &[Change::Removed(sequence(0, 0, 90).hashes(4)[0])]);
+    assert_eq!(to(&mut placement, sequence(7, 0, 30)), A, "nothing is found without the head");
+    placement.ended(&sequence(7, 0, 30).key);
+    has(&mut placement, B, 1);
+    assert_eq!(to(&mut placement, sequence(8, 0, 30)), B);
+    placement.worker_left(B, vec![], &mut Vec::new());
+    join(&mut placement, B, "");
+    assert_eq!(to(&mut placement, sequence(9, 0, 30)), A, "it came back with nothing");
+}
+
+#[test]
+fn a_session_stays_where_it_was_unless_that_worker_is_full() {
+    let mut placement = Placement::default();
+    join(&mut placement, A, "");
+    join(&mut placement, B, "");
+    let mut to = |session, request, tokens| {
+        let mut sequence = sequence(request, 0, tokens);
+        sequence.spec = Arc::new(Spec { session: Some(session), ..Spec::clone(&sequence.spec) });
+        runs(&submit(&mut placement, vec![sequence]))[0].0
+    };
+    assert_eq!((to(7, 1, 10), to(8, 2, 10)), (A, B));
+    let workers: Vec<_> = (3..7).map(|request| to(8, request, 25)).collect();
+    assert_eq!(workers, [B, B, B, A], "10 and three times 25 leave no room for another");
+    assert_eq!(to(8, 7, 10), A, "where it went last");
 }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use volley_proto::v1;
 use volley_scheduler::{
     core::{
+        blocks::Change,
         placement::{Action, Placement},
         planner::{Limits, Planner},
         sequence::{Output, Sequence},
@@ -36,6 +37,7 @@ enum ToFront {
     Down(LinkId),
     Joined(WorkerId),
     Ended(Vec<SequenceKey>),
+    Cache(WorkerId, Vec<Change>),
     Left(WorkerId, Vec<Sequence>),
 }
 
@@ -176,6 +178,10 @@ impl Scheduler {
     fn go_on(&mut self, id: WorkerId, mut out: Vec<Output>, net: &mut Net) {
         let Some(runner) = self.runners.get_mut(&id) else { return };
         runner.go_on(&mut out, net);
+        let changes = runner.cache_changes();
+        if !changes.is_empty() {
+            self.tell_from_runner(ToFront::Cache(id, changes), net);
+        }
         self.watch(id, net);
         self.report(out, net);
     }
@@ -294,6 +300,7 @@ impl Scheduler {
                 self.models_changed(self.joined.len() == 1, net);
             }
             ToFront::Ended(keys) => keys.iter().for_each(|key| self.placement.ended(key)),
+            ToFront::Cache(id, changes) => self.placement.cache_changed(id, &changes),
             ToFront::Left(id, sequences) => self.worker_left(id, sequences, &mut actions, net),
         }
         self.act(actions, net);

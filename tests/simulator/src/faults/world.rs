@@ -395,6 +395,7 @@ fn limits(random: &mut Random) -> Limits {
         blocks: vec![blocks as u32; groups],
         context: CONTEXT,
         depth: 1 + random.below(2),
+        prefix_cache: random.chance(0.9),
         max_waiting: 64,
         max_waiting_tokens: 1 << 16,
     }

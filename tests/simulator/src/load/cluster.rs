@@ -232,6 +232,7 @@ impl Cluster {
         let Some(result) = node.results.pop_front() else { return Ok(()) };
         let mut out = Vec::new();
         node.planner.complete(result, &mut out).map_err(|error| Violation(error.to_string()))?;
+        self.chooser.cache_changed(worker, &node.planner.cache_changes());
         for output in out {
             self.take(output)?;
         }
@@ -274,5 +275,5 @@ impl Cluster {
 
 fn facts(limits: &Limits) -> Facts {
     let kv_tokens = limits.blocks.iter().min().map_or(0, |&blocks| blocks as usize) * limits.block_tokens;
-    Facts { kv_tokens, context: limits.context, ..Facts::default() }
+    Facts { kv_tokens, block_tokens: limits.block_tokens, context: limits.context, ..Facts::default() }
 }

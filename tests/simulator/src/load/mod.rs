@@ -68,6 +68,7 @@ impl Setup {
             blocks: vec![(kv / cost.kv_bytes) as u32 / block_tokens as u32],
             context: 16 << 10,
             depth: 2,
+            prefix_cache: true,
             max_waiting: 1024,
             max_waiting_tokens: 4 << 20,
         };
