@@ -396,6 +396,9 @@ impl Choice {
             FinishReason::Length => Some(Reason::Length),
         };
         let SequenceOutput { tokens, logprobs, embedding, .. } = output;
+        if tokens.is_empty() && end.is_none() {
+            return; // it only had scores: how many came with it is no matter of the client's
+        }
         let last = tokens.len().saturating_sub(1);
         for at in 0..=last {
             let own = at..(at + 1).min(tokens.len());
@@ -485,3 +488,6 @@ fn start_error(failure: Failure) -> StartError {
         failure::Reason::Internal | failure::Reason::Unspecified => StartError::Internal(message),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use volley_proto::v1::{Logprobs, Sampling as Wire};
 use volley_router::{
     assembler::{Assembler, Rules, Step},
     engine::StreamError,
-    generation::{Delta, Generation, Mirostat, Prompt, Reason, Sampling, Task, Token},
+    generation::{Delta, Generation, Mirostat, Prompt, Reason, Sampling, Task},
     stop::Stops,
 };
 
@@ -18,16 +18,6 @@ use crate::{
     model::{self, CONTEXT, END},
     random::Random,
 };
-
-/// What a choice said.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Said {
-    pub(super) text: String,
-    tokens: Vec<Token>,
-    embedding: Vec<f32>,
-    /// Why it ended, tokens that count, and which stop string it was.
-    finish: Option<(Reason, u32, Option<u32>)>,
-}
 
 #[derive(Debug, PartialEq)]
 pub(super) enum State {
@@ -45,8 +35,12 @@ pub(super) enum State {
 
 pub(super) struct Client {
     pub(super) generation: Generation,
-    pub(super) expected: Vec<Said>,
-    pub(super) said: Vec<Said>,
+    /// By choice, what it must get, event for event.
+    expected: Vec<Vec<Delta>>,
+    /// By choice, how many of them it has.
+    seen: Vec<usize>,
+    /// Of these, how many its router is going to repeat.
+    repeated: Vec<usize>,
     pub(super) state: State,
     pub(super) arrival: Micros,
     /// Between two reads.
@@ -71,7 +65,8 @@ impl Client {
         let choices = generation.n;
         Self {
             expected: (0..choices).map(|choice| undisturbed(&generation, choice)).collect(),
-            said: vec![Said::default(); choices as usize],
+            seen: vec![0; choices as usize],
+            repeated: vec![0; choices as usize],
             generation,
             state: State::Waits,
             arrival,
@@ -82,43 +77,34 @@ impl Client {
         }
     }
 
-    /// Its router is gone: another will say everything again from the start.
-    pub(super) fn starts_over(&mut self) {
-        self.said.fill(Said::default());
+    /// Its router is gone: another will say everything again. What it has is left out.
+    pub(super) fn resumes(&mut self) {
+        self.repeated.clone_from(&self.seen);
         self.state = State::Waits;
     }
 
-    /// Takes a batch in. What it has must be what the undisturbed run begins with.
+    /// Takes a batch in: the next events of the undisturbed run.
     pub(super) fn read(&mut self, batch: Vec<Delta>) -> Result<(), String> {
-        for delta in batch {
+        for mut delta in batch {
             let choice = delta.choice as usize;
-            let (Some(said), Some(expected)) = (self.said.get_mut(choice), self.expected.get(choice)) else {
+            let Some(expected) = self.expected.get(choice) else {
                 return Err(format!("there is no choice {choice}"));
             };
-            if said.finish.is_some() {
-                return Err(format!("choice {choice} goes on after its finish"));
+            if let Some(finish) = &mut delta.finish {
+                finish.cached_tokens = 0; // these may differ
             }
-            said.text.push_str(&delta.text);
-            said.tokens.extend(delta.tokens);
-            said.embedding.extend(delta.embedding);
-            said.finish = delta.finish.map(|f| (f.reason, f.completion_tokens, f.stop));
-            let begins = expected.text.starts_with(&said.text) && expected.tokens.starts_with(&said.tokens);
-            if !begins || (said.finish.is_some() && said != expected) {
-                let same = said.tokens.iter().zip(&expected.tokens).take_while(|(a, b)| a == b).count();
-                return Err(format!(
-                    "choice {choice} says {:?} ({:?}), undisturbed {:?} ({:?}); of {} tokens {same} are right, then {:?} \
-                     stands for {:?}",
-                    said.text,
-                    said.finish,
-                    expected.text,
-                    expected.finish,
-                    said.tokens.len(),
-                    said.tokens.get(same),
-                    expected.tokens.get(same),
-                ));
+            let repeated = self.repeated[choice] > 0;
+            let at = self.seen[choice] - self.repeated[choice];
+            if expected.get(at) != Some(&delta) {
+                let expected = expected.get(at);
+                return Err(format!("event {at} of choice {choice} is {delta:?}, undisturbed {expected:?}"));
+            }
+            match repeated {
+                true => self.repeated[choice] -= 1,
+                false => self.seen[choice] += 1,
             }
         }
-        if self.said.iter().all(|said| said.finish.is_some()) {
+        if self.seen.iter().zip(&self.expected).all(|(seen, expected)| *seen == expected.len()) {
             self.state = State::Done;
         }
         Ok(())
@@ -126,7 +112,7 @@ impl Client {
 
     /// Its stream ended early. One that has nothing yet calls again if it may, as SDKs do.
     pub(super) fn fail(&mut self, error: StreamError, again: bool) {
-        let began = self.said.iter().any(|said| *said != Said::default());
+        let began = self.seen.iter().any(|&seen| seen > 0);
         self.state = if began || !again { State::Failed(error) } else { State::Waits };
     }
 
@@ -180,8 +166,8 @@ fn generation(number: usize, random: &mut Random) -> Generation {
     }
 }
 
-/// What a choice says when nothing happens.
-fn undisturbed(generation: &Generation, choice: u32) -> Said {
+/// What a choice says when nothing happens: its events.
+fn undisturbed(generation: &Generation, choice: u32) -> Vec<Delta> {
     let model = model::model();
     let stops = Stops::new(&generation.stop, model.tokenizer());
     let mut ends: Vec<u32> = stops.tokens().to_vec();
@@ -195,11 +181,8 @@ fn undisturbed(generation: &Generation, choice: u32) -> Said {
     };
     let mut assembler = Assembler::new(choice, Arc::new(rules));
     let prompt = &generation.prompts[0].tokens;
-    let mut said = Said::default();
-    let digest = model::digest_all(prompt);
-    if generation.task == Task::Embed {
-        said.embedding = vec![(digest >> 40) as f32];
-    }
+    let mut events = Vec::new();
+    let mut digest = model::digest_all(prompt);
     if generation.echo > 0 {
         let from = prompt.len().saturating_sub(generation.echo as usize);
         let scores: Vec<Logprobs> = match generation.logprobs {
@@ -211,9 +194,11 @@ fn undisturbed(generation: &Generation, choice: u32) -> Said {
         assembler.echo(prompt, from, None, &scores);
     }
     if generation.max_tokens == 0 {
-        said.add(assembler.push(Step::default()));
+        events.extend(assembler.push(Step::default()));
     }
-    let mut digest = digest;
+    if generation.task == Task::Embed {
+        events.iter_mut().for_each(|event| event.embedding = vec![(digest >> 40) as f32]);
+    }
     let wire = Wire { mirostat_target: generation.sampling.mirostat.map(|m| m.target), ..Default::default() };
     let mut mirostat = model::first_state(None, &wire);
     let mut generated = 0;
@@ -228,20 +213,14 @@ fn undisturbed(generation: &Generation, choice: u32) -> Said {
             (false, true) => Some(Reason::Length),
             (false, false) => None,
         };
-        said.add(assembler.push(Step { tokens: &[token], logprobs: &logprobs, end, cached_tokens: None }));
+        events.extend(assembler.push(Step {
+            tokens: &[token],
+            logprobs: &logprobs,
+            end,
+            cached_tokens: None,
+        }));
         digest = model::digest(digest, token);
         mirostat = mirostat.map(|state| model::next_state(state, token));
     }
-    said
-}
-
-// === impl Said ===
-
-impl Said {
-    fn add(&mut self, delta: Option<Delta>) {
-        let Some(delta) = delta else { return };
-        self.text.push_str(&delta.text);
-        self.tokens.extend(delta.tokens);
-        self.finish = delta.finish.map(|f| (f.reason, f.completion_tokens, f.stop));
-    }
+    events
 }

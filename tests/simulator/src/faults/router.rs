@@ -347,9 +347,12 @@ impl Router {
         net.after(wait, self.process(), Event::SlowClient(id));
     }
 
-    /// The client has read a batch: there is room for what was held.
+    /// The client has read a batch: when half is read, there is room for what was held.
     pub(super) fn resume(&mut self, id: u64, net: &mut Net) {
         let Some(call) = self.calls.get_mut(&id) else { return };
+        if call.unread.len() > CLIENT_BUFFER / 2 {
+            return;
+        }
         let Some((deltas, finished)) = call.held.take() else { return };
         call.unread.push_back(deltas);
         net.after(0, Process::World, Event::Readable(call.client));

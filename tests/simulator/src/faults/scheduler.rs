@@ -369,7 +369,8 @@ impl Scheduler {
         }
         let schedulers = self.view.schedulers().count().max(1);
         let share = self.view.workers().count().div_ceil(schedulers);
-        let mut mine = self.view.claims.values().filter(|claim| claim.scheduler == self.number).count();
+        let owner = |worker: &usize| self.view.claims.get(worker).map(|claim| claim.scheduler);
+        let mut mine = self.view.workers().filter(|worker| owner(worker) == Some(self.number)).count();
         let free: Vec<_> = self.view.workers().filter(|w| !self.view.claims.contains_key(w)).collect();
         for worker in free {
             mine += 1;

@@ -375,7 +375,7 @@ impl World {
     fn resume(&mut self, number: usize, router: usize) {
         let client = &mut self.clients[number];
         if matches!(client.state, State::Reads { router: at, .. } if at == router) {
-            client.starts_over();
+            client.resumes();
             self.outcome.resumed += 1;
             self.net.after(CALL_AGAIN, Process::World, Event::Call(number));
         }

@@ -1,0 +1,76 @@
+use super::*;
+use crate::{
+    fixture,
+    generation::{Prompt, Sampling},
+};
+
+/// A link that takes everything.
+#[derive(Clone)]
+struct Anywhere;
+
+impl Place for Anywhere {
+    fn submit(&self, _: Order) -> bool {
+        true
+    }
+
+    fn cancel(&self, _: u64, _: u32, _: Option<u32>) {}
+
+    fn lists(&self) -> u64 {
+        1
+    }
+
+    fn is(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+fn generation() -> Generation {
+    Generation {
+        id: String::new(),
+        task: Task::Generate,
+        prompts: vec![Prompt { tokens: vec![97, 98, 99] }],
+        n: 1,
+        max_tokens: 5,
+        stop: Vec::new(),
+        include_stop: false,
+        ignore_eos: false,
+        min_tokens: 0,
+        echo: 0,
+        logprobs: None,
+        grammar: None,
+        shown: Vec::new(),
+        sampling: Sampling::default(),
+        tenant: String::new(),
+        priority: 0,
+        session: None,
+        cache_salt: String::new(),
+        max_cached_tokens: None,
+        traceparent: String::new(),
+    }
+}
+
+/// The events of an echo with two scores that come in outputs of so many each, then one token.
+fn events(scored: &[usize]) -> Vec<Delta> {
+    let model = Model::new(fixture::card(), &fixture::byte_level(&[]), None).unwrap();
+    let generation = Generation { echo: u32::MAX, logprobs: Some(0), ..generation() };
+    let mut request = Request::new(1, Arc::new(model), &generation, 0);
+    assert!(request.place_on(&Anywhere, Instant::now()));
+    let mut events = Vec::new();
+    for (nth, &count) in scored.iter().enumerate() {
+        let mut output =
+            SequenceOutput { request: 1, scored: vec![Logprobs::default(); count], ..Default::default() };
+        if nth + 1 == scored.len() {
+            (output.tokens, output.logprobs) = (vec![100], vec![Logprobs::default()]);
+        }
+        request.take(output, &mut events);
+    }
+    events
+}
+
+#[test]
+fn events_do_not_tell_how_a_prompt_was_cut_into_steps() {
+    assert_eq!(events(&[2]).len(), 1);
+    assert_eq!(events(&[1, 1]), events(&[2]));
+    assert_eq!(events(&[1, 1, 0]), events(&[2]));
+    assert_eq!(events(&[2, 0]), events(&[2]));
+}
