@@ -127,6 +127,7 @@ impl World {
             stop_tokens: s.stop_tokens.iter().copied().map(TokenId).collect(),
             score: s.score,
             priority: s.priority,
+            tenant: s.tenant.clone(),
             grammar: s.grammar.clone(),
             ..Spec::default()
         });
@@ -216,10 +217,10 @@ fn request() -> impl Strategy<Value = Request> {
     let prompt = prop::collection::vec(0..fake::VOCABULARY, 1..24);
     let lengths = (0..30u32, 0..6u32, 1..3u32, 0..6usize);
     let flags = (any::<bool>(), prop::option::of(0..8u32), any::<bool>(), -1..2i32, any::<u64>());
-    let flags = (flags, prop::option::weighted(0.3, Just(3.0)), any::<bool>());
+    let flags = (flags, prop::option::weighted(0.3, Just(3.0)), any::<bool>(), "[ab]");
     (prompt, lengths, flags).prop_map(|(prompt, lengths, flags)| {
         let (max_tokens, min_tokens, choices, received) = lengths;
-        let ((stops, score, logprobs, priority, seed), mirostat_target, guided) = flags;
+        let ((stops, score, logprobs, priority, seed), mirostat_target, guided, tenant) = flags;
         let logprobs = logprobs.then_some(0);
         let sampling = v1::Sampling { seed, logprobs, mirostat_target, ..Default::default() };
         let submission = v1::Submission {
@@ -231,6 +232,7 @@ fn request() -> impl Strategy<Value = Request> {
             stop_tokens: if stops { vec![STOP, STOP + 9, STOP + 31] } else { vec![] },
             score: score.map(|from| v1::ScoreRange { from, alternatives: 0 }),
             priority,
+            tenant,
             ..Default::default()
         };
         // Scores of a moved request would come again from the start: the router narrows the range.

@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use self::values::{
     Activations, BenchEndpoint, BenchMode, Device, LogFormat, Pooling, StopWord, ToolParser, UnknownFields,
 };
-use self::values::{alias, device, gigabytes, positive, url};
+use self::values::{alias, device, gigabytes, positive, url, weight};
 use crate::models;
 
 /// An open, Fireworks.ai-compatible LLM serving cluster in one binary.
@@ -292,6 +292,13 @@ pub(crate) struct AdmissionArgs {
     /// 1024: some minutes of work for a small machine; waiting longer than that helps nobody.
     #[arg(long, env = "VOLLEY_MAX_WAITING", default_value_t = 1024, value_name = "N")]
     pub(crate) max_waiting: usize,
+    /// What an API key gets of a busy cluster beside others: twice as much with weight 2 as with 1, the default.
+    ///
+    /// A key is named by the first 16 digits of its BLAKE3 hash, so that schedulers see none:
+    /// `printf %s "$KEY" | b3sum --length 8`.
+    #[arg(long, env = "VOLLEY_TENANT_WEIGHT", value_delimiter = ',', value_parser = weight,
+          value_name = "TENANT=WEIGHT[,…]")]
+    pub(crate) tenant_weight: Vec<(String, u32)>,
 }
 
 // --- clients ----------------------------------------------------------------------------------------------

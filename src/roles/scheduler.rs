@@ -1,5 +1,7 @@
 //! `volley scheduler`: claims workers, and plans their steps for the routers that connect.
 
+use std::sync::Arc;
+
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 use volley_proto::transport::Transport;
@@ -33,5 +35,9 @@ pub(crate) async fn run(args: SchedulerArgs, metrics: PrometheusHandle) -> Resul
 
 /// What the scheduler makes of the flags; the rest are its own defaults.
 pub(super) fn config(args: &AdmissionArgs, id: String, address: String) -> Config {
-    Config { max_waiting_sequences: args.max_waiting, ..Config::new(id, address) }
+    Config {
+        max_waiting_sequences: args.max_waiting,
+        tenant_weights: Arc::new(args.tenant_weight.iter().cloned().collect()),
+        ..Config::new(id, address)
+    }
 }

@@ -17,7 +17,9 @@
 //! to be computed anew with what it has generated as part of what is known.
 
 mod alone;
+mod give_way;
 mod growth;
+mod pace;
 mod plan;
 mod recompute;
 
@@ -26,7 +28,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use volley_proto::v1::{self, FinishReason, Kind, failure::Reason};
 
 pub use self::recompute::SHARE;
-use self::{growth::Growth, plan::Draft, recompute::Account};
+use self::{growth::Growth, pace::Pace, plan::Draft, recompute::Account};
 use super::{
     blocks::{Blocks, Table},
     drain::Drain,
@@ -72,6 +74,7 @@ pub struct Planner {
     next_step: u64,
     account: Account,
     growth: Growth,
+    pace: Pace,
     totals: Totals,
 }
 
@@ -97,6 +100,8 @@ enum State {
     Running,
     /// Preempted; what is in flight still counts.
     Evicting,
+    /// The same, for another tenant's sake: it waits for its tenant's turn.
+    Yielding,
     /// Over; what is in flight is waste.
     Ended,
 }
@@ -171,6 +176,7 @@ impl Planner {
             free_slots: (0..limits.slots).rev().map(SlotId).collect(),
             released: Vec::new(),
             growth: Growth::default(),
+            pace: Pace::default(),
             in_flight: VecDeque::new(),
             next_step: 1,
             totals: Totals::default(),
@@ -231,6 +237,8 @@ impl Planner {
             return Err(OutOfStep { answered, expected });
         }
         let Some(step) = self.in_flight.pop_front() else { return Ok(()) };
+        let (decodes, rows) = step.rows();
+        self.pace.measure(decodes, rows, result.compute_us);
         let mut answers: Vec<_> = (0..self.limits.slots).map(|_| None).collect();
         for answer in result.slots {
             if let Some(place) = answers.get_mut(answer.slot as usize) {
@@ -389,14 +397,30 @@ impl Planner {
         self.blocks.release(running.table);
         self.released.push(running.slot);
         self.free_slots.push(running.slot);
-        if running.state == State::Evicting {
+        let (state, sequence) = (running.state, running.sequence);
+        if state != State::Ended {
             self.totals.wasted_tokens += running.computed as u64;
-            self.waiting.put_back(running.sequence);
-        } else {
-            self.growth.ended();
-            self.drain.frees(running.sequence.prompt_tokens);
-            self.ranks.remove(&running.sequence.key);
         }
+        match state {
+            State::Evicting => self.waiting.put_back(sequence),
+            State::Yielding => self.waiting.line_up(sequence),
+            State::Running | State::Ended => {
+                self.growth.ended();
+                self.drain.frees(sequence.prompt_tokens);
+                self.ranks.remove(&sequence.key);
+            }
+        }
+    }
+}
+
+// === impl Step ===
+
+impl Step {
+    /// Its decodes, and its rows of prompts.
+    fn rows(&self) -> (usize, TokenCount) {
+        let (decodes, prompts): (Vec<&Run>, Vec<&Run>) =
+            self.runs.iter().partition(|run| run.draws && run.tokens == 1);
+        (decodes.len(), prompts.iter().map(|run| run.tokens).sum())
     }
 }
 
