@@ -13,8 +13,16 @@
 //! A guided sequence may find that nothing was drawn, since its grammar isn't compiled yet. Then the last row
 //! didn't count, and every step behind it runs what the one before should have: nobody waits for it.
 //!
-//! When blocks run out, a sequence is preempted: it gives up its blocks and waits again, in its old place,
-//! to be computed anew with what it has generated as part of what is known.
+//! When blocks run out, a sequence is preempted: it gives up its blocks and waits again, to be computed anew
+//! with what it has generated as part of what is known.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `plan.rs` | the step: who runs how much; whom it costs blocks |
+//! | `growth.rs`, `recompute.rs` | how full the cache may be; what preemption may cost |
+//! | `give_way.rs` | whose place a newcomer gets |
+//! | `pace.rs` | how much of a long prompt runs beside streams |
+//! | `alone.rs` | sequences that may have killed workers |
 
 mod alone;
 mod give_way;
