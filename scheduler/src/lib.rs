@@ -25,7 +25,7 @@ mod front;
 mod link;
 mod runner;
 mod server;
-mod submission;
+pub mod submission;
 mod telemetry;
 mod workers;
 

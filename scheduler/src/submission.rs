@@ -20,7 +20,7 @@ const AHEAD: usize = 2;
 
 /// The submissions of a link that are under way.
 #[derive(Default)]
-pub(crate) struct Assembler {
+pub struct Assembler {
     partial: HashMap<u64, Submission>,
     tokens: usize,
 }
@@ -28,10 +28,10 @@ pub(crate) struct Assembler {
 /// A router has more under way than it may.
 #[derive(Debug, thiserror::Error)]
 #[error("more than {MAX_PARTIAL_TOKENS} tokens of incomplete submissions")]
-pub(crate) struct TooMuch;
+pub struct TooMuch;
 
 /// A whole submission.
-pub(crate) struct Submission {
+pub struct Submission {
     request: u64,
     attempt: u32,
     header: v1::Submission,
@@ -42,7 +42,7 @@ pub(crate) struct Submission {
 
 impl Assembler {
     /// Adds a chunk; the submission, if this was its last. A chunk without a beginning is dropped.
-    pub(crate) fn add(&mut self, chunk: v1::Submit) -> Result<Option<Submission>, TooMuch> {
+    pub fn add(&mut self, chunk: v1::Submit) -> Result<Option<Submission>, TooMuch> {
         let v1::Submit { request, attempt, header, prompt, last } = chunk;
         if let Some(header) = header {
             self.forget(request);
@@ -61,7 +61,7 @@ impl Assembler {
     }
 
     /// Drops the submission of a request that was cancelled on the way.
-    pub(crate) fn forget(&mut self, request: u64) -> Option<Submission> {
+    pub fn forget(&mut self, request: u64) -> Option<Submission> {
         let submission = self.partial.remove(&request)?;
         self.tokens -= submission.prompt.len();
         Some(submission)
@@ -72,7 +72,7 @@ impl Assembler {
 
 impl Submission {
     /// A sequence per choice. The front numbers them.
-    pub(crate) fn sequences(self, link: LinkId) -> Vec<Sequence> {
+    pub fn sequences(self, link: LinkId) -> Vec<Sequence> {
         let Self { request, attempt, header, prompt } = self;
         let spec = Arc::new(spec(&header));
         let choices = header.choices.iter();

@@ -39,7 +39,7 @@ def refused(answer, status, code=..., param=..., message=""):
     assert headers["content-type"].startswith("application/json") and headers["x-request-id"]
     error = body["error"]
     assert {"type", "code", "param", "message"} <= error.keys()
-    assert error["type"] == ("error" if status in (401, 404) else INVALID)
+    assert error["type"] == ("error" if error["code"] in ("UNAUTHORIZED", "NOT_FOUND") else INVALID)
     assert code is ... or error["code"] == code, error
     assert param is ... or error["param"] == param, error
     assert message in error["message"]

@@ -271,7 +271,7 @@ def a_slow_reader_is_waited_for_and_not_run_ahead_of(server):
     n, length = 8, 700  # more than sockets hold, and in more steps than the router keeps
     ask = chat(**LONG | {"max_tokens": length}, n=n, logprobs=True, top_logprobs=20, seed=3)
     before = server.metric("volley_router_pauses_total")
-    stream = Stream(server, *ask, buffer=4096)
+    stream = Stream(server, *ask, buffer=1 << 17)
     eventually(lambda: server.metric("volley_router_pauses_total") > before, "a pause", seconds=240)
     counts = [0] * n
     for chunk in stream.chunks():

@@ -94,4 +94,4 @@ def test_a_kept_response_is_found_from_every_router_until_its_own_is_gone(cluste
         assert streamed[-1].response.output_text == further.output_text
         cluster.gone(first)
         with pytest.raises(openai.NotFoundError):
-            b.responses.with_options(max_retries=5).retrieve(response.id)
+            b.with_options(max_retries=5).responses.retrieve(response.id)

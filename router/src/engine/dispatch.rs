@@ -14,7 +14,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::Stream;
@@ -30,7 +30,7 @@ use super::{
     Deltas, Generate, ModelError, StartError, StreamError,
     cluster::Cluster,
     link::Link,
-    request::{Request, Taken},
+    request::{Left, Request, Taken},
     supervise::{Links, Sink, supervise},
 };
 use crate::{
@@ -77,11 +77,21 @@ struct Shared {
 
 /// The live requests.
 #[derive(Default)]
-struct Table(Mutex<HashMap<u64, Arc<Request>>>);
+struct Table(Mutex<HashMap<u64, Arc<Active>>>);
+
+/// A live request, and whom it is for.
+struct Active {
+    id: u64,
+    request: Mutex<Request<Arc<Link>>>,
+    /// Its outputs: batches, or why there are no more.
+    out: mpsc::Sender<Result<Vec<Delta>, StartError>>,
+    /// Says why, where `out` was too full to.
+    failure: Arc<OnceLock<StreamError>>,
+}
 
 /// What a step gave a request.
 struct Batch {
-    request: Arc<Request>,
+    request: Arc<Active>,
     deltas: Vec<Delta>,
     admitted: bool,
     /// What ended the request here, if something did.
@@ -175,11 +185,11 @@ impl Generate for Engine {
         let mut local = Vec::new();
         for index in 0..generation.prompts.len() {
             let id = shared.next_request.fetch_add(1, Ordering::Relaxed);
-            let request =
-                Arc::new(Request::new(id, model.clone(), &generation, index, out.clone(), failure.clone()));
+            let mut request = Request::new(id, model.clone(), &generation, index);
             if request.needs_scheduler() {
                 running.guard.requests.push(id);
-                shared.admit(request)?;
+                let (out, failure) = (out.clone(), failure.clone());
+                shared.admit(Arc::new(Active { id, request: Mutex::new(request), out, failure }))?;
             } else {
                 let echoed = tokio::task::spawn_blocking(move || request.finish_locally()).await;
                 local.extend(echoed.map_err(|panic| StartError::Internal(panic.to_string()))?);
@@ -202,7 +212,7 @@ impl Generate for Engine {
 
 impl Shared {
     /// Takes a new request in and submits it: to the best link, else to any that will have it.
-    fn admit(self: &Arc<Self>, request: Arc<Request>) -> Result<(), StartError> {
+    fn admit(self: &Arc<Self>, request: Arc<Active>) -> Result<(), StartError> {
         if !self.table.insert(request.clone(), self.config.max_requests) {
             let message = "too many requests are in flight".to_owned();
             return Err(StartError::Overloaded { message, retry_after: RETRY_AFTER });
@@ -220,10 +230,11 @@ impl Shared {
         }
     }
 
-    fn place(self: &Arc<Self>, request: &Arc<Request>) -> Placed {
+    fn place(self: &Arc<Self>, request: &Arc<Active>) -> Placed {
         let mut refused = Vec::new();
-        while let Some(link) = self.cluster.pick(&request.model.card.hash, &refused) {
-            if request.place_on(&link) {
+        let model = request.lock().model_hash().to_owned();
+        while let Some(link) = self.cluster.pick(&model, &refused) {
+            if request.lock().place_on(&link, now()) {
                 // If it broke meanwhile, its text thread may not have seen this request.
                 if link.is_broken() {
                     self.displace(request, &link, true);
@@ -246,7 +257,8 @@ impl Shared {
                 current = self.table.get(sequence.request).map(Batch::new);
             }
             let Some(batch) = &mut current else { continue };
-            match batch.request.take(sequence, &mut batch.deltas) {
+            let taken = batch.request.lock().take(sequence, &mut batch.deltas);
+            match taken {
                 Taken::Running { admitted } => batch.admitted |= admitted,
                 end => batch.end = Some(end),
             }
@@ -283,46 +295,55 @@ impl Shared {
         false
     }
 
-    fn send(self: &Arc<Self>, request: &Arc<Request>, deltas: Vec<Delta>, finished: bool) {
+    fn send(self: &Arc<Self>, request: &Arc<Active>, deltas: Vec<Delta>, finished: bool) {
         match request.out.try_send(Ok(deltas)) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Closed(_)) => self.table.end(request.id),
             Err(mpsc::error::TrySendError::Full(held)) => {
-                request.pause();
+                request.lock().pause();
                 metrics::counter!("volley_router_pauses_total").increment(1);
                 self.runtime.spawn(self.clone().resume(request.clone(), held, finished));
             }
         }
     }
 
-    /// Waits for a slow client, then goes on.
+    /// Waits until a slow client has taken half of what is kept for it, then goes on. Not sooner: what it was sent is
+    /// computed again then, at every pause.
     async fn resume(
         self: Arc<Self>,
-        request: Arc<Request>,
+        request: Arc<Active>,
         held: Result<Vec<Delta>, StartError>,
         finished: bool,
     ) {
-        match time::timeout(self.config.slow_client, request.out.reserve()).await {
-            Ok(Ok(room)) => {
-                room.send(held);
-                if !finished {
-                    self.find_place(request.clone()).await;
+        let mut room = Vec::new();
+        while room.len() < self.config.client_buffer.div_ceil(2).max(1) {
+            match time::timeout(self.config.slow_client, request.out.reserve()).await {
+                Ok(Ok(one)) => room.push(one),
+                Ok(Err(_closed)) => return self.table.end(request.id),
+                Err(_elapsed) => {
+                    metrics::counter!("volley_router_slow_clients_total").increment(1);
+                    let _ = request.failure.set(StreamError::SlowClient);
+                    return self.table.end(request.id);
                 }
             }
-            Ok(Err(_closed)) => self.table.end(request.id),
-            Err(_elapsed) => {
-                metrics::counter!("volley_router_slow_clients_total").increment(1);
-                let _ = request.failure.set(StreamError::SlowClient);
-                self.table.end(request.id);
-            }
+        }
+        if let Some(first) = room.pop() {
+            first.send(held);
+        }
+        drop(room);
+        if !finished {
+            self.find_place(request.clone()).await;
         }
     }
 
     /// Moves a request that can't go on where it is. Whether it was there.
-    fn displace(self: &Arc<Self>, request: &Arc<Request>, link: &Arc<Link>, counts: bool) -> bool {
-        let Some(moves) = request.leave(link, counts) else { return false };
+    fn displace(self: &Arc<Self>, request: &Arc<Active>, link: &Arc<Link>, counts: bool) -> bool {
+        let left = request.lock().leave(link, counts, self.config.max_moves);
+        if left == Left::Elsewhere {
+            return false;
+        }
         metrics::counter!("volley_router_moves_total").increment(1);
-        if moves > self.config.max_moves {
+        if left == Left::TooOften {
             let message = format!("it moved {} times", self.config.max_moves);
             self.fail(request, StartError::Unavailable { message, retry_after: RETRY_AFTER });
         } else {
@@ -332,10 +353,10 @@ impl Shared {
     }
 
     /// Submits a request as soon as a link will have it. The one place where requests wait for a worker.
-    async fn find_place(self: Arc<Self>, request: Arc<Request>) {
+    async fn find_place(self: Arc<Self>, request: Arc<Active>) {
         let mut changed = self.cluster.changed();
         let bound = self.config.move_deadline;
-        let deadline = request.deadline(bound);
+        let deadline = request.lock().deadline(bound, now());
         loop {
             changed.mark_unchanged();
             if matches!(self.place(&request), Placed::Yes) {
@@ -345,7 +366,7 @@ impl Shared {
                 _ = changed.changed() => {}
                 () = time::sleep(OUTBOX_RETRY) => {}
                 () = request.out.closed() => return self.table.end(request.id),
-                () = time::sleep_until(deadline) => {
+                () = time::sleep_until(deadline.into()) => {
                     let message = format!("no worker took it over within {} s", bound.as_secs_f64());
                     return self.fail(&request, StartError::Unavailable { message, retry_after: RETRY_AFTER });
                 }
@@ -353,12 +374,17 @@ impl Shared {
         }
     }
 
-    fn fail(&self, request: &Arc<Request>, error: StartError) {
+    fn fail(&self, request: &Arc<Active>, error: StartError) {
         if request.out.try_send(Err(error.clone())).is_err() {
             let _ = request.failure.set(error.into());
         }
         self.table.end(request.id);
     }
+}
+
+/// The runtime's clock: tests pause it.
+fn now() -> Instant {
+    time::Instant::now().into_std()
 }
 
 /// Whether a request found a link.
@@ -387,7 +413,7 @@ impl Sink for Shared {
 // === impl Table ===
 
 impl Table {
-    fn insert(&self, request: Arc<Request>, bound: usize) -> bool {
+    fn insert(&self, request: Arc<Active>, bound: usize) -> bool {
         let mut table = self.lock();
         let fits = table.len() < bound;
         if fits {
@@ -397,11 +423,11 @@ impl Table {
         fits
     }
 
-    fn get(&self, id: u64) -> Option<Arc<Request>> {
+    fn get(&self, id: u64) -> Option<Arc<Active>> {
         self.lock().get(&id).cloned()
     }
 
-    fn all(&self) -> Vec<Arc<Request>> {
+    fn all(&self) -> Vec<Arc<Active>> {
         self.lock().values().cloned().collect()
     }
 
@@ -412,19 +438,27 @@ impl Table {
         metrics::gauge!("volley_router_active_requests").set(table.len() as f64);
         drop(table);
         if let Some(request) = removed {
-            request.end();
+            request.lock().end();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Request>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Active>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Active ===
+
+impl Active {
+    fn lock(&self) -> MutexGuard<'_, Request<Arc<Link>>> {
+        self.request.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 // === impl Batch ===
 
 impl Batch {
-    fn new(request: Arc<Request>) -> Self {
+    fn new(request: Arc<Active>) -> Self {
         Self { request, deltas: Vec::new(), admitted: false, end: None }
     }
 }

@@ -29,6 +29,8 @@ use volley_proto::{
     },
 };
 
+use super::request::{Order, Place};
+
 /// Prompt tokens in one message: what a cancel may have to wait for.
 const CHUNK_TOKENS: usize = 16 << 10;
 /// Submissions that share the wire, a chunk each in turn; the scheduler keeps them all until they are whole.
@@ -63,14 +65,6 @@ struct Report {
     /// Counts the lists of models.
     lists: u64,
     load: Load,
-}
-
-/// A request to submit.
-pub(crate) struct Order {
-    pub(crate) request: u64,
-    pub(crate) attempt: u32,
-    pub(crate) header: Submission,
-    pub(crate) prompt: Arc<[u32]>,
 }
 
 /// Cancels what was submitted with this attempt or an older one.
@@ -198,28 +192,6 @@ impl Link {
         }
     }
 
-    /// Queues a submission. False: too much waits already, or the link is broken.
-    pub(crate) fn submit(&self, order: Order) -> bool {
-        let tokens = order.prompt.len();
-        let before = self.queued_tokens.fetch_add(tokens, Ordering::Relaxed);
-        let full = before > 0 && before.saturating_add(tokens) > QUEUED_TOKENS;
-        let queued = !full && !self.is_broken() && self.submissions.try_send(order).is_ok();
-        if queued {
-            self.sent.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.queued_tokens.fetch_sub(tokens, Ordering::Relaxed);
-        }
-        queued
-    }
-
-    /// Cancels a choice, or all of a request, as submitted up to `attempt`.
-    pub(crate) fn cancel(&self, request: u64, attempt: u32, choice: Option<u32>) {
-        metrics::counter!("volley_router_cancels_total").increment(1);
-        if self.cancels.try_send(CancelOrder { request, attempt, choice }).is_err() {
-            self.break_off();
-        }
-    }
-
     /// Takes no more, and ends [`Link::read`].
     pub(crate) fn break_off(&self) {
         self.broken.cancel();
@@ -234,11 +206,6 @@ impl Link {
         self.report().cards.clone()
     }
 
-    /// How often the scheduler has said what it serves.
-    pub(crate) fn lists(&self) -> u64 {
-        self.report().lists
-    }
-
     pub(crate) fn serves(&self, hash: &str) -> bool {
         self.report().cards.iter().any(|card| card.hash == hash)
     }
@@ -251,6 +218,36 @@ impl Link {
 
     fn report(&self) -> std::sync::MutexGuard<'_, Report> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place for Arc<Link> {
+    fn submit(&self, order: Order) -> bool {
+        let tokens = order.prompt.len();
+        let before = self.queued_tokens.fetch_add(tokens, Ordering::Relaxed);
+        let full = before > 0 && before.saturating_add(tokens) > QUEUED_TOKENS;
+        let queued = !full && !self.is_broken() && self.submissions.try_send(order).is_ok();
+        if queued {
+            self.sent.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.queued_tokens.fetch_sub(tokens, Ordering::Relaxed);
+        }
+        queued
+    }
+
+    fn cancel(&self, request: u64, attempt: u32, choice: Option<u32>) {
+        metrics::counter!("volley_router_cancels_total").increment(1);
+        if self.cancels.try_send(CancelOrder { request, attempt, choice }).is_err() {
+            self.break_off();
+        }
+    }
+
+    fn lists(&self) -> u64 {
+        self.report().lists
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self, other)
     }
 }
 

@@ -12,7 +12,7 @@ mod artefacts;
 mod cluster;
 mod dispatch;
 mod link;
-mod request;
+pub mod request;
 mod supervise;
 
 use std::{

@@ -2,21 +2,20 @@
 //!
 //! The log is what lets a request move: resubmitted with its generated tokens, it goes on elsewhere with the
 //! very tokens that it would have had.
+//!
+//! Pure: links are behind [`Place`], the time is told. The engine runs it on real links, the cluster simulator
+//! (`tests/simulator`) on simulated ones.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-
-use tokio::{
-    sync::mpsc,
+use std::{
+    sync::Arc,
     time::{Duration, Instant},
 };
+
 use volley_proto::v1::{
     self, Failure, FinishReason, Kind, Logprobs, ScoreRange, SequenceOutput, Submission, failure,
 };
 
-use super::{
-    StartError, StreamError,
-    link::{Link, Order},
-};
+use super::StartError;
 use crate::{
     generation::{Delta, Generation, Reason, Task},
     text::{
@@ -26,25 +25,43 @@ use crate::{
     },
 };
 
-/// What a request's outputs go to: batches, or why there are no more.
-pub(crate) type Out = mpsc::Sender<Result<Vec<Delta>, StartError>>;
+/// Where a request can be: a link to a scheduler. Clones are the same one.
+pub trait Place: Clone {
+    /// Queues a submission. False: too much waits already, or the link is broken.
+    fn submit(&self, order: Order) -> bool;
+    /// Cancels a choice, or all of a request, as submitted up to `attempt`.
+    fn cancel(&self, request: u64, attempt: u32, choice: Option<u32>);
+    /// How often the scheduler has said what it serves.
+    fn lists(&self) -> u64;
+    /// Whether it is the same.
+    fn is(&self, other: &Self) -> bool;
+}
+
+/// A request to submit.
+pub struct Order {
+    /// The router's number for it.
+    pub request: u64,
+    /// Grows with every submission of it.
+    pub attempt: u32,
+    /// All but the prompt.
+    pub header: Submission,
+    /// The prompt's tokens.
+    pub prompt: Arc<[u32]>,
+}
 
 /// One prompt of a generation, on its way.
-pub(crate) struct Request {
-    pub(crate) id: u64,
-    pub(crate) model: Arc<Model>,
-    pub(crate) out: Out,
-    /// Says why, where `out` was too full to.
-    pub(crate) failure: Arc<OnceLock<StreamError>>,
+pub struct Request<P> {
+    id: u64,
+    model: Arc<Model>,
     header: Submission,
     prompt: Arc<[u32]>,
     /// The first prompt token that is echoed, if any is.
     echo_from: usize,
-    live: Mutex<Live>,
+    live: Live<P>,
 }
 
-struct Live {
-    place: Place,
+struct Live<P> {
+    at: At<P>,
     /// Outputs of older attempts are dropped.
     attempt: u32,
     /// Those that count: away from a scheduler that was lost, not from one that lost its workers.
@@ -53,7 +70,7 @@ struct Live {
     deaths: u32,
     /// Since when it has been nowhere although it should be somewhere.
     placeless: Option<Instant>,
-    /// What its scheduler had said of its models when it was given this: [`Link::lists`].
+    /// What its scheduler had said of its models when it was given this: [`Place::lists`].
     lists: u64,
     /// How long it has been so before, since its last output.
     waited: Duration,
@@ -65,11 +82,11 @@ struct Live {
 }
 
 /// Where a request is.
-enum Place {
+enum At<P> {
     /// On its way to a scheduler.
     Nowhere,
     /// Submitted there.
-    On(Arc<Link>),
+    On(P),
     /// Finished, failed or cancelled.
     Ended,
 }
@@ -95,30 +112,40 @@ struct Echo {
 }
 
 /// What an output means for its request.
-pub(crate) enum Taken {
-    /// It goes on; `admitted`: this was the first word about it.
-    Running { admitted: bool },
+#[derive(Debug)]
+pub enum Taken {
+    /// It goes on.
+    Running {
+        /// This was the first word about it.
+        admitted: bool,
+    },
     /// Every choice has finished.
     Finished,
-    /// The scheduler has no worker for it: another may. `unannounced`: it hasn't said meanwhile that its models
-    /// changed.
-    Displaced { unannounced: bool },
+    /// The scheduler has no worker for it: another may.
+    Displaced {
+        /// It hasn't said meanwhile that its models changed.
+        unannounced: bool,
+    },
     /// It can't go on.
     Failed(StartError),
 }
 
+/// What became of a request that was to leave a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// It wasn't there.
+    Elsewhere,
+    /// It needs another place.
+    Moves,
+    /// It has moved as often as it may.
+    TooOften,
+}
+
 // === impl Request ===
 
-impl Request {
+impl<P: Place> Request<P> {
     /// The request for prompt `index` of a generation.
-    pub(crate) fn new(
-        id: u64,
-        model: Arc<Model>,
-        generation: &Generation,
-        index: usize,
-        out: Out,
-        failure: Arc<OnceLock<StreamError>>,
-    ) -> Self {
+    pub fn new(id: u64, model: Arc<Model>, generation: &Generation, index: usize) -> Self {
         let prompt: Arc<[u32]> = generation.prompts[index].tokens.as_slice().into();
         let stops = Stops::new(&generation.stop, model.tokenizer());
         let echo_from = prompt.len().saturating_sub(generation.echo as usize);
@@ -143,7 +170,7 @@ impl Request {
         let scores = header.score.map_or(0, |range| prompt.len() - range.from as usize);
         let echo = (generation.echo > 0).then(|| Echo { scores, source: None, log: Vec::new() });
         let live = Live {
-            place: Place::Nowhere,
+            at: At::Nowhere,
             attempt: 0,
             moves: 0,
             deaths: 0,
@@ -155,17 +182,27 @@ impl Request {
             choices,
             echo,
         };
-        Self { id, model, out, failure, header, prompt, echo_from, live: Mutex::new(live) }
+        Self { id, model, header, prompt, echo_from, live }
+    }
+
+    /// The router's number for it.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The model that it is pinned to, by content.
+    pub fn model_hash(&self) -> &str {
+        &self.model.card.hash
     }
 
     /// Whether there is anything to compute.
-    pub(crate) fn needs_scheduler(&self) -> bool {
+    pub fn needs_scheduler(&self) -> bool {
         self.header.max_tokens > 0 || self.header.score.is_some() || self.header.kind() == Kind::Embed
     }
 
     /// Finishes what needs no scheduler.
-    pub(crate) fn finish_locally(&self) -> Vec<Delta> {
-        let mut live = self.live();
+    pub fn finish_locally(&mut self) -> Vec<Delta> {
+        let live = &mut self.live;
         let echo = live.echo.take();
         let finish = |choice: &mut Choice| {
             if echo.is_some() {
@@ -177,32 +214,32 @@ impl Request {
     }
 
     /// Submits on `link`. False if the link refused it; an ended request counts as placed.
-    pub(crate) fn place_on(&self, link: &Arc<Link>) -> bool {
-        let mut live = self.live();
-        if !matches!(live.place, Place::Nowhere) {
+    pub fn place_on(&mut self, link: &P, now: Instant) -> bool {
+        if !matches!(self.live.at, At::Nowhere) {
             return true;
         }
-        let (order, lists) = (self.order(&live), link.lists());
+        let (order, lists) = (self.order(), link.lists());
         let placed = link.submit(order);
         if placed {
-            (live.place, live.lists) = (Place::On(link.clone()), lists);
-            let waited = live.placeless.take().map_or(Duration::ZERO, |since| since.elapsed());
-            live.waited += waited;
+            let live = &mut self.live;
+            (live.at, live.lists) = (At::On(link.clone()), lists);
+            let since = live.placeless.take();
+            live.waited += since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         }
         placed
     }
 
     /// Until when it may go without a place, if it may for `bound` between two outputs.
-    pub(crate) fn deadline(&self, bound: Duration) -> Instant {
-        let mut live = self.live();
-        let since = *live.placeless.get_or_insert_with(Instant::now);
+    pub fn deadline(&mut self, bound: Duration, now: Instant) -> Instant {
+        let live = &mut self.live;
+        let since = *live.placeless.get_or_insert(now);
         since + bound.saturating_sub(live.waited)
     }
 
     /// Takes an output of the scheduler and adds what it gives to `batch`.
-    pub(crate) fn take(&self, output: SequenceOutput, batch: &mut Vec<Delta>) -> Taken {
-        let mut live = self.live();
-        let Place::On(link) = &live.place else { return Taken::Running { admitted: false } };
+    pub fn take(&mut self, output: SequenceOutput, batch: &mut Vec<Delta>) -> Taken {
+        let live = &mut self.live;
+        let At::On(link) = &live.at else { return Taken::Running { admitted: false } };
         if output.attempt != live.attempt || output.choice as usize >= live.choices.len() {
             return Taken::Running { admitted: false };
         }
@@ -213,7 +250,7 @@ impl Request {
                 live.deaths = failure.deaths;
                 return Taken::Displaced { unannounced: link.lists() == live.lists };
             }
-            live.place = Place::Ended;
+            live.at = At::Ended;
             link.cancel(self.id, live.attempt, None);
             return Taken::Failed(start_error(failure));
         }
@@ -223,17 +260,18 @@ impl Request {
         let choice = output.choice as usize;
         live.choices[choice].over |= output.finish() != FinishReason::Unspecified;
         if live.echo.is_some() {
-            if let Err(error) = self.take_echo(&mut live, output, batch) {
-                live.place = Place::Ended;
-                link.cancel(self.id, live.attempt, None);
+            if let Err(error) = self.take_echo(output, batch) {
+                self.live.at = At::Ended;
+                link.cancel(self.id, self.live.attempt, None);
                 return Taken::Failed(error);
             }
         } else {
             let cached_tokens = live.cached_tokens;
-            batch.extend(live.choices[choice].take(output, cached_tokens));
+            live.choices[choice].take(output, cached_tokens, batch);
         }
+        let live = &mut self.live;
         if live.choices.iter().all(|choice| choice.assembler.is_finished()) {
-            live.place = Place::Ended;
+            live.at = At::Ended;
             if !live.choices.iter().all(|choice| choice.over) {
                 link.cancel(self.id, live.attempt, None);
             }
@@ -249,12 +287,8 @@ impl Request {
     }
 
     /// Collects an echoed prompt's scores; when they are complete, echoes it and takes what came early.
-    fn take_echo(
-        &self,
-        live: &mut Live,
-        mut output: SequenceOutput,
-        batch: &mut Vec<Delta>,
-    ) -> Result<(), StartError> {
+    fn take_echo(&mut self, mut output: SequenceOutput, batch: &mut Vec<Delta>) -> Result<(), StartError> {
+        let live = &mut self.live;
         let Some(echo) = &mut live.echo else { return Ok(()) };
         let from_source = *echo.source.get_or_insert(output.choice) == output.choice;
         if from_source {
@@ -273,7 +307,7 @@ impl Request {
         for choice in &mut live.choices {
             choice.assembler.echo(&self.prompt, self.echo_from, self.model.card.bos_token, &log);
             for output in std::mem::take(&mut choice.early) {
-                batch.extend(choice.take(output, cached_tokens));
+                choice.take(output, cached_tokens, batch);
             }
             if self.header.kind() == Kind::Score {
                 batch.extend(choice.assembler.push(Step { cached_tokens, ..Step::default() }));
@@ -282,38 +316,38 @@ impl Request {
         Ok(())
     }
 
-    /// Takes it off `link`, where it can't go on. `None` if it isn't there; else how many moves of it count,
-    /// this one if `counts`.
-    pub(crate) fn leave(&self, link: &Arc<Link>, counts: bool) -> Option<u32> {
-        let mut live = self.live();
-        if !matches!(&live.place, Place::On(at) if Arc::ptr_eq(at, link)) {
-            return None;
+    /// Takes it off `link`, where it can't go on. Of its moves, this one if `counts`, `max_moves` may count.
+    pub fn leave(&mut self, link: &P, counts: bool, max_moves: u32) -> Left {
+        let live = &mut self.live;
+        if !matches!(&live.at, At::On(at) if at.is(link)) {
+            return Left::Elsewhere;
         }
         live.moves += u32::from(counts);
         live.unplace();
-        Some(live.moves)
+        if live.moves > max_moves { Left::TooOften } else { Left::Moves }
     }
 
     /// Stops its generation until [`Request::place_on`]: a slow client's sequence is not run further ahead.
-    pub(crate) fn pause(&self) {
-        let mut live = self.live();
-        if let Place::On(link) = &live.place {
+    pub fn pause(&mut self) {
+        let live = &mut self.live;
+        if let At::On(link) = &live.at {
             link.cancel(self.id, live.attempt, None);
             live.unplace();
         }
     }
 
     /// Ends it wherever it is.
-    pub(crate) fn end(&self) {
-        let mut live = self.live();
-        if let Place::On(link) = &live.place {
+    pub fn end(&mut self) {
+        let live = &mut self.live;
+        if let At::On(link) = &live.at {
             link.cancel(self.id, live.attempt, None);
         }
-        live.place = Place::Ended;
+        live.at = At::Ended;
     }
 
     /// The submission as of now: choices that have not finished, each with its log.
-    fn order(&self, live: &Live) -> Order {
+    fn order(&self) -> Order {
+        let live = &self.live;
         let mut header = self.header.clone();
         let choices = live.choices.iter().zip(0..).filter(|(choice, _)| !choice.assembler.is_finished());
         let choices = choices.map(|(choice, index)| v1::Choice {
@@ -328,17 +362,13 @@ impl Request {
         header.deaths = live.deaths;
         Order { request: self.id, attempt: live.attempt, header, prompt: self.prompt.clone() }
     }
-
-    fn live(&self) -> MutexGuard<'_, Live> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 // === impl Live ===
 
-impl Live {
+impl<P> Live<P> {
     fn unplace(&mut self) {
-        self.place = Place::Nowhere;
+        self.at = At::Nowhere;
         self.attempt += 1;
         // Half a prompt's scores are of no use elsewhere: they start again, and what came early with them.
         if let Some(echo) = &mut self.echo {
@@ -353,9 +383,10 @@ impl Live {
 // === impl Choice ===
 
 impl Choice {
-    fn take(&mut self, output: SequenceOutput, cached_tokens: Option<u32>) -> Option<Delta> {
+    /// A delta per token, so that a stream's events are a function of its tokens, not of when they came.
+    fn take(&mut self, output: SequenceOutput, cached_tokens: Option<u32>, batch: &mut Vec<Delta>) {
         if self.assembler.is_finished() {
-            return None;
+            return;
         }
         self.log.extend_from_slice(&output.tokens);
         self.mirostat = output.mirostat.or(self.mirostat);
@@ -364,9 +395,21 @@ impl Choice {
             FinishReason::Stop => Some(Reason::Stop),
             FinishReason::Length => Some(Reason::Length),
         };
-        let step = Step { tokens: &output.tokens, logprobs: &output.logprobs, end, cached_tokens };
-        let delta = self.assembler.push(step)?;
-        Some(Delta { embedding: output.embedding, ..delta })
+        let SequenceOutput { tokens, logprobs, embedding, .. } = output;
+        let last = tokens.len().saturating_sub(1);
+        for at in 0..=last {
+            let own = at..(at + 1).min(tokens.len());
+            let step = Step {
+                tokens: &tokens[own.clone()],
+                logprobs: logprobs.get(own).unwrap_or_default(),
+                end: end.filter(|_| at == last),
+                cached_tokens,
+            };
+            batch.extend(self.assembler.push(step));
+        }
+        if let Some(delta) = batch.last_mut().filter(|_| !embedding.is_empty()) {
+            delta.embedding = embedding;
+        }
     }
 }
 

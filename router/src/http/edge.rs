@@ -43,7 +43,7 @@ const EXPOSED: HeaderValue = HeaderValue::from_static(
      fireworks-cached-prompt-tokens, fireworks-server-time-to-first-token, fireworks-server-processing-time, \
      fireworks-sampling-options, x-should-retry, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, \
      x-ratelimit-limit-tokens-prompt, x-ratelimit-remaining-tokens-prompt, x-ratelimit-limit-tokens-generated, \
-     x-ratelimit-remaining-tokens-generated, x-ratelimit-over-limit",
+     x-ratelimit-remaining-tokens-generated, x-ratelimit-over-limit, x-volley-resume",
 );
 
 /// Every route, by its canonical path.

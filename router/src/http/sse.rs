@@ -11,6 +11,8 @@
 
 use std::{
     collections::VecDeque,
+    fmt::Display,
+    io::Write,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -106,6 +108,11 @@ impl Outbox {
         crate::http::json::write((&mut self.buffer).writer(), value);
         self.buffer.put_slice(b"\n\n");
         self.ready.push_back(self.buffer.split().freeze());
+    }
+
+    /// Writes the `id` of the event that is written next.
+    pub(crate) fn name(&mut self, id: &impl Display) {
+        let _ = write!((&mut self.buffer).writer(), "id: {id}\n"); // a buffer in memory takes it
     }
 
     /// Writes `event: <name>` above JSON that is written already.

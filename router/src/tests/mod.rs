@@ -8,6 +8,7 @@ mod limits;
 mod messages;
 mod parameters;
 mod responses;
+mod resume;
 mod served;
 mod streams;
 mod tokenizing;

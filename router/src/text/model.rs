@@ -117,6 +117,12 @@ pub struct BadModel {
 // === impl Model ===
 
 impl Model {
+    /// What makes its answers: the hash stands for weights, tokenizer and template.
+    pub(crate) fn fingerprint(&self) -> String {
+        let hash = blake3::hash(format!("{}/{}", self.card.hash, self.card.weights_hash).as_bytes());
+        format!("fp_{}", &hash.to_hex()[..10])
+    }
+
     /// Builds a model from its files: `tokenizer.json`, and where it has them `chat_template.jinja`,
     /// `config.json` and `generation_config.json`. Takes CPU time: not for the async threads.
     pub fn from_files(
@@ -257,7 +263,7 @@ impl Model {
     }
 
     /// The tokenizer.
-    pub(crate) fn tokenizer(&self) -> &Arc<Tokenizer> {
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.tokenizer
     }
 }

@@ -56,6 +56,6 @@ for broken, error, param in [
     try:
         openai.Completion.create(**{**TEXT, **broken})
     except error as caught:
-        assert caught.param == param and caught.user_message.startswith("Request "), caught.user_message
+        assert caught.param == param and str(caught).startswith("Request "), caught
     else:
         raise AssertionError(broken)

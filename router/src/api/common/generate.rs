@@ -1,9 +1,6 @@
 //! From checked settings and prompts to an answer: what all text endpoints do alike.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::{body::Body, extract::Request, response::Response};
 use futures::TryStreamExt;
@@ -14,10 +11,11 @@ use super::{
     extras::Extras,
     format::Form,
     hints::{self, ServiceTier},
-    listen::Hearing,
+    listen::{Hearing, Listener},
     parameters::{Parameters, Settings},
     ranking,
     reply::{Answer, Chunks, Head, Shape},
+    resume::{Origin, Resume},
     usage::Tally,
 };
 use crate::{
@@ -43,6 +41,7 @@ pub(crate) struct Caller {
     /// What the headers say of the session and of whose caches are whose.
     session: Option<Vec<u8>>,
     isolation: Option<Vec<u8>>,
+    resume: Option<Resume>,
 }
 
 /// Everything that a generation needs.
@@ -105,6 +104,7 @@ impl Caller {
             named_model: path.or_else(|| text("fireworks-model")),
             session: header("x-session-affinity").or_else(|| header("x-multi-turn-session-id")),
             isolation: header("x-prompt-cache-isolation-key"),
+            resume: Resume::of(headers)?,
         })
     }
 
@@ -144,31 +144,38 @@ impl<E: Generate> App<E> {
     }
 
     /// Generates and answers, in the shapes of one endpoint.
-    pub(crate) async fn generate<S: Shape>(&self, caller: Caller, ask: Ask) -> Result<Response, ApiError> {
-        let id = format!("{}{}", S::ID, uuid::Uuid::new_v4());
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    pub(crate) async fn generate<S: Shape>(
+        &self,
+        caller: Caller,
+        mut ask: Ask,
+    ) -> Result<Response, ApiError> {
+        let (origin, marks) = Origin::of(S::ID, &ask, caller.resume.as_ref())?;
+        ask.settings.draws.set_seed(origin.seed);
         let settings = ask.settings.clone();
         let told = if settings.report.prompts() { ask.prompts.clone() } else { Vec::new() };
         let model = ask.model.clone();
         let hearing = ask.hearing.clone();
-        let Begun { deltas, tally, first_token, options } = self.begin(&caller, ask, id.clone()).await?;
+        let Begun { deltas, tally, first_token, options } =
+            self.begin(&caller, ask, origin.id.clone()).await?;
         let exchange = caller.exchange;
         let head = Head {
-            id,
-            created,
-            fingerprint: fingerprint(&model),
+            id: origin.id.clone(),
+            created: origin.created,
+            fingerprint: model.fingerprint(),
             logprobs: settings.logprobs.map(|logprobs| logprobs.format),
             service_tier: settings.service_tier.map(ServiceTier::served),
             extras: Extras::new(settings.report, told, &model, exchange.clone(), first_token),
             model: settings.model,
         };
+        let resumable = marks.is_some();
         let mut response = match settings.stream {
             Some(usage_at) => {
-                let chunks = Chunks::<S>::new(head, usage_at, tally.clone(), &hearing);
+                let chunks = Chunks::<S>::new(head, usage_at, tally.clone(), &hearing, marks);
                 EventStream::new(chunks, deltas, self.closing.clone(), exchange).into_response()
             }
             None => {
-                let answers = (0..tally.choices()).map(|_| Answer::new(&hearing)).collect();
+                let answer = |choice| Answer::new(Listener::of(&hearing, &head.id, choice));
+                let answers = (0..tally.choices()).map(answer).collect();
                 let (answers, tally) = collect(&head, tally.clone(), answers, deltas, &exchange).await?;
                 let answers = ranking::best(answers, settings.best_of, settings.n);
                 let body = head.answer::<S>(&answers, &tally);
@@ -176,6 +183,9 @@ impl<E: Generate> App<E> {
             }
         };
         tell(response.headers_mut(), &tally, options);
+        if resumable {
+            origin.tell(response.headers_mut());
+        }
         Ok(response)
     }
 
@@ -246,12 +256,6 @@ fn seconds(headers: &mut HeaderMap, name: &'static str, duration: Duration) {
     if let Ok(value) = HeaderValue::from_str(&format!("{:.4}", duration.as_secs_f64())) {
         headers.insert(name, value);
     }
-}
-
-/// What made the answer: the model's hash stands for weights, tokenizer and template.
-fn fingerprint(model: &Model) -> String {
-    let hash = blake3::hash(format!("{}/{}", model.card.hash, model.card.weights_hash).as_bytes());
-    format!("fp_{}", &hash.to_hex()[..10])
 }
 
 fn sampling_options(generation: &Generation, n: u32) -> Option<HeaderValue> {

@@ -19,6 +19,8 @@ pub(crate) struct Hearing {
 pub(crate) struct Listener {
     reader: Reader,
     single_call: bool,
+    /// Whose choice it is: ids of calls come from it.
+    name: String,
     /// The ids of the calls so far.
     ids: Vec<Arc<str>>,
     tokens: u32,
@@ -47,9 +49,15 @@ pub(crate) struct Call {
 
 impl Listener {
     pub(crate) fn new(hearing: &Hearing) -> Self {
+        Self::of(hearing, &uuid::Uuid::new_v4().to_string(), 0)
+    }
+
+    /// Of a choice of the answer `id`: they say what the ids of its calls are.
+    pub(crate) fn of(hearing: &Hearing, id: &str, choice: u32) -> Self {
         Self {
             reader: Reader::new(&hearing.reading),
             single_call: hearing.single_call,
+            name: format!("{id}/{choice}"),
             ids: Vec::new(),
             tokens: 0,
             reasoning_tokens: 0,
@@ -81,7 +89,8 @@ impl Listener {
         }
         for part in &parts {
             if let Part::Call { .. } = part {
-                self.ids.push(format!("call_{}", uuid::Uuid::new_v4().simple()).into());
+                let hash = blake3::hash(format!("{}/{}", self.name, self.ids.len()).as_bytes());
+                self.ids.push(format!("call_{}", &hash.to_hex()[..24]).into());
             }
         }
         parts

@@ -21,6 +21,7 @@ pub(crate) mod prompts;
 mod ranking;
 pub mod reasoning;
 pub(crate) mod reply;
+pub(crate) mod resume;
 pub(crate) mod sampling;
 pub mod tools;
 pub(crate) mod turn;

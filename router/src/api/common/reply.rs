@@ -10,6 +10,7 @@ use super::{
     listen::{Hearing, Listener, Saying},
     logprobs::{self, View},
     parameters::{LogprobsFormat, UsageAt},
+    resume::Marks,
     usage::{Tally, Usage},
 };
 use crate::{
@@ -139,6 +140,8 @@ pub(crate) struct Chunks<S> {
     listeners: Vec<Listener>,
     /// Per choice all its tokens, where something tells of them at its end.
     kept: Vec<Vec<Token>>,
+    /// Of a stream that can be resumed.
+    marks: Option<Marks>,
     shape: PhantomData<S>,
 }
 
@@ -214,8 +217,7 @@ fn spell<S: Shape>(reason: Option<Reason>, called: bool) -> &'static str {
 // === impl Answer ===
 
 impl Answer {
-    pub(crate) fn new(hearing: &Hearing) -> Self {
-        let listener = Listener::new(hearing);
+    pub(crate) fn new(listener: Listener) -> Self {
         Self { listener, saying: Saying::default(), tokens: Vec::new(), reason: None, logprobs: (0.0, 0) }
     }
 
@@ -249,28 +251,31 @@ impl Answer {
 // === impl Chunks ===
 
 impl<S: Shape> Chunks<S> {
-    pub(crate) fn new(head: Head, usage_at: UsageAt, tally: Tally, hearing: &Hearing) -> Self {
-        let listeners = (0..tally.choices()).map(|_| Listener::new(hearing)).collect();
+    pub(crate) fn new(
+        head: Head,
+        usage_at: UsageAt,
+        tally: Tally,
+        hearing: &Hearing,
+        marks: Option<Marks>,
+    ) -> Self {
+        let listeners = (0..tally.choices()).map(|choice| Listener::of(hearing, &head.id, choice)).collect();
         let keeping = if head.extras.report().keeps_tokens() { tally.choices() } else { 0 };
         let kept = (0..keeping).map(|_| Vec::new()).collect();
-        Self { head, usage_at, tally, listeners, kept, shape: PhantomData }
-    }
-
-    fn chunk(&self, choice: Choice<'_, S::Body<'_>>, usage: Option<Usage>, out: &mut Outbox) {
-        out.event(&self.head.frame(S::CHUNK, &[choice], usage));
+        Self { head, usage_at, tally, listeners, kept, marks, shape: PhantomData }
     }
 
     /// A delta's parts and log-probabilities, in as many chunks as keep each line short.
-    fn parts(&self, choice_index: u32, parts: &[Part], tokens: &[Token], out: &mut Outbox) {
-        let mut tokens: &[Token] = if self.head.tells_tokens() { tokens } else { &[] };
-        let listener = self.listeners.get(choice_index as usize);
-        let said = |piece: Piece<'_>, tokens: &mut &[Token], out: &mut Outbox| {
+    fn parts(&mut self, choice_index: u32, parts: &[Part], tokens: &[Token], out: &mut Outbox) {
+        let Self { head, listeners, marks, .. } = self;
+        let mut tokens: &[Token] = if head.tells_tokens() { tokens } else { &[] };
+        let listener = listeners.get(choice_index as usize);
+        let mut said = |piece: Piece<'_>, tokens: &mut &[Token], out: &mut Outbox| {
             let (some, more) = tokens.split_at(fitting(tokens));
             *tokens = more;
-            let logprobs = if some.is_empty() { None } else { View::new(self.head.logprobs, some) };
-            let token_ids = self.head.extras.token_ids(some);
-            let said = choice::<S>(choice_index, Said::More(piece));
-            self.chunk(Choice { logprobs, token_ids, ..said }, None, out);
+            let logprobs = if some.is_empty() { None } else { View::new(head.logprobs, some) };
+            let token_ids = head.extras.token_ids(some);
+            let said = Choice { logprobs, token_ids, ..choice::<S>(choice_index, Said::More(piece)) };
+            write(marks, choice_index, &head.frame(S::CHUNK, &[said], None), out);
         };
         for part in parts {
             let (mut text, index) = match part {
@@ -308,17 +313,25 @@ impl<S: Shape> Chunks<S> {
         let Head { extras, logprobs, .. } = &self.head;
         let kept = self.kept.get(index as usize).map_or(&[][..], Vec::as_slice);
         let called = self.listeners.get(index as usize).is_some_and(Listener::called);
-        let end = Choice {
+        let end = [Choice {
             finish_reason: Some(spell::<S>(Some(finish.reason), called)),
             raw_output: extras.raw_output(self.tally.prompt_of(index), kept, *logprobs),
             ..choice::<S>(index, Said::Nothing)
-        };
+        }];
         let perf_metrics = if last { extras.perf_metrics(&self.tally) } else { None };
-        out.event(&Frame { perf_metrics, ..self.head.frame(S::CHUNK, &[end], usage) });
+        let frame = Frame { perf_metrics, ..self.head.frame(S::CHUNK, &end, usage) };
+        write(&mut self.marks, index, &frame, out);
         if last && self.usage_at == UsageAt::OwnChunk {
             let none: [Choice<'_, S::Body<'_>>; 0] = [];
             out.event(&self.head.frame(S::CHUNK, &none, Some(self.tally.usage())));
         }
+    }
+}
+
+/// Writes a chunk of a choice, unless the client has it.
+fn write(marks: &mut Option<Marks>, choice: u32, frame: &impl Serialize, out: &mut Outbox) {
+    if marks.as_mut().is_none_or(|marks| marks.count(choice, out)) {
+        out.event(frame);
     }
 }
 
@@ -343,7 +356,8 @@ impl<S: Shape> Events for Chunks<S> {
         for index in 0..opening {
             let open = [choice::<S>(index, Said::Open)];
             let prompt_token_ids = prompt_token_ids.take();
-            out.event(&Frame { prompt_token_ids, ..self.head.frame(S::CHUNK, &open, None) });
+            let frame = Frame { prompt_token_ids, ..self.head.frame(S::CHUNK, &open, None) };
+            write(&mut self.marks, index, &frame, out);
         }
     }
 
@@ -364,7 +378,7 @@ impl<S: Shape> Events for Chunks<S> {
 
     fn silence(&mut self, out: &mut Outbox) {
         if let Some(index) = self.tally.first_running() {
-            self.chunk(choice::<S>(index, Said::Nothing), None, out);
+            out.event(&self.head.frame(S::CHUNK, &[choice::<S>(index, Said::Nothing)], None));
         }
     }
 

@@ -58,6 +58,16 @@ impl Draws {
         })
     }
 
+    /// The request's seed, or a new one.
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed.unwrap_or_else(random)
+    }
+
+    /// Settles the seed.
+    pub(crate) fn set_seed(&mut self, seed: u64) {
+        self.seed = Some(seed);
+    }
+
     /// What the request says, else the model, else plain sampling.
     pub(crate) fn with(&self, model: &Model) -> Result<Sampling, ApiError> {
         let size = model.card.vocab_size;
@@ -83,7 +93,7 @@ impl Draws {
             presence_penalty: self.presence_penalty as f32,
             repetition_penalty: self.repetition_penalty,
             bias: self.bias.as_slice().into(),
-            seed: self.seed.unwrap_or_else(random),
+            seed: self.seed(),
         })
     }
 }

@@ -130,12 +130,12 @@ async fn a_stream_carries_each_step_and_then_the_finish() {
         (&[END][..], "00-trace")
     );
     assert_eq!(next(&mut deltas).await.text, "a");
-    link.step(vec![SequenceOutput { cached_tokens: Some(1), ..sent.text("bc") }]).await;
-    assert_eq!(next(&mut deltas).await.text, "bc");
-    link.step(vec![ended(sent.text("d"), FinishReason::Stop)]).await;
+    link.step(vec![SequenceOutput { cached_tokens: Some(1), ..sent.text("b") }]).await;
+    assert_eq!(next(&mut deltas).await.text, "b");
+    link.step(vec![ended(sent.text("c"), FinishReason::Length)]).await;
     let last = next(&mut deltas).await;
-    let finish = Finish { reason: Reason::Stop, completion_tokens: 4, cached_tokens: 1, stop: None };
-    assert_eq!((last.text.as_str(), last.finish), ("d", Some(finish)));
+    let finish = Finish { reason: Reason::Length, completion_tokens: 3, cached_tokens: 1, stop: None };
+    assert_eq!((last.text.as_str(), last.finish), ("c", Some(finish)));
     assert!(deltas.next().await.is_none());
     assert!(world.engine.shared.table.all().is_empty());
 }
@@ -381,6 +381,17 @@ async fn a_slow_client_pauses_its_sequence_and_gets_every_token_later() {
     assert_eq!((resumed.attempt, resumed.header.choices[0].generated.len()), (1, 4));
     link.step(vec![ended(resumed.text("e"), FinishReason::Stop)]).await;
     assert_eq!(collect(&mut deltas, 1).await[0].0, "e");
+}
+
+#[tokio::test]
+async fn every_token_of_a_step_has_its_own_delta() {
+    let (world, _fake, mut link, model) = linked(config()).await;
+    let (mut deltas, sent) = started(&world, &model, generation(&["Hi"]), &mut link, "a").await;
+    link.step(vec![ended(sent.text("bcd"), FinishReason::Length)]).await;
+    assert_eq!(next(&mut deltas).await.text, "a");
+    let batch = deltas.next().await.unwrap().unwrap();
+    assert_eq!(batch.iter().map(|delta| &*delta.text).collect::<Vec<_>>(), ["b", "c", "d"]);
+    assert_eq!(batch.iter().map(|delta| delta.finish.is_some()).collect::<Vec<_>>(), [false, false, true]);
 }
 
 #[tokio::test]

@@ -1,0 +1,110 @@
+//! A scheduler's connection to a worker: the real planner behind a simulated wire. What `runner.rs` of the scheduler
+//! does with tasks and channels, with events.
+
+use std::collections::VecDeque;
+
+use volley_scheduler::core::{
+    placement::Facts,
+    planner::{Limits, Planner},
+    sequence::{Output, Sequence},
+    types::SequenceKey,
+};
+
+use super::net::{End, Message, Micros, Net};
+use crate::model::{self, CONTEXT};
+
+/// What the front tells a runner.
+#[derive(Debug)]
+pub(super) enum Command {
+    Run(Vec<Sequence>),
+    Cancel(Vec<SequenceKey>),
+}
+
+/// A connection, from its claim on.
+pub(super) struct Runner {
+    pub(super) worker: usize,
+    pub(super) end: End,
+    /// Once the worker has said hello.
+    pub(super) planner: Option<Planner>,
+    /// Said by the front, not yet heard.
+    pub(super) commands: VecDeque<Command>,
+    /// Since when a step, or the hello, is awaited.
+    busy_since: Micros,
+    /// A check of the deadline is under way.
+    pub(super) watched: bool,
+}
+
+/// The worker can't be what it says.
+#[derive(Debug)]
+pub(super) struct Lost(pub(super) String);
+
+pub(super) fn facts(limits: &Limits) -> Facts {
+    let kv_tokens = limits.blocks.iter().min().map_or(0, |&blocks| blocks as usize) * limits.block_tokens;
+    Facts {
+        model_hash: model::model().card.hash.clone(),
+        numerics_class: model::model().card.numerics_class.clone(),
+        kv_tokens,
+        context: CONTEXT,
+    }
+}
+
+// === impl Runner ===
+
+impl Runner {
+    pub(super) fn new(worker: usize, end: End, now: Micros) -> Self {
+        let commands = VecDeque::new();
+        Self { worker, end, planner: None, commands, busy_since: now, watched: false }
+    }
+
+    /// A result has come.
+    pub(super) fn hear(&mut self, message: Message, out: &mut Vec<Output>, now: Micros) -> Result<(), Lost> {
+        let (Message::Result(result), Some(planner)) = (message, &mut self.planner) else {
+            return Err(Lost("it speaks out of turn".into()));
+        };
+        self.busy_since = now;
+        planner.complete(result, out).map_err(|error| Lost(error.to_string()))
+    }
+
+    /// Does what the front has said so far, and sends what can run.
+    pub(super) fn go_on(&mut self, out: &mut Vec<Output>, net: &mut Net) {
+        while let Some(command) = self.commands.pop_front() {
+            self.obey(command, out);
+        }
+        let Some(planner) = &mut self.planner else { return };
+        if planner.in_flight() == 0 {
+            self.busy_since = net.now;
+        }
+        while let Some(plan) = planner.plan() {
+            net.send(self.end, Message::Plan(plan));
+        }
+    }
+
+    fn obey(&mut self, command: Command, out: &mut Vec<Output>) {
+        let Some(planner) = &mut self.planner else { return };
+        match command {
+            Command::Run(sequences) => planner.submit(sequences, out),
+            Command::Cancel(keys) => keys.iter().for_each(|key| planner.cancel(key)),
+        }
+    }
+
+    /// How long it may stay silent; `None` when nothing is awaited.
+    pub(super) fn patience(&self, deadline: Micros, now: Micros) -> Option<Micros> {
+        let awaits = self.planner.as_ref().is_none_or(|planner| planner.in_flight() > 0);
+        awaits.then(|| (self.busy_since + deadline).saturating_sub(now))
+    }
+
+    /// Everything that isn't over, what has only just been said included.
+    pub(super) fn leave(mut self) -> Vec<Sequence> {
+        let mut late = Vec::new();
+        while let Some(command) = self.commands.pop_front() {
+            match (command, &mut self.planner) {
+                (Command::Run(sequences), _) => late.extend(sequences),
+                (Command::Cancel(keys), Some(planner)) => keys.iter().for_each(|key| planner.cancel(key)),
+                (Command::Cancel(_), None) => {}
+            }
+        }
+        let mut sequences = self.planner.map_or_else(Vec::new, Planner::lost);
+        sequences.extend(late);
+        sequences
+    }
+}

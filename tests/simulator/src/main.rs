@@ -1,0 +1,148 @@
+//! The simulator's command line.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use volley_simulator::{
+    faults,
+    load::{self, Device, Figures, Kind, Policy, Setup},
+};
+
+/// Clusters of Volley's real decisions in virtual time.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs with faults, one a seed; ends at the first that breaks a promise.
+    Faults {
+        /// How many.
+        #[arg(long, default_value_t = 1000)]
+        seeds: u64,
+        /// The first.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+    },
+    /// One run with faults, told in full if it breaks a promise.
+    Replay {
+        /// Which.
+        #[arg(long)]
+        seed: u64,
+    },
+    /// The same traffic for each policy; one line of figures each.
+    Load {
+        #[arg(long, default_value_t = 1_000_000)]
+        requests: usize,
+        #[arg(long, default_value_t = 1000)]
+        workers: usize,
+        /// One kind, instead of all of them mixed.
+        #[arg(long)]
+        traffic: Option<TrafficName>,
+        /// One policy, instead of all.
+        #[arg(long)]
+        policy: Option<PolicyName>,
+        #[arg(long, default_value = "h100")]
+        device: DeviceName,
+        /// What arrives, as a part of what the workers could do without a prefix cache.
+        #[arg(long, default_value_t = 0.7)]
+        load: f64,
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum TrafficName {
+    Shared,
+    Turns,
+    Mixed,
+    Bursts,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PolicyName {
+    Volley,
+    RoundRobin,
+    LeastLoaded,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DeviceName {
+    H100,
+    Cpu,
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Faults { seeds, from } => all(from, seeds),
+        Command::Replay { seed } => faults::run(seed, true).map(|outcome| println!("{outcome}")),
+        Command::Load { requests, workers, traffic, policy, device, load, seed } => {
+            let device = match device {
+                DeviceName::H100 => Device::H100,
+                DeviceName::Cpu => Device::Cpu,
+            };
+            let kinds = traffic.map_or(Kind::ALL.to_vec(), |traffic| vec![traffic.into()]);
+            let policies = policy.map_or(Policy::ALL.to_vec(), |policy| vec![policy.into()]);
+            return compare(&Setup { kinds, load, seed, ..Setup::new(device, workers, requests) }, &policies);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            println!("{failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn all(from: u64, seeds: u64) -> Result<(), Box<faults::Failure>> {
+    let mut sum = faults::Outcome::default();
+    for seed in from..from + seeds {
+        sum.add(&faults::run(seed, false)?);
+    }
+    println!("seeds {from}..{}, every promise kept\n{sum}", from + seeds);
+    Ok(())
+}
+
+fn compare(setup: &Setup, policies: &[Policy]) -> ExitCode {
+    let Setup { workers, requests, kinds, load, seed, .. } = setup;
+    println!("{workers} workers, {requests} requests of {kinds:?}, load {load}, seed {seed}; times in ms");
+    println!("{}", Figures::head());
+    for &policy in policies {
+        let start = std::time::Instant::now();
+        match load::run(setup, policy) {
+            Ok(figures) => println!("{}   ({:.0?})", figures.row(policy.name()), start.elapsed()),
+            Err(violation) => {
+                println!("{}: {violation:?}", policy.name());
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+// === impl From ===
+
+impl From<TrafficName> for Kind {
+    fn from(name: TrafficName) -> Self {
+        match name {
+            TrafficName::Shared => Self::Shared,
+            TrafficName::Turns => Self::Turns,
+            TrafficName::Mixed => Self::Mixed,
+            TrafficName::Bursts => Self::Bursts,
+        }
+    }
+}
+
+impl From<PolicyName> for Policy {
+    fn from(name: PolicyName) -> Self {
+        match name {
+            PolicyName::Volley => Self::Volley,
+            PolicyName::RoundRobin => Self::RoundRobin,
+            PolicyName::LeastLoaded => Self::LeastLoaded,
+        }
+    }
+}
