@@ -33,6 +33,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
+pub use self::core::fairness::Weights;
 pub use server::serve;
 
 /// How a scheduler is set up. [`Config::new`] gives the defaults.
@@ -47,6 +48,8 @@ pub struct Config {
     pub max_waiting_sequences: usize,
     /// Their tokens. 4 Mi bounds the memory that prompts take to some ten MB per worker.
     pub max_waiting_tokens: usize,
+    /// Tenants' weights, by name: one of weight 2 gets twice as much of a busy worker. 1 for those not named.
+    pub tenant_weights: Weights,
     /// Steps in flight per worker. With 2, a worker never waits for a round trip; with 1, nothing is ever
     /// computed in vain.
     pub step_depth: usize,
@@ -90,6 +93,7 @@ impl Config {
             address: address.into(),
             max_waiting_sequences: 1024,
             max_waiting_tokens: 4 << 20,
+            tenant_weights: Weights::default(),
             step_depth: 2,
             prefix_cache: true,
             step_deadline: Duration::from_secs(60),

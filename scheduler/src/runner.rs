@@ -120,7 +120,7 @@ impl Connection {
             Ok(made) => made,
             Err(lost) => return lost,
         };
-        let planner = Planner::new(limits);
+        let planner = Planner::new(limits).weighing(config.tenant_weights.clone());
         let (load, loads) = watch::channel(planner.load());
         let (sender, mut commands) = mpsc::unbounded_channel();
         let joined = Joined {

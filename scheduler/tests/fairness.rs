@@ -187,7 +187,9 @@ fn turns(mut planner: Planner, steps: usize) -> Vec<u64> {
     let mut admitted = Vec::new();
     for _ in 0..steps {
         let Some(plan) = planner.plan() else { break };
-        admitted.extend(plan.admit.iter().map(|sequence| sequence.request_id.parse::<u64>().unwrap()));
+        let new = plan.admit.iter().map(|sequence| sequence.request_id.parse::<u64>().unwrap());
+        let new: Vec<_> = new.filter(|n| !admitted.contains(n)).collect();
+        admitted.extend(new);
         planner.complete(worker.step(plan), &mut Vec::new()).unwrap();
     }
     admitted
@@ -235,4 +237,64 @@ fn a_long_prompt_leaves_half_of_each_step_to_shorter_ones_behind_it() {
         planner.complete(worker.step(plan), &mut Vec::new()).unwrap();
     }
     assert_eq!(rows, [vec![64], vec![30, 34], vec![1, 16]], "and what they leave over is its own");
+}
+
+#[test]
+fn a_tenant_with_all_places_gives_one_up_once_for_a_newcomer() {
+    let mut planner = Planner::new(Limits { slots: 4, ..limits() });
+    let mut worker = fake::FakeWorker::new(4, 64);
+    for n in 1..20 {
+        planner.submit(vec![sequence(n, 0, 0, 10, 500)], &mut Vec::new());
+    }
+    let mut admitted = Vec::new();
+    for step in 0..60 {
+        if step == 20 {
+            planner.submit(vec![sequence(100, 1, 0, 10, 500)], &mut Vec::new());
+        }
+        if step == 30 {
+            planner.submit(vec![sequence(101, 1, 0, 10, 500)], &mut Vec::new());
+            planner.submit(vec![sequence(102, 1, 0, 10, 500)], &mut Vec::new());
+        }
+        let plan = planner.plan().unwrap();
+        admitted.extend(plan.admit.iter().map(|new| (step, new.request_id.clone())));
+        planner.complete(worker.step(plan), &mut Vec::new()).unwrap();
+    }
+    let late: Vec<_> = admitted[4..].iter().map(|(step, id)| (*step, id.as_str())).collect();
+    assert_eq!(late, [(21, "100"), (31, "101")], "and no more than half of them");
+    assert_eq!(planner.totals().preemptions, 2);
+}
+
+#[test]
+fn a_higher_priority_takes_a_place_from_a_lower_one() {
+    let (mut planner, mut worker) = (Planner::new(limits()), fake::FakeWorker::new(4, 64));
+    planner.submit(vec![sequence(1, 0, 0, 10, 500)], &mut Vec::new());
+    planner.submit(vec![sequence(2, 0, -1, 10, 500)], &mut Vec::new());
+    for _ in 0..5 {
+        let plan = planner.plan().unwrap();
+        planner.complete(worker.step(plan), &mut Vec::new()).unwrap();
+    }
+    planner.submit(vec![sequence(3, 0, 1, 10, 5)], &mut Vec::new());
+    assert_eq!(planner.plan().unwrap().admit[0].request_id, "3");
+}
+
+#[test]
+fn long_prompts_go_at_a_pace_that_streams_beside_them_hardly_notice() {
+    let mut planner = Planner::new(Limits { slots: 4, batch_tokens: 256, ..limits() });
+    let mut worker = fake::FakeWorker::new(4, 256);
+    // A step takes 10 ms and 1 ms a row.
+    let mut step = |planner: &mut Planner| {
+        let plan = planner.plan().unwrap();
+        let rows: Vec<_> = plan.run.iter().map(|run| run.tokens).collect();
+        let mut result = worker.step(plan);
+        result.compute_us = 10_000 + 1000 * u64::from(result.rows);
+        planner.complete(result, &mut Vec::new()).unwrap();
+        rows
+    };
+    planner.submit(vec![sequence(1, 0, 0, 10, 900)], &mut Vec::new());
+    (0..20).for_each(|_| drop(step(&mut planner)));
+    planner.submit(vec![sequence(2, 0, 0, 1900, 5)], &mut Vec::new());
+    let alone: Vec<_> = (0..50).map(|_| step(&mut planner)).collect();
+    assert!(alone[10..].iter().all(|rows| rows[0] == 1 && (4..=6).contains(&rows[1])), "{alone:?}");
+    planner.submit(vec![sequence(3, 0, 0, 40, 5)], &mut Vec::new());
+    assert_eq!(step(&mut planner)[1], 40, "short ones aren't held up");
 }

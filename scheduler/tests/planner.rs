@@ -127,8 +127,8 @@ impl World {
             stop_tokens: s.stop_tokens.iter().copied().map(TokenId).collect(),
             score: s.score,
             priority: s.priority,
-            grammar: s.grammar.clone(),
             tenant: s.tenant.clone(),
+            grammar: s.grammar.clone(),
             max_cached: s.max_cached_tokens.map(|max| max as usize),
             ..Spec::default()
         });
@@ -220,10 +220,10 @@ fn request() -> impl Strategy<Value = Request> {
     let prompt = (0..14u32, own).prop_map(|(common, own)| (0..common).chain(own).collect::<Vec<_>>());
     let lengths = (0..30u32, 0..6u32, 1..3u32, 0..6usize);
     let flags = (any::<bool>(), prop::option::of(0..8u32), any::<bool>(), -1..2i32, any::<u64>());
-    let flags = (flags, prop::option::weighted(0.3, Just(3.0)), any::<bool>());
+    let flags = (flags, prop::option::weighted(0.3, Just(3.0)), any::<bool>(), "[ab]");
     (prompt, lengths, flags).prop_map(|(prompt, lengths, flags)| {
         let (max_tokens, min_tokens, choices, received) = lengths;
-        let ((stops, score, logprobs, priority, seed), mirostat_target, guided) = flags;
+        let ((stops, score, logprobs, priority, seed), mirostat_target, guided, tenant) = flags;
         let logprobs = logprobs.then_some(0);
         let sampling = v1::Sampling { seed, logprobs, mirostat_target, ..Default::default() };
         let submission = v1::Submission {
@@ -232,11 +232,11 @@ fn request() -> impl Strategy<Value = Request> {
             max_tokens,
             min_tokens,
             grammar: guided.then(String::new),
-            tenant: if seed % 8 == 0 { "other".into() } else { String::new() },
             max_cached_tokens: (seed % 8 == 1).then_some(seed as u32 / 8 % 16),
             stop_tokens: if stops { vec![STOP, STOP + 9, STOP + 31] } else { vec![] },
             score: score.map(|from| v1::ScoreRange { from, alternatives: 0 }),
             priority,
+            tenant,
             ..Default::default()
         };
         // Scores of a moved request would come again from the start: the router narrows the range.

@@ -13,7 +13,7 @@ pub(crate) use self::values::{
     Activations, BenchEndpoint, BenchMode, Device, LogFormat, Pooling, StopWord, Switch, ToolParser,
     UnknownFields,
 };
-use self::values::{alias, device, gigabytes, positive, url};
+use self::values::{alias, device, gigabytes, positive, url, weight};
 use crate::models;
 
 /// An open, Fireworks.ai-compatible LLM serving cluster in one binary.
@@ -300,6 +300,13 @@ pub(crate) struct AdmissionArgs {
     /// costs its full time, for measuring.
     #[arg(long, env = "VOLLEY_PREFIX_CACHE", default_value = "on", value_name = "SWITCH")]
     pub(crate) prefix_cache: Switch,
+    /// What an API key gets of a busy cluster beside others: twice as much with weight 2 as with 1, the default.
+    ///
+    /// A key is named by the first 16 digits of its BLAKE3 hash, so that schedulers see none:
+    /// `printf %s "$KEY" | b3sum --length 8`.
+    #[arg(long, env = "VOLLEY_TENANT_WEIGHT", value_delimiter = ',', value_parser = weight,
+          value_name = "TENANT=WEIGHT[,…]")]
+    pub(crate) tenant_weight: Vec<(String, u32)>,
 }
 
 // --- clients ----------------------------------------------------------------------------------------------

@@ -113,6 +113,13 @@ pub(super) fn alias(text: &str) -> Result<(String, String), String> {
     }
 }
 
+pub(super) fn weight(text: &str) -> Result<(String, u32), String> {
+    let expected = || "expected TENANT=WEIGHT, a whole number from 1 to 1000".to_owned();
+    let (tenant, weight) = text.split_once('=').ok_or_else(expected)?;
+    let weight = weight.parse().ok().filter(|weight| (1..=1000).contains(weight)).ok_or_else(expected)?;
+    if tenant.is_empty() { Err(expected()) } else { Ok((tenant.into(), weight)) }
+}
+
 pub(super) fn device(text: &str) -> Result<Device, String> {
     let expected = || "expected auto, cpu, cuda or cuda:INDEX".to_owned();
     match text {

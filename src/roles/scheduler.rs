@@ -1,5 +1,7 @@
 //! `volley scheduler`: claims workers, and plans their steps for the routers that connect.
 
+use std::sync::Arc;
+
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 use volley_proto::transport::Transport;
@@ -36,6 +38,7 @@ pub(super) fn config(args: &AdmissionArgs, id: String, address: String) -> Confi
     Config {
         max_waiting_sequences: args.max_waiting,
         prefix_cache: args.prefix_cache == Switch::On,
+        tenant_weights: Arc::new(args.tenant_weight.iter().cloned().collect()),
         ..Config::new(id, address)
     }
 }

@@ -122,11 +122,6 @@ impl Queue {
         self.turn()?.1.first()
     }
 
-    /// Whether the first had no place yet.
-    pub fn first_is_new(&self) -> bool {
-        self.turn().is_some_and(|(_, class)| class.begun.is_empty())
-    }
-
     /// Takes the first, to give it a place. Its tenant is charged with it by [`Queue::charge`].
     pub fn take(&mut self) -> Option<Sequence> {
         let (&priority, class) = self.turn()?;

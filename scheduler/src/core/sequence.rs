@@ -83,6 +83,8 @@ pub struct Sequence {
     pub suspect_until: TokenCount,
     /// The most tokens that it has had in this worker's KV cache.
     pub reached: TokenCount,
+    /// Whether it has given up its place to another tenant.
+    pub yielded: bool,
     /// Whether it was admitted before, here or elsewhere; such a sequence isn't refused for load.
     pub moved: bool,
     /// The numerics class that its tokens come from so far; empty if none or unknown.
@@ -138,6 +140,7 @@ impl Sequence {
             deaths: 0,
             suspect_until: 0,
             reached: 0,
+            yielded: false,
             numerics_class: String::new(),
             traceparent: String::new(),
             span: tracing::Span::none(),

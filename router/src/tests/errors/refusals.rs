@@ -54,13 +54,13 @@ async fn what_the_cluster_refuses_keeps_its_meaning() {
             StartError::Overloaded { message: "queue".into(), retry_after: later },
             503,
             "OVERLOADED",
-            Some("2"),
+            Some("3"),
         ), // 86
         (
             StartError::Unavailable { message: "none".into(), retry_after: later },
             503,
             "UNAVAILABLE",
-            Some("2"),
+            Some("3"),
         ), // 85
         (StartError::TooLarge("too large".into()), 400, CONTEXT, None),
         (StartError::Deadline, 504, "DEADLINE_EXCEEDED", None),

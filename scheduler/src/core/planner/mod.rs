@@ -13,13 +13,22 @@
 //! A guided sequence may find that nothing was drawn, since its grammar isn't compiled yet. Then the last row
 //! didn't count, and every step behind it runs what the one before should have: nobody waits for it.
 //!
-//! When blocks run out, a sequence is preempted: it gives up its blocks and waits again, in its old place,
-//! to be computed anew with what it has generated as part of what is known.
+//! When blocks run out, a sequence is preempted: it gives up its blocks and waits again, to be computed anew
+//! with what it has generated as part of what is known.
 //!
-//! What is computed already isn't computed again: `reuse.rs`.
+//! | file | what |
+//! | --- | --- |
+//! | `plan.rs` | the step: who runs how much; whom it costs blocks |
+//! | `growth.rs`, `recompute.rs` | how full the cache may be; what preemption may cost |
+//! | `give_way.rs` | whose place a newcomer gets |
+//! | `pace.rs` | how much of a long prompt runs beside streams |
+//! | `reuse.rs` | what is computed already isn't computed again |
+//! | `alone.rs` | sequences that may have killed workers |
 
 mod alone;
+mod give_way;
 mod growth;
+mod pace;
 mod plan;
 mod recompute;
 mod reuse;
@@ -29,7 +38,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use volley_proto::v1::{self, FinishReason, Kind, failure::Reason};
 
 pub use self::recompute::SHARE;
-use self::{growth::Growth, plan::Draft, recompute::Account};
+use self::{growth::Growth, pace::Pace, plan::Draft, recompute::Account};
 use super::{
     blocks::{Blocks, Change, Table},
     drain::Drain,
@@ -80,6 +89,7 @@ pub struct Planner {
     next_step: u64,
     account: Account,
     growth: Growth,
+    pace: Pace,
     totals: Totals,
 }
 
@@ -111,6 +121,8 @@ enum State {
     Running,
     /// Preempted; what is in flight still counts.
     Evicting,
+    /// The same, for another tenant's sake: it waits for its tenant's turn.
+    Yielding,
     /// Over; what is in flight is waste.
     Ended,
 }
@@ -190,6 +202,7 @@ impl Planner {
             free_slots: (0..limits.slots).rev().map(SlotId).collect(),
             released: Vec::new(),
             growth: Growth::default(),
+            pace: Pace::default(),
             in_flight: VecDeque::new(),
             next_step: 1,
             totals: Totals::default(),
@@ -250,6 +263,8 @@ impl Planner {
             return Err(OutOfStep { answered, expected });
         }
         let Some(step) = self.in_flight.pop_front() else { return Ok(()) };
+        let (decodes, rows) = step.rows();
+        self.pace.measure(decodes, rows, result.compute_us);
         let mut answers: Vec<_> = (0..self.limits.slots).map(|_| None).collect();
         for answer in result.slots {
             if let Some(place) = answers.get_mut(answer.slot as usize) {
@@ -423,17 +438,33 @@ impl Planner {
             self.released.push(running.slot);
         }
         self.free_slots.push(running.slot);
-        if running.state == State::Evicting {
+        let (state, mut sequence) = (running.state, running.sequence);
+        if state == State::Evicting || state == State::Yielding {
             if running.started {
-                running.sequence.given_up = running.computed;
+                sequence.given_up = running.computed;
             }
-            running.sequence.hashes(self.blocks.block_tokens());
-            self.waiting.put_back(running.sequence);
-        } else {
-            self.growth.ended();
-            self.drain.frees(running.sequence.prompt_tokens);
-            self.ranks.remove(&running.sequence.key);
+            sequence.hashes(self.blocks.block_tokens());
         }
+        match state {
+            State::Evicting => self.waiting.put_back(sequence),
+            State::Yielding => self.waiting.line_up(sequence),
+            State::Running | State::Ended => {
+                self.growth.ended();
+                self.drain.frees(sequence.prompt_tokens);
+                self.ranks.remove(&sequence.key);
+            }
+        }
+    }
+}
+
+// === impl Step ===
+
+impl Step {
+    /// Its decodes, and its rows of prompts.
+    fn rows(&self) -> (usize, TokenCount) {
+        let (decodes, prompts): (Vec<&Run>, Vec<&Run>) =
+            self.runs.iter().partition(|run| run.draws && run.tokens == 1);
+        (decodes.len(), prompts.iter().map(|run| run.tokens).sum())
     }
 }
 

@@ -28,6 +28,13 @@ pub(super) struct Draft {
     pub(super) preempted: bool,
 }
 
+/// Rows that prompts may have in the step being written.
+struct Left {
+    all: TokenCount,
+    /// Of these, for long ones.
+    long: TokenCount,
+}
+
 // === impl Planner ===
 
 impl Planner {
@@ -58,37 +65,46 @@ impl Planner {
 
     /// Everybody who may run beside others.
     fn run_together(&mut self, draft: &mut Draft) {
+        self.give_way();
         let (budget, context) = (self.limits.batch_tokens, self.limits.context);
         let (decodes, prompts): (Vec<_>, Vec<_>) = self
             .running
             .iter()
             .filter(|(_, running)| running.runs() && !running.sequence.suspected())
-            .map(|(&rank, running)| (rank, running.decodes(context), running.pending(context)))
-            .partition(|&(_, decodes, _)| decodes);
-        for (rank, ..) in decodes {
+            .map(|(&rank, running)| (rank, running.decodes(context)))
+            .partition(|&(_, decodes)| decodes);
+        for (rank, _) in decodes {
             self.run(rank, budget - draft.rows, draft);
         }
-        let share = if draft.rows == 0 { budget } else { (budget / PROMPT_SHARE_BESIDE_DECODES).max(1) };
-        let mut left = share.min(budget - draft.rows);
+        let beside = draft.rows > 0;
+        let share = if beside { (budget / PROMPT_SHARE_BESIDE_DECODES).max(1) } else { budget };
+        let mut left = Left { all: share.min(budget - draft.rows), long: share };
+        left.long = if beside { self.pace.rows(left.all) } else { share };
         // A prompt of several steps leaves half of each to those behind it, if there is anyone.
-        let part = |(rank, _, pending): (Rank, bool, TokenCount)| {
-            let most = if pending > budget { left.div_ceil(2) } else { left };
-            let rows = pending.min(most);
-            left -= rows;
-            (rank, rows, pending - rows)
-        };
-        let parts: Vec<_> = prompts.into_iter().map(part).collect();
-        while left > 0 && draft.owed == 0 && !self.waiting.first().is_some_and(Sequence::suspected) {
-            let Some(rank) = self.admit() else { break };
-            let before = draft.rows;
-            self.run(rank, left, draft);
-            left -= draft.rows - before;
+        let mut parts = Vec::new();
+        for (rank, _) in prompts {
+            let Some(running) = self.running.get(&rank) else { continue };
+            let long = self.is_long(running);
+            let most = if long { left.all.div_ceil(2) } else { left.all };
+            let rows = left.take(running.pending(context).min(most), long);
+            parts.push((rank, rows, running.pending(context) - rows, long));
         }
-        for (rank, rows, rest) in parts {
-            let more = rest.min(left);
-            left -= more;
+        while left.all > 0 && draft.owed == 0 && !self.waiting.first().is_some_and(Sequence::suspected) {
+            let Some(rank) = self.admit() else { break };
+            let long = self.running.get(&rank).is_some_and(|running| self.is_long(running));
+            let (before, most) = (draft.rows, if long { left.all.min(left.long) } else { left.all });
+            self.run(rank, most, draft);
+            left.take(draft.rows - before, long);
+        }
+        for (rank, rows, rest, long) in parts {
+            let more = left.take(rest, long);
             self.run(rank, rows + more, draft);
         }
+    }
+
+    /// Whether a sequence takes more than a step of its own to get to its next token.
+    fn is_long(&self, Running { sequence, scheduled, .. }: &Running) -> bool {
+        sequence.tokens.len() - sequence.cached.unwrap_or(*scheduled) > self.limits.batch_tokens
     }
 
     /// Runs up to `rows` tokens of a sequence, as far as there are blocks for them.
@@ -264,6 +280,18 @@ impl Running {
     /// Whether it runs the token that it drew last.
     fn decodes(&self, context: TokenCount) -> bool {
         self.scheduled > 0 && self.pending(context) <= 1
+    }
+}
+
+// === impl Left ===
+
+impl Left {
+    /// Takes up to `rows` for a prompt.
+    fn take(&mut self, rows: TokenCount, long: bool) -> TokenCount {
+        let rows = rows.min(if long { self.all.min(self.long) } else { self.all });
+        self.all -= rows;
+        self.long -= if long { rows } else { 0 };
+        rows
     }
 }
 

@@ -1,0 +1,50 @@
+//! A place for a tenant that has hardly any, while another has all of them.
+//!
+//! The queue's order alone would let a newcomer wait until a place becomes free, which is as long as the
+//! sequences are that a flood has filled the worker with. So a place is given up for one that is new: by a
+//! lower priority, or by a tenant that has had more service and holds at least two places more. A sequence
+//! gives way once at most, and only if the account affords to compute it again.
+
+use std::collections::HashMap;
+
+use super::{Planner, Running, State};
+use crate::core::types::Rank;
+
+impl Planner {
+    /// Sees to a place for whoever is next, if somebody owes one.
+    pub(super) fn give_way(&mut self) {
+        let Some(victim) = self.debtor() else { return };
+        if let Some(running) = self.running.get_mut(&victim) {
+            running.state = State::Yielding;
+            running.sequence.yielded = true;
+            self.totals.preemptions += 1;
+            self.settle(victim);
+        }
+    }
+
+    /// Of those that owe a place to the first that waits, the one with the lowest priority that is cheapest to
+    /// recompute. Nobody does while a place is about to become free. Never the first in rank.
+    fn debtor(&self) -> Option<Rank> {
+        let first = self.waiting.first()?;
+        let new = first.reached == 0 && first.generated() == 0;
+        let coming = |r: &Running| r.state != State::Running;
+        if !new || first.suspected() || self.admissible(first) || self.running.values().any(coming) {
+            return None;
+        }
+        let spec = &first.spec;
+        let mut places: HashMap<&str, usize> = HashMap::new();
+        for running in self.running.values() {
+            *places.entry(&running.sequence.spec.tenant).or_default() += 1;
+        }
+        let places = |tenant: &str| places.get(tenant).copied().unwrap_or(0);
+        let own = places(&spec.tenant);
+        let owes = |r: &Running| {
+            let theirs = &r.sequence.spec;
+            let unequal = || places(&theirs.tenant) >= own + 2 && self.waiting.better_served(theirs, spec);
+            let able = !r.sequence.yielded && self.account.affords(r.scheduled);
+            able && (theirs.priority < spec.priority || theirs.priority == spec.priority && unequal())
+        };
+        let running = self.running.iter().skip(1).filter(|(_, r)| owes(r));
+        running.min_by_key(|(rank, r)| (rank.priority(), r.scheduled)).map(|(&rank, _)| rank)
+    }
+}
