@@ -21,6 +21,7 @@ use volley_proto::v1::{self, scheduler_message::Message};
 use crate::{
     Readiness,
     core::{
+        blocks::Change,
         placement::{Action, Facts, Placement},
         planner::Load,
         sequence::Sequence,
@@ -45,6 +46,10 @@ pub(crate) enum FromLink {
 pub(crate) enum FromRunner {
     Joined(WorkerId, Box<Joined>),
     Ended(Vec<SequenceKey>),
+    /// At most one for each step, and no longer than that step's new and evicted blocks.
+    Cache(WorkerId, Vec<Change>),
+    /// It takes nothing new, and gives back what hasn't begun.
+    Drains(WorkerId, Vec<Sequence>),
     Left(WorkerId, Vec<Sequence>),
 }
 
@@ -71,6 +76,8 @@ pub(crate) struct Front {
     placement: Placement,
     links: HashMap<LinkId, Arc<Link>>,
     workers: BTreeMap<WorkerId, Joined>,
+    /// Those that only finish what they have.
+    draining: BTreeMap<WorkerId, Joined>,
     arrivals: u64,
     cards: BTreeMap<String, v1::ModelCard>,
     directory: watch::Sender<Directory>,
@@ -87,6 +94,7 @@ impl Front {
             placement: Placement::default(),
             links: HashMap::new(),
             workers: BTreeMap::new(),
+            draining: BTreeMap::new(),
             arrivals: 0,
             cards: BTreeMap::new(),
             directory,
@@ -148,7 +156,16 @@ impl Front {
                 self.workers_changed();
             }
             FromRunner::Ended(keys) => keys.iter().for_each(|key| self.placement.ended(key)),
-            FromRunner::Left(id, sequences) => self.worker_left(id, sequences, actions),
+            FromRunner::Cache(id, changes) => self.placement.cache_changed(id, &changes),
+            FromRunner::Drains(id, sequences) => {
+                self.draining.extend(self.workers.remove(&id).map(|joined| (id, joined)));
+                self.workers_changed();
+                self.worker_left(id, sequences, actions);
+            }
+            FromRunner::Left(id, sequences) => {
+                self.draining.remove(&id);
+                self.worker_left(id, sequences, actions);
+            }
         }
     }
 
@@ -183,7 +200,7 @@ impl Front {
                     reports.entry(output.key.link).or_default().push(output.message);
                 }
                 Action::Cancel { worker, keys } => {
-                    if let Some(worker) = self.workers.get(&worker) {
+                    if let Some(worker) = self.workers.get(&worker).or_else(|| self.draining.get(&worker)) {
                         // A runner that is gone has handed its sequences back, or is about to.
                         let _ = worker.commands.send(Command::Cancel(keys));
                     }
@@ -238,7 +255,7 @@ impl Front {
 
     fn sum_load(&self) -> v1::Load {
         let mut sum = v1::Load::default();
-        for worker in self.workers.values() {
+        for worker in self.workers.values().chain(self.draining.values()) {
             let load = *worker.load.borrow();
             sum.running += load.running as u32;
             sum.waiting += load.waiting as u32;

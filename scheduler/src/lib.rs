@@ -50,9 +50,14 @@ pub struct Config {
     /// Steps in flight per worker. With 2, a worker never waits for a round trip; with 1, nothing is ever
     /// computed in vain.
     pub step_depth: usize,
+    /// Whether sequences that begin alike share what is computed of them.
+    pub prefix_cache: bool,
     /// A worker that hasn't answered a step for this long is lost. The first step may page in weights from
     /// a slow disk, hence 60 s.
     pub step_deadline: Duration,
+    /// How long sequences may go on with a worker that another scheduler is to have; then they move. 10 s is
+    /// more than most streams take, and not much to wait for one's share.
+    pub drain: Duration,
     /// Tells whoever holds a clone whether there are workers.
     pub readiness: Readiness,
 }
@@ -86,7 +91,9 @@ impl Config {
             max_waiting_sequences: 1024,
             max_waiting_tokens: 4 << 20,
             step_depth: 2,
+            prefix_cache: true,
             step_deadline: Duration::from_secs(60),
+            drain: Duration::from_secs(10),
             readiness: Readiness::default(),
         }
     }

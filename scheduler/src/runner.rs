@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Streaming, transport::Channel};
+use tonic::{Code, Streaming, transport::Channel};
 use volley_proto::{
     MAX_MESSAGE, PROTOCOL,
     v1::{self, plan_message, result_message, worker_client::WorkerClient},
@@ -64,6 +64,8 @@ pub(crate) enum Lost {
     OutOfStep(#[from] crate::core::planner::OutOfStep),
     #[error("the scheduler stops")]
     Stopping,
+    #[error("another scheduler is to have it")]
+    Drained,
 }
 
 struct Runner {
@@ -106,12 +108,13 @@ impl Connection {
         Ok(Self { id, hello, channel, plans, results })
     }
 
-    /// Runs steps until the worker is lost. Its sequences are handed to the front.
+    /// Runs steps until the worker is lost, or drained. Its sequences are handed to the front.
     pub(crate) async fn run(
         mut self,
         config: &Config,
         front: mpsc::UnboundedSender<FromRunner>,
         stop: &CancellationToken,
+        drain: &CancellationToken,
     ) -> Lost {
         let (limits, facts) = match limits(&self.hello, config) {
             Ok(made) => made,
@@ -139,8 +142,9 @@ impl Connection {
             outputs: Vec::new(),
         };
         runner.tell(FromRunner::Joined(runner.id, Box::new(joined)));
-        let Err(lost) = runner.steps(&mut self.results, &mut commands, config.step_deadline, stop).await;
-        runner.leave(commands);
+        let steps = runner.steps(&mut self.results, &mut commands, config, (stop, drain));
+        let Err(lost) = steps.await;
+        runner.leave(commands, lost.is_death());
         lost
     }
 }
@@ -160,6 +164,7 @@ fn limits(hello: &v1::WorkerHello, config: &Config) -> Result<(Limits, Facts), L
         blocks: blocks.collect(),
         context: card.context_length as usize,
         depth: config.step_depth.max(1),
+        prefix_cache: config.prefix_cache,
         max_waiting: config.max_waiting_sequences,
         max_waiting_tokens: config.max_waiting_tokens,
     };
@@ -167,6 +172,7 @@ fn limits(hello: &v1::WorkerHello, config: &Config) -> Result<(Limits, Facts), L
         model_hash: card.hash.clone(),
         numerics_class: card.numerics_class.clone(),
         kv_tokens: limits.blocks.iter().min().map_or(0, |&blocks| blocks as usize) * limits.block_tokens,
+        block_tokens: limits.block_tokens,
         context: limits.context,
     };
     Ok((limits, facts))
@@ -176,6 +182,20 @@ fn send(plans: &mpsc::Sender<v1::PlanMessage>, message: plan_message::Message) -
     plans.try_send(v1::PlanMessage { message: Some(message) }).map_err(|_| Lost::Closed)
 }
 
+// === impl Lost ===
+
+impl Lost {
+    /// Whether what the worker was running may be the reason.
+    fn is_death(&self) -> bool {
+        match self {
+            Self::Stopping | Self::Drained => false,
+            // Another scheduler has it.
+            Self::Rpc(status) => !matches!(status.code(), Code::Aborted | Code::FailedPrecondition),
+            _ => true,
+        }
+    }
+}
+
 // === impl Runner ===
 
 impl Runner {
@@ -183,12 +203,15 @@ impl Runner {
         &mut self,
         results: &mut Streaming<v1::ResultMessage>,
         commands: &mut mpsc::UnboundedReceiver<Command>,
-        deadline: Duration,
-        stop: &CancellationToken,
+        config: &Config,
+        (stop, drain): (&CancellationToken, &CancellationToken),
     ) -> Result<std::convert::Infallible, Lost> {
         let mut expiry = interval(EXPIRY);
         expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut busy_since = Instant::now();
+        let deadline = config.step_deadline;
+        // Until when its sequences may go on here, once it is to be drained.
+        let mut drained: Option<Instant> = None;
         loop {
             tokio::select! {
                 message = results.message() => {
@@ -203,7 +226,16 @@ impl Runner {
                     return Err(Lost::Silent(deadline));
                 }
                 () = stop.cancelled() => return Err(Lost::Stopping),
+                () = drain.cancelled(), if drained.is_none() => {
+                    drained = Some(Instant::now() + config.drain);
+                    let waiting = self.planner.let_waiting_go();
+                    self.tell(FromRunner::Drains(self.id, waiting));
+                }
+                () = sleep_until(drained.unwrap_or(busy_since)), if drained.is_some() => {
+                    return Err(Lost::Drained);
+                }
             }
+            self.planner.at(self.clock.now());
             // Whoever arrived by now shares the next step.
             while let Ok(command) = commands.try_recv() {
                 self.obey(command);
@@ -216,6 +248,9 @@ impl Runner {
                 send(&self.plans, plan_message::Message::Plan(plan))?;
             }
             self.report();
+            if drained.is_some() && self.planner.is_idle() {
+                return Err(Lost::Drained);
+            }
         }
     }
 
@@ -256,13 +291,17 @@ impl Runner {
         if !ended.is_empty() {
             self.tell(FromRunner::Ended(ended));
         }
+        let changes = self.planner.cache_changes();
+        if !changes.is_empty() {
+            self.tell(FromRunner::Cache(self.id, changes));
+        }
         let load = self.planner.load();
         self.metrics.state(load, self.planner.totals());
         self.load.send_replace(load);
     }
 
     /// Hands everything that isn't over to the front, what it has only just sent included.
-    fn leave(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+    fn leave(mut self, mut commands: mpsc::UnboundedReceiver<Command>, death: bool) {
         self.report();
         commands.close();
         let mut late = Vec::new();
@@ -272,7 +311,7 @@ impl Runner {
                 Command::Cancel(keys) => keys.iter().for_each(|key| self.planner.cancel(key)),
             }
         }
-        let mut sequences = self.planner.lost();
+        let mut sequences = if death { self.planner.lost() } else { self.planner.let_go() };
         sequences.extend(late);
         let _ = self.front.send(FromRunner::Left(self.id, sequences));
     }

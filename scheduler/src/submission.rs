@@ -15,6 +15,9 @@ use crate::{
 /// Tokens of submissions that aren't complete yet, per link: far above what a router has under way at a time.
 const MAX_PARTIAL_TOKENS: usize = 16 << 20;
 
+/// Tokens that a worker may run beyond those that the router has received.
+const AHEAD: usize = 2;
+
 /// The submissions of a link that are under way.
 #[derive(Default)]
 pub struct Assembler {
@@ -79,6 +82,8 @@ impl Submission {
                 let tokens = prompt.iter().chain(&choice.generated).copied().map(TokenId).collect();
                 let mut sequence = Sequence::new(key, 0, spec.clone(), tokens, prompt.len());
                 sequence.deaths = header.deaths;
+                // The router doesn't know what was in flight: it goes as far as a step ahead can.
+                sequence.suspect_until = sequence.tokens.len() + AHEAD;
                 sequence.mirostat = choice.mirostat;
                 // A scheduler had accepted it already.
                 sequence.moved |= attempt > 0;
@@ -105,6 +110,8 @@ fn spec(header: &v1::Submission) -> Spec {
         tenant: header.tenant.clone(),
         grammar: header.grammar.clone(),
         cache_salt: header.cache_salt.clone(),
+        max_cached: header.max_cached_tokens.map(|max| max as usize),
+        session: header.session,
     }
 }
 

@@ -18,6 +18,9 @@ pub(crate) struct WorkerMetrics {
     blocks_total: Gauge,
     preemptions: Counter,
     wasted_tokens: Counter,
+    recomputed_tokens: Counter,
+    cached_tokens: Counter,
+    evictions: Counter,
     step_rows: Histogram,
     step_sequences: Histogram,
     step_seconds: Histogram,
@@ -40,13 +43,28 @@ pub(crate) fn describe() {
     describe_gauge!("volley_scheduler_running", "Sequences in slots");
     describe_gauge!("volley_scheduler_waiting", "Sequences that wait for a slot");
     describe_gauge!("volley_scheduler_waiting_tokens", "Their tokens");
-    describe_gauge!("volley_kv_blocks_free", "KV blocks that nothing uses");
+    describe_gauge!(
+        "volley_kv_blocks_free",
+        "KV blocks that no sequence holds, whether or not they are cached"
+    );
     describe_gauge!("volley_kv_blocks_total", "KV blocks that the worker has");
     describe_counter!(
         "volley_scheduler_preemptions_total",
         "Sequences that had to give way, to be computed again"
     );
     describe_counter!("volley_scheduler_wasted_tokens_total", "Tokens computed in vain");
+    describe_counter!(
+        "volley_scheduler_recomputed_tokens_total",
+        "Tokens computed again, since their sequence had to give way"
+    );
+    describe_counter!(
+        "volley_prefix_cache_hit_tokens_total",
+        "Tokens that needn't be computed, since their KV blocks were there"
+    );
+    describe_counter!(
+        "volley_prefix_cache_evictions_total",
+        "KV blocks whose content could be found, and had to give way to other content"
+    );
     describe_histogram!("volley_step_rows", "Tokens computed in a step");
     describe_histogram!("volley_step_sequences", "Sequences that shared a step");
     describe_histogram!("volley_step_seconds", Unit::Seconds, "Time to compute a step");
@@ -66,6 +84,9 @@ impl WorkerMetrics {
             blocks_total: metrics::gauge!("volley_kv_blocks_total", &worker()),
             preemptions: metrics::counter!("volley_scheduler_preemptions_total", &worker()),
             wasted_tokens: metrics::counter!("volley_scheduler_wasted_tokens_total", &worker()),
+            recomputed_tokens: metrics::counter!("volley_scheduler_recomputed_tokens_total", &worker()),
+            cached_tokens: metrics::counter!("volley_prefix_cache_hit_tokens_total", &worker()),
+            evictions: metrics::counter!("volley_prefix_cache_evictions_total", &worker()),
             step_rows: metrics::histogram!("volley_step_rows", &worker()),
             step_sequences: metrics::histogram!("volley_step_sequences", &worker()),
             step_seconds: metrics::histogram!("volley_step_seconds", &worker()),
@@ -92,6 +113,9 @@ impl WorkerMetrics {
         self.blocks_total.set(load.total_blocks as f64);
         self.preemptions.increment(totals.preemptions - self.seen.preemptions);
         self.wasted_tokens.increment(totals.wasted_tokens - self.seen.wasted_tokens);
+        self.recomputed_tokens.increment(totals.recomputed_tokens - self.seen.recomputed_tokens);
+        self.cached_tokens.increment(totals.cached_tokens - self.seen.cached_tokens);
+        self.evictions.increment(totals.evictions - self.seen.evictions);
         self.seen = totals;
     }
 }

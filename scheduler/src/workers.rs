@@ -49,11 +49,19 @@ struct Workers {
     members: watch::Receiver<Members>,
     schedulers: watch::Receiver<Members>,
     claims: watch::Receiver<Claims>,
-    /// The claims under which connections are kept, by worker.
-    owned: HashMap<String, watch::Sender<Claim>>,
+    /// Workers to which connections are kept.
+    owned: HashMap<String, Owned>,
+    /// Released claims, which the view may still have.
+    released: HashMap<String, u64>,
     /// The last claims went unanswered.
     unanswered: bool,
     tasks: JoinSet<String>,
+}
+
+struct Owned {
+    claim: watch::Sender<Claim>,
+    /// Ends the connection as soon as its sequences have: another scheduler is to have the worker.
+    drain: CancellationToken,
 }
 
 /// Claims and connects until told to stop; then leaves the cluster.
@@ -67,6 +75,7 @@ pub(crate) async fn run(context: Context, registration: Registration) {
         schedulers: membership.members(Role::Scheduler),
         claims: membership.claims(),
         owned: HashMap::new(),
+        released: HashMap::new(),
         unanswered: false,
         tasks: JoinSet::new(),
     };
@@ -95,6 +104,21 @@ fn claimable(members: &Members, schedulers: usize, claims: &Claims, scheduler: &
     .collect()
 }
 
+/// The workers that `scheduler` has beyond its share, now that there are others. They have room for them:
+/// the shares of all add up to at least all workers.
+fn surplus(members: &Members, schedulers: usize, claims: &Claims, scheduler: &str) -> Vec<String> {
+    let mut models: HashMap<&str, (usize, Vec<&String>)> = HashMap::new();
+    for (id, member) in members.iter() {
+        let (workers, mine) = models.entry(&member.model).or_default();
+        *workers += 1;
+        mine.extend(claims.get(id).is_some_and(|claim| claim.scheduler == scheduler).then_some(id));
+    }
+    let beyond = |(workers, mine): (usize, Vec<&String>)| {
+        mine.into_iter().skip(workers.div_ceil(schedulers.max(1))).cloned().collect::<Vec<_>>()
+    };
+    models.into_values().flat_map(beyond).collect()
+}
+
 // === impl Workers ===
 
 impl Workers {
@@ -102,6 +126,7 @@ impl Workers {
         loop {
             let unanswered = self.claim().await;
             self.connect();
+            self.drain_surplus();
             tokio::select! {
                 Ok(()) = self.members.changed() => {}
                 Ok(()) = self.schedulers.changed() => {}
@@ -142,9 +167,23 @@ impl Workers {
     /// up while etcd couldn't be told.
     fn connect(&mut self) {
         let (members, claims) = (self.members.borrow().clone(), self.claims.borrow().clone());
+        self.released.retain(|worker, revision| claims.get(worker).is_some_and(|c| c.revision == *revision));
         for (worker, claim) in claims.iter() {
-            if claim.scheduler == self.registration.id && members.contains_key(worker) {
+            let mine = claim.scheduler == self.registration.id && !self.released.contains_key(worker);
+            if mine && members.contains_key(worker) {
                 self.own(worker.clone(), claim.clone());
+            }
+        }
+    }
+
+    /// Begins to let go of what other schedulers are to have.
+    fn drain_surplus(&self) {
+        let (members, claims) = (self.members.borrow(), self.claims.borrow());
+        let schedulers = self.schedulers.borrow().len();
+        for worker in surplus(&members, schedulers, &claims, &self.registration.id) {
+            if let Some(owned) = self.owned.get(&worker).filter(|owned| !owned.drain.is_cancelled()) {
+                tracing::info!(worker, schedulers, "draining: another scheduler is to have it");
+                owned.drain.cancel();
             }
         }
     }
@@ -152,7 +191,7 @@ impl Workers {
     fn own(&mut self, worker: String, claim: Claim) {
         if let Some(owned) = self.owned.get(&worker) {
             // Claimed again after the lease was lost; counts from the next connection on.
-            owned.send_if_modified(|held| {
+            owned.claim.send_if_modified(|held| {
                 let newer = held.revision < claim.revision;
                 if newer {
                     *held = claim;
@@ -162,28 +201,31 @@ impl Workers {
             return;
         }
         tracing::info!(worker, revision = claim.revision, "claimed");
-        let (owned, claim) = watch::channel(claim);
-        self.owned.insert(worker.clone(), owned);
-        let (members, claims) = (self.members.clone(), self.claims.clone());
-        self.tasks.spawn(keep(self.context.clone(), worker, claim, members, claims));
+        let (sender, claim) = watch::channel(claim);
+        let drain = self.context.stop.child_token();
+        self.owned.insert(worker.clone(), Owned { claim: sender, drain: drain.clone() });
+        let views = (self.members.clone(), self.claims.clone());
+        self.tasks.spawn(keep(self.context.clone(), worker, claim, views, drain));
     }
 
     async fn give_up(&mut self, worker: &str) {
         let Some(owned) = self.owned.remove(worker) else { return };
-        let claim = owned.borrow().clone();
-        if let Err(error) = self.context.membership.release(worker, &claim).await {
-            tracing::warn!(worker, %error, "cannot release");
+        let claim = owned.claim.borrow().clone();
+        match self.context.membership.release(worker, &claim).await {
+            Ok(()) => drop(self.released.insert(worker.to_owned(), claim.revision)),
+            Err(error) => tracing::warn!(worker, %error, "cannot release"),
         }
     }
 }
 
-/// Keeps a connection to a worker while it is registered and ours. The worker's id, when that is over.
+/// Keeps a connection to a worker while it is registered, ours, and not to be drained. The worker's id, when
+/// that is over.
 async fn keep(
     context: Arc<Context>,
     worker: String,
     claim: watch::Receiver<Claim>,
-    members: watch::Receiver<Members>,
-    claims: watch::Receiver<Claims>,
+    (members, claims): (watch::Receiver<Members>, watch::Receiver<Claims>),
+    drain: CancellationToken,
 ) -> String {
     let mut pause = PAUSE.0;
     // Said once, however often it is tried to reach again.
@@ -196,34 +238,39 @@ async fn keep(
         }
         let connection = context.connections.fetch_add(1, Ordering::Relaxed) + 1;
         let epoch = Epoch { claim: epoch, connection };
-        let lost = match connect(&context, &address, epoch).await {
+        let lost = match connect(&context, &address, epoch, &drain).await {
             Ok(open) => {
                 pause = PAUSE.0;
                 lost_said = false;
                 tracing::info!(worker, connection, "connected");
-                open.run(&context.config, context.front.clone(), &context.stop).await
+                open.run(&context.config, context.front.clone(), &context.stop, &drain).await
             }
             Err(lost) => lost,
         };
-        if context.stop.is_cancelled() {
+        if drain.is_cancelled() {
             break;
         }
         match std::mem::replace(&mut lost_said, true) {
             false => tracing::warn!(worker, connection, reason = %lost, "lost"),
             true => tracing::debug!(worker, connection, reason = %lost, "still lost"),
         }
-        let _ = context.stop.run_until_cancelled(tokio::time::sleep(pause)).await;
+        let _ = drain.run_until_cancelled(tokio::time::sleep(pause)).await;
         pause = (pause * 2).min(PAUSE.1);
     }
     worker
 }
 
-async fn connect(context: &Context, address: &str, epoch: Epoch) -> Result<Connection, Lost> {
+async fn connect(
+    context: &Context,
+    address: &str,
+    epoch: Epoch,
+    drain: &CancellationToken,
+) -> Result<Connection, Lost> {
     let open = async {
         let channel = context.transport.connect(address).await?;
         Connection::open(WorkerId(epoch.connection), channel, epoch, &context.config).await
     };
-    context.stop.run_until_cancelled(open).await.unwrap_or(Err(Lost::Stopping))
+    drain.run_until_cancelled(open).await.unwrap_or(Err(Lost::Stopping))
 }
 
 #[cfg(test)]
@@ -254,5 +301,16 @@ mod tests {
         assert_eq!(claimable(&members, 2, &claims(&[("a", "s"), ("b", "s")]), "s"), ["d"]);
         assert_eq!(claimable(&members, 2, &claims(&[("a", "t"), ("d", "t")]), "s"), ["b", "c"]);
         assert_eq!(claimable(&members, 0, &claims(&[("a", "gone")]), "s"), ["b", "c", "d"]);
+    }
+
+    #[test]
+    fn a_scheduler_has_a_surplus_when_another_joins() {
+        let members = members(&[("a", "m"), ("b", "m"), ("c", "m"), ("d", "other")]);
+        let all = claims(&[("a", "s"), ("b", "s"), ("c", "s"), ("d", "s")]);
+        assert!(surplus(&members, 1, &all, "s").is_empty());
+        assert_eq!(surplus(&members, 2, &all, "s"), ["c"], "of a single worker none");
+        assert_eq!(surplus(&members, 3, &all, "s"), ["b", "c"]);
+        assert!(surplus(&members, 2, &claims(&[("a", "s"), ("b", "s"), ("c", "t")]), "s").is_empty());
+        assert_eq!(surplus(&members, 3, &claims(&[("a", "t"), ("b", "t"), ("c", "s")]), "t"), ["b"]);
     }
 }

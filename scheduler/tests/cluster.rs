@@ -4,7 +4,7 @@
 mod fake;
 
 use fake::{
-    STOP, alone,
+    Poison, STOP, alone,
     cluster::{BLOCKS, CONTEXT, Cluster},
 };
 use volley_membership::Membership;
@@ -80,7 +80,7 @@ async fn a_cancel_frees_the_blocks_within_a_step() {
 async fn a_dropped_link_cancels_its_sequences() {
     let cluster = Cluster::default();
     let scheduler = cluster.scheduler("s");
-    let worker = cluster.worker("w", 3).await;
+    let worker = cluster.worker("w", 5).await;
     scheduler.ready().await;
     let (mut staying, mut leaving) = (cluster.router("s").await, cluster.router("s").await);
     leaving.submit(1, &prompt(1), &submission(4000, 2)).await;
@@ -142,17 +142,46 @@ async fn a_worker_that_hangs_up_is_connected_again_and_its_sequences_go_back_mea
 }
 
 #[tokio::test]
-async fn the_deaths_that_a_request_brings_count() {
-    let cluster = Cluster::default();
+async fn the_deaths_that_a_request_brings_count_until_it_is_past_their_place() {
+    for (steps, reason, deaths) in [(1, Reason::GaveUp, 0), (4, Reason::NoWorker, 1)] {
+        let cluster = Cluster::default();
+        let scheduler = cluster.scheduler("s");
+        let worker = cluster.worker("w", steps).await;
+        scheduler.ready().await;
+        let mut router = cluster.router("s").await;
+        router.submit(1, &prompt(1), &v1::Submission { deaths: 2, ..submission(40, 1) }).await;
+        router.tokens((1, 0), steps).await;
+        worker.hang_up();
+        router.ends(1).await;
+        let failure = &router.failures[&(1, 0)];
+        assert_eq!((failure.reason(), failure.deaths), (reason, deaths), "after {steps} steps");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_kills_its_workers_fails_and_its_neighbours_do_not() {
+    let cluster =
+        Cluster { poison: Some(Poison { request_id: "poison".into(), at: 40 }), ..Cluster::default() };
     let scheduler = cluster.scheduler("s");
-    let worker = cluster.worker("w", 4).await;
-    scheduler.ready().await;
+    let mut workers = Vec::new();
+    for n in 0..4 {
+        workers.push(cluster.worker(&format!("w{n}"), FREELY).await);
+    }
+    scheduler.readiness.workers().wait_for(|&workers| workers == 4).await.unwrap();
     let mut router = cluster.router("s").await;
-    router.submit(1, &prompt(1), &v1::Submission { deaths: 2, ..submission(40, 1) }).await;
-    router.tokens((1, 0), 2).await;
-    worker.hang_up();
-    router.ends(1).await;
-    assert_eq!(router.failures[&(1, 0)].reason(), Reason::GaveUp, "this was the third");
+    for request in 1..9 {
+        router.submit(request, &prompt(request), &submission(200, 1)).await;
+    }
+    let poison = v1::Submission { request_id: "poison".into(), ..submission(200, 1) };
+    router.submit(9, &prompt(1), &poison).await;
+    router.ends(9).await;
+    assert_eq!(router.failures.keys().collect::<Vec<_>>(), [&(9, 0)]);
+    assert_eq!(router.failures[&(9, 0)].reason(), Reason::GaveUp);
+    for request in 1..9 {
+        assert_eq!(router.streams[&(request, 0)], alone(&prompt(request), &submission(200, 1), 0, CONTEXT));
+    }
+    let died: usize = workers.iter().map(|worker| worker.deaths()).sum();
+    assert_eq!(died, 3, "two, and the one that it ran alone on");
 }
 
 #[tokio::test]
@@ -202,6 +231,50 @@ async fn one_of_two_schedulers_has_a_worker_and_the_other_takes_over() {
     assert_eq!(router.streams[&(1, 0)], alone(&prompt(1), &submission(10, 1), 0, CONTEXT));
     let epochs = worker.epochs.lock().unwrap().clone();
     assert!(epochs.len() == 2 && epochs[0].claim < epochs[1].claim, "{epochs:?}");
+}
+
+/// Two workers of a first scheduler have a stream each when a second one joins. The first keeps one of them;
+/// `finish` lets the other's stream come to its end.
+async fn a_second_scheduler_joins(finish: bool) {
+    let cluster = Cluster::default();
+    let first = cluster.scheduler("s1");
+    let workers = [cluster.worker("a", 3).await, cluster.worker("b", 3).await];
+    first.readiness.workers().wait_for(|&workers| workers == 2).await.unwrap();
+    let mut router = cluster.router("s1").await;
+    for request in [1, 2] {
+        router.submit(request, &prompt(request), &submission(40, 1)).await;
+        router.tokens((request, 0), 2).await;
+    }
+    let second = cluster.scheduler("s2");
+    first.readiness.workers().wait_for(|&workers| workers == 1).await.unwrap();
+    assert!(!second.readiness.ready(), "its streams haven't ended, nor is their time over");
+    router.submit(3, &prompt(3), &submission(4, 1)).await;
+    workers[0].gate.add_permits(FREELY);
+    router.ends(if finish { 1 } else { 3 }).await;
+    workers[1].gate.add_permits(FREELY);
+    router.ends(3).await;
+    for (request, tokens) in [(1, 40), (2, 40), (3, 4)] {
+        let whole = alone(&prompt(request), &submission(tokens, 1), 0, CONTEXT);
+        assert_eq!(router.streams[&(request, 0)], whole, "request {request}");
+    }
+    second.ready().await;
+    let claims = cluster.membership.claims().borrow().clone();
+    assert_eq!((claims["a"].scheduler.as_str(), claims["b"].scheduler.as_str()), ("s1", "s2"));
+    assert!(first.readiness.ready(), "it keeps its share");
+    let mut router = cluster.router("s2").await;
+    router.submit(1, &prompt(1), &submission(10, 1)).await;
+    router.ends(1).await;
+    assert_eq!(router.streams[&(1, 0)], alone(&prompt(1), &submission(10, 1), 0, CONTEXT));
+}
+
+#[tokio::test]
+async fn a_surplus_worker_finishes_its_streams_and_goes_to_a_scheduler_that_joined() {
+    a_second_scheduler_joins(true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_take_too_long_for_their_surplus_worker_move() {
+    a_second_scheduler_joins(false).await;
 }
 
 #[tokio::test]

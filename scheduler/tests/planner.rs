@@ -128,6 +128,8 @@ impl World {
             score: s.score,
             priority: s.priority,
             grammar: s.grammar.clone(),
+            tenant: s.tenant.clone(),
+            max_cached: s.max_cached_tokens.map(|max| max as usize),
             ..Spec::default()
         });
         let sequences = (0..request.choices).map(|choice| {
@@ -213,7 +215,9 @@ fn key(request: usize, choice: u32) -> SequenceKey {
 }
 
 fn request() -> impl Strategy<Value = Request> {
-    let prompt = prop::collection::vec(0..fake::VOCABULARY, 1..24);
+    // Most begin alike.
+    let own = prop::collection::vec(0..fake::VOCABULARY, 1..12);
+    let prompt = (0..14u32, own).prop_map(|(common, own)| (0..common).chain(own).collect::<Vec<_>>());
     let lengths = (0..30u32, 0..6u32, 1..3u32, 0..6usize);
     let flags = (any::<bool>(), prop::option::of(0..8u32), any::<bool>(), -1..2i32, any::<u64>());
     let flags = (flags, prop::option::weighted(0.3, Just(3.0)), any::<bool>());
@@ -228,6 +232,8 @@ fn request() -> impl Strategy<Value = Request> {
             max_tokens,
             min_tokens,
             grammar: guided.then(String::new),
+            tenant: if seed % 8 == 0 { "other".into() } else { String::new() },
+            max_cached_tokens: (seed % 8 == 1).then_some(seed as u32 / 8 % 16),
             stop_tokens: if stops { vec![STOP, STOP + 9, STOP + 31] } else { vec![] },
             score: score.map(|from| v1::ScoreRange { from, alternatives: 0 }),
             priority,
@@ -250,8 +256,9 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
-    (1..7u32, 1..40usize, 1..9usize, 1..24u32, 1..3usize, 1..3usize).prop_map(
-        |(slots, batch_tokens, block_tokens, blocks, groups, depth)| Limits {
+    let cache = prop::bool::weighted(0.9);
+    (1..7u32, 1..40usize, 1..9usize, 1..24u32, 1..3usize, 1..3usize, cache).prop_map(
+        |(slots, batch_tokens, block_tokens, blocks, groups, depth, prefix_cache)| Limits {
             slots,
             batch_tokens,
             block_tokens,
@@ -259,6 +266,7 @@ fn limits() -> impl Strategy<Value = Limits> {
             blocks: (0..groups as u32).map(|group| blocks + group).collect(),
             context: CONTEXT,
             depth,
+            prefix_cache,
             max_waiting: usize::MAX,
             max_waiting_tokens: usize::MAX,
         },

@@ -21,6 +21,7 @@ fn limits() -> Limits {
         blocks: vec![64],
         context: 256,
         depth: 1,
+        prefix_cache: true,
         max_waiting: 8,
         max_waiting_tokens: 1000,
     }
@@ -30,7 +31,7 @@ fn limits() -> Limits {
 fn sequence(n: u64, prompt: u32, spec: &Spec) -> Sequence {
     let key = SequenceKey { link: LinkId(1), request: n, attempt: 0, choice: 0 };
     let spec = Spec { request_id: n.to_string(), kind: Kind::Generate, ..spec.clone() };
-    let tokens = (0..prompt).map(|i| TokenId(i % fake::VOCABULARY)).collect();
+    let tokens = (0..prompt).map(|i| TokenId((n as u32 * 7 + i) % fake::VOCABULARY)).collect();
     Sequence::new(key, n, Arc::new(spec), tokens, prompt as usize)
 }
 

@@ -10,7 +10,8 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use self::values::{
-    Activations, BenchEndpoint, BenchMode, Device, LogFormat, Pooling, StopWord, ToolParser, UnknownFields,
+    Activations, BenchEndpoint, BenchMode, Device, LogFormat, Pooling, StopWord, Switch, ToolParser,
+    UnknownFields,
 };
 use self::values::{alias, device, gigabytes, positive, url};
 use crate::models;
@@ -189,7 +190,8 @@ pub(crate) struct EngineArgs {
     #[arg(long, env = "VOLLEY_THREADS", value_name = "N", value_parser = positive)]
     pub(crate) threads: Option<usize>,
     /// Memory for the KV cache, GB. By default a quarter of what is free, and no more than all sequences can fill:
-    /// pages are touched only when they are used, and the rest of the machine stays usable.
+    /// the rest of the machine stays usable. Pages are touched when they are first used; the prefix cache uses
+    /// fresh ones before it forgets anything, so in time it fills this.
     #[arg(long, env = "VOLLEY_KV_CACHE_GB", value_name = "GB", value_parser = gigabytes)]
     pub(crate) kv_cache_gb: Option<f64>,
     /// Tokens that one step computes at most.
@@ -292,6 +294,12 @@ pub(crate) struct AdmissionArgs {
     /// 1024: some minutes of work for a small machine; waiting longer than that helps nobody.
     #[arg(long, env = "VOLLEY_MAX_WAITING", default_value_t = 1024, value_name = "N")]
     pub(crate) max_waiting: usize,
+    /// Whether requests that begin alike share what is computed of them. Bytes are the same either way.
+    ///
+    /// On: a conversation's next turn costs only what is new of it. Off: less memory is touched, and every request
+    /// costs its full time, for measuring.
+    #[arg(long, env = "VOLLEY_PREFIX_CACHE", default_value = "on", value_name = "SWITCH")]
+    pub(crate) prefix_cache: Switch,
 }
 
 // --- clients ----------------------------------------------------------------------------------------------

@@ -42,6 +42,15 @@ pub(crate) enum Pooling {
     Last,
 }
 
+/// Something that can be switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    /// It is used.
+    On,
+    /// It isn't.
+    Off,
+}
+
 /// Whether text keeps the stop word that ended it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum StopWord {

@@ -6,7 +6,7 @@ use volley_proto::transport::Transport;
 use volley_scheduler::Config;
 
 use super::{Error, address, admin, cluster, fresh_id, parts::Parts, shutdown};
-use crate::cli::{AdmissionArgs, SchedulerArgs};
+use crate::cli::{AdmissionArgs, SchedulerArgs, Switch};
 
 /// Serves until a signal, then hands its workers over.
 pub(crate) async fn run(args: SchedulerArgs, metrics: PrometheusHandle) -> Result<(), Error> {
@@ -33,5 +33,9 @@ pub(crate) async fn run(args: SchedulerArgs, metrics: PrometheusHandle) -> Resul
 
 /// What the scheduler makes of the flags; the rest are its own defaults.
 pub(super) fn config(args: &AdmissionArgs, id: String, address: String) -> Config {
-    Config { max_waiting_sequences: args.max_waiting, ..Config::new(id, address) }
+    Config {
+        max_waiting_sequences: args.max_waiting,
+        prefix_cache: args.prefix_cache == Switch::On,
+        ..Config::new(id, address)
+    }
 }

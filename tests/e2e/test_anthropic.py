@@ -22,7 +22,8 @@ def test_a_message(claude, client):
     chat = client.chat.completions.create(**ASK)
     assert message.id.startswith("msg_") and message.role == "assistant" and message.model == MODEL
     assert [block.text for block in message.content] == [chat.choices[0].message.content]
-    assert (message.usage.input_tokens, message.usage.output_tokens) == (
+    usage = message.usage
+    assert (usage.input_tokens + usage.cache_read_input_tokens, usage.output_tokens) == (
         chat.usage.prompt_tokens,
         chat.usage.completion_tokens,
     )
@@ -30,6 +31,7 @@ def test_a_message(claude, client):
 
 
 def test_a_streamed_message_says_what_the_whole_one_says(claude):
+    claude.messages.create(**ASK)  # from now on it finds as much of the prompt in the cache each time
     whole = claude.messages.create(**ASK)
     with claude.messages.stream(**ASK) as stream:
         text = "".join(stream.text_stream)
@@ -64,7 +66,8 @@ def test_system_and_blocks_are_the_conversation(claude):
     )
     assert short < long
     counted = claude.messages.count_tokens(model=MODEL, messages=ASK["messages"]).input_tokens
-    assert counted == claude.messages.create(**ASK).usage.input_tokens
+    usage = claude.messages.create(**ASK).usage
+    assert counted == usage.input_tokens + usage.cache_read_input_tokens
 
 
 def test_errors_are_the_sdks_own(claude):

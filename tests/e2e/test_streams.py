@@ -5,7 +5,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
-from volley import MODEL
+from volley import MODEL, spent
 
 STREAMS = 64
 WAVE = 16  # arrive together; the next wave comes when this one's first stream is under way
@@ -33,6 +33,8 @@ def request(i):
         body |= {"mirostat_target": 3, "presence_penalty": 0.3}
     if i % 5 == 1:
         body["logprobs"] = 2
+    if i % 2 == 0:
+        body["prompt_cache_max_len"] = 0  # computed whole each time; the others find their prompts
     if i % 3 == 0:
         return "chat/completions", body | {"messages": [{"role": "user", "content": f"Tell me about {words}."}]}
     long = (i % 8 == 1) * 150  # longer than the rows of one step
@@ -57,7 +59,7 @@ def stream(server, i, first=None):
         choice = chunk["choices"][0]
         text += choice["text"] if "text" in choice else choice["delta"].get("content") or ""
         logprobs.append(choice.get("logprobs"))
-        end = choice["finish_reason"] and (choice["finish_reason"], chunk["usage"])
+        end = choice["finish_reason"] and (choice["finish_reason"], spent(chunk["usage"]))
     connection.close()
     assert end, "the stream ended without a finish reason"
     return text, [entry for entry in logprobs if entry], end

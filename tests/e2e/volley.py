@@ -49,6 +49,11 @@ def eventually(condition, what, processes=(), seconds=60):
             process.pause()
 
 
+def spent(usage):
+    """Usage apart from what the prefix cache had of the prompt, which depends on what was asked before."""
+    return {name: count for name, count in dict(usage).items() if name != "prompt_tokens_details"}
+
+
 class Process:
     """A process whose output goes to a log that a failing test shows."""
 

@@ -66,7 +66,7 @@ struct Live<P> {
     attempt: u32,
     /// Those that count: away from a scheduler that was lost, not from one that lost its workers.
     moves: u32,
-    /// Worker deaths that it was running at.
+    /// Worker deaths that it may be the reason of, by its last scheduler's account.
     deaths: u32,
     /// Since when it has been nowhere although it should be somewhere.
     placeless: Option<Instant>,
@@ -246,7 +246,8 @@ impl<P: Place> Request<P> {
         let link = link.clone();
         if let Some(failure) = output.failure {
             if failure.reason() == failure::Reason::NoWorker {
-                live.deaths = live.deaths.max(failure.deaths);
+                // The scheduler has counted what it was told of, and forgets what is explained.
+                live.deaths = failure.deaths;
                 return Taken::Displaced { unannounced: link.lists() == live.lists };
             }
             live.at = At::Ended;

@@ -312,7 +312,7 @@ impl ApiError {
         }
         if let Some(after) = self.retry_after() {
             // Clients obey 1 to 60 s; beyond, some fall back to hammering.
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().clamp(1, 60)));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from((after.as_secs_f64().ceil() as u64).clamp(1, 60)));
         }
         response
     }

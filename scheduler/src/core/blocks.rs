@@ -1,26 +1,26 @@
-//! Who holds which KV block of a worker.
+//! Who holds which KV block of a worker, and what the free ones can still be used for.
 //!
-//! A worker's KV cache is a list of groups of layers, each with its own blocks. A sequence has a table per
-//! group: its blocks in order, append-only. Today all tables of a sequence are equally long; a group with a
-//! sliding window may later give blocks back from the front.
+//! A worker's KV cache is a list of groups of layers, each with its own blocks ([`Pool`]). A sequence has a
+//! table per group: its blocks in order, append-only. Today all tables of a sequence are equally long; a group
+//! with a sliding window may later give blocks back from the front.
 //!
-//! The block that was freed last is taken first: its memory has been touched already, so a worker's resident
-//! memory follows what its sequences have needed at most. A prefix index will want the least recently used.
+//! A full block that has been computed can be found by its hash, and sequences that begin alike share it. It
+//! stays findable when nobody holds it any more, until its room is needed: free means evictable. A sequence
+//! lets go of its tail before its head, so what many begin with stays longest.
 
-use super::types::{BlockId, TokenCount};
+use super::{
+    pool::Pool,
+    prefix::BlockHash,
+    types::{BlockId, TokenCount},
+};
 
 /// The accounting of one worker.
 #[derive(Debug)]
 pub struct Blocks {
     block_tokens: TokenCount,
-    groups: Vec<Group>,
-}
-
-#[derive(Debug)]
-struct Group {
-    /// A stack.
-    free: Vec<BlockId>,
-    total: usize,
+    groups: Vec<Pool>,
+    changes: Vec<Change>,
+    evictions: u64,
 }
 
 /// The blocks of one sequence, by group.
@@ -29,16 +29,36 @@ pub struct Table {
     groups: Vec<Vec<BlockId>>,
 }
 
+/// What can be found has changed. Saying the same twice changes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// This content can be found.
+    Added(BlockHash),
+    /// And this can't any more.
+    Removed(BlockHash),
+}
+
+/// The beginning of a sequence that needn't be computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Blocks of it.
+    pub blocks: usize,
+    /// Of these, held by others: they take no free block.
+    pub held: usize,
+}
+
 // === impl Blocks ===
 
 impl Blocks {
     /// All free: `groups[g]` blocks in group `g`, of `block_tokens` tokens each (at least 1).
     pub fn new(block_tokens: TokenCount, groups: &[u32]) -> Self {
-        let groups = groups
-            .iter()
-            .map(|&n| Group { free: (0..n).rev().map(BlockId).collect(), total: n as usize })
-            .collect();
-        Self { block_tokens, groups }
+        let groups = groups.iter().map(|&blocks| Pool::new(blocks as usize)).collect();
+        Self { block_tokens, groups, changes: Vec::new(), evictions: 0 }
+    }
+
+    /// Tokens of a block.
+    pub fn block_tokens(&self) -> TokenCount {
+        self.block_tokens
     }
 
     /// Blocks that hold `tokens` tokens.
@@ -53,12 +73,12 @@ impl Blocks {
 
     /// Blocks free in every group.
     pub fn free(&self) -> usize {
-        self.groups.iter().map(|group| group.free.len()).min().unwrap_or(0)
+        self.groups.iter().map(Pool::free).min().unwrap_or(0)
     }
 
     /// Blocks in every group.
     pub fn total(&self) -> usize {
-        self.groups.iter().map(|group| group.total).min().unwrap_or(0)
+        self.groups.iter().map(Pool::total).min().unwrap_or(0)
     }
 
     /// An empty table.
@@ -66,26 +86,74 @@ impl Blocks {
         Table { groups: vec![Vec::new(); self.groups.len()] }
     }
 
-    /// Appends `blocks` free blocks to every group's table; what was appended, by group. Appends fewer if
-    /// there are fewer.
-    pub fn grow(&mut self, table: &mut Table, blocks: usize) -> Vec<Vec<BlockId>> {
-        let blocks = blocks.min(self.free());
-        let groups = self.groups.iter_mut().zip(&mut table.groups);
-        groups
-            .map(|(group, table)| {
-                let rest = group.free.len() - blocks;
-                let taken: Vec<_> = group.free.drain(rest..).rev().collect();
-                table.extend_from_slice(&taken);
-                taken
-            })
-            .collect()
+    /// How much of a sequence with these hashes every group has.
+    pub fn find(&self, hashes: &[BlockHash]) -> Found {
+        let mut found = Found::default();
+        for hash in hashes {
+            let mut held = true;
+            for group in &self.groups {
+                let Some(block) = group.find(hash) else { return found };
+                held &= group.holders(block) > 0;
+            }
+            found.blocks += 1;
+            found.held += usize::from(held);
+        }
+        found
     }
 
-    /// Frees a sequence's blocks.
+    /// Appends the blocks with these hashes, as far as every group has them; how many.
+    pub fn share(&mut self, table: &mut Table, hashes: &[BlockHash]) -> usize {
+        for (nth, hash) in hashes.iter().enumerate() {
+            if !self.groups.iter().all(|group| group.find(hash).is_some()) {
+                return nth;
+            }
+            for (group, table) in self.groups.iter_mut().zip(&mut table.groups) {
+                let Some(block) = group.find(hash) else { continue };
+                group.hold(block);
+                table.push(block);
+            }
+        }
+        hashes.len()
+    }
+
+    /// Appends `blocks` free blocks to every group's table. Appends fewer if there are fewer.
+    pub fn grow(&mut self, table: &mut Table, blocks: usize) {
+        for _ in 0..blocks.min(self.free()) {
+            for (group, table) in self.groups.iter_mut().zip(&mut table.groups) {
+                let Some((block, evicted)) = group.take() else { continue };
+                table.push(block);
+                self.evictions += u64::from(evicted.is_some());
+                self.changes.extend(evicted.map(Change::Removed));
+            }
+        }
+    }
+
+    /// The `nth` block of a table is full, with the content that `hash` names: it can be found from now on.
+    pub fn publish(&mut self, table: &Table, nth: usize, hash: BlockHash) {
+        let mut added = false;
+        for (group, table) in self.groups.iter_mut().zip(&table.groups) {
+            added |= table.get(nth).is_some_and(|&block| group.publish(block, hash));
+        }
+        if added {
+            self.changes.push(Change::Added(hash));
+        }
+    }
+
+    /// Frees a sequence's blocks that no other holds.
     pub fn release(&mut self, table: Table) {
         for (group, table) in self.groups.iter_mut().zip(table.groups) {
-            group.free.extend(table.into_iter().rev()); // its first is taken first again
+            table.into_iter().rev().for_each(|block| group.let_go(block));
         }
+    }
+
+    /// Blocks whose content had to give way to other content.
+    pub fn evictions(&self) -> u64 {
+        self.evictions
+    }
+
+    /// How what can be found has changed since this was last asked, in order.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.changes)
     }
 }
 
@@ -101,24 +169,9 @@ impl Table {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn freed_blocks_are_taken_before_untouched_ones() {
-        let mut blocks = Blocks::new(16, &[4, 6]);
-        assert_eq!((blocks.free(), blocks.total(), blocks.needed(17)), (4, 4, 2));
-        let mut table = blocks.table();
-        assert_eq!(blocks.grow(&mut table, 3), vec![vec![BlockId(0), BlockId(1), BlockId(2)]; 2]);
-        assert_eq!(blocks.free(), 1);
-        blocks.release(table);
-        let mut next = blocks.table();
-        let taken = blocks.grow(&mut next, 4);
-        assert_eq!(taken[0], [0, 1, 2, 3].map(BlockId));
-        assert_eq!(next.len(), 4);
-        assert_eq!(blocks.grow(&mut next, 1), vec![vec![]; 2], "nothing is free");
+    /// The blocks from the `nth` on, by group.
+    pub fn from(&self, nth: usize) -> impl Iterator<Item = &[BlockId]> {
+        self.groups.iter().map(move |group| group.get(nth..).unwrap_or_default())
     }
 }

@@ -4,20 +4,21 @@
 //! sequences find another. Those that find none go back to their router at once: it knows the other
 //! schedulers, and is the one place that waits.
 //!
-//! The choice today is the fewest outstanding tokens. A prefix index and affinity by session will weigh in
-//! where [`Placement::choose`] compares: everything they need to know passes through here.
+//! The choice is the least work that comes before the request's end: what is outstanding on a worker, and what
+//! of the request its prefix cache doesn't spare it. [`Holders`] knows the caches exactly; [`Sessions`] knows
+//! where a session's last request went, whose blocks may not be filled yet.
 
 use std::collections::BTreeMap;
 
 use volley_proto::v1::{self, failure::Reason};
 
 use super::{
-    sequence::{Output, Sequence, failure},
+    blocks::Change,
+    holders::{Holders, Place},
+    sequence::{GUILTY, Output, Sequence, failure},
+    sessions::Sessions,
     types::{LinkId, SequenceKey, TokenCount, WorkerId},
 };
-
-/// A sequence that was running at this many worker deaths isn't given another worker: it may be the reason.
-const MAX_DEATHS: u32 = 3;
 
 /// What a worker is good for.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +29,8 @@ pub struct Facts {
     pub numerics_class: String,
     /// Tokens that its KV cache holds.
     pub kv_tokens: TokenCount,
+    /// Tokens of a KV block.
+    pub block_tokens: TokenCount,
     /// The model's context window.
     pub context: TokenCount,
 }
@@ -37,6 +40,8 @@ pub struct Facts {
 pub struct Placement {
     workers: BTreeMap<WorkerId, Worker>,
     live: BTreeMap<SequenceKey, Live>,
+    holders: Holders,
+    sessions: Sessions,
     moves: u64,
 }
 
@@ -45,12 +50,22 @@ struct Worker {
     facts: Facts,
     /// Tokens that its sequences may come to hold.
     outstanding: TokenCount,
+    /// Its number among the holders of blocks.
+    place: Place,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Live {
     worker: WorkerId,
     tokens: TokenCount,
+}
+
+/// How much room a request needs; the same for all workers with one context window.
+#[derive(Default)]
+struct Sizes {
+    context: TokenCount,
+    largest: TokenCount,
+    all: TokenCount,
 }
 
 /// What the shell is to do.
@@ -79,20 +94,30 @@ pub enum Action {
 impl Placement {
     /// A worker is connected.
     pub fn worker_joined(&mut self, id: WorkerId, facts: Facts) {
-        self.workers.insert(id, Worker { facts, outstanding: 0 });
+        let place = self.holders.join();
+        self.workers.insert(id, Worker { facts, outstanding: 0, place });
+    }
+
+    /// What a worker's cache has has changed.
+    pub fn cache_changed(&mut self, id: WorkerId, changes: &[Change]) {
+        if let Some(worker) = self.workers.get(&id) {
+            self.holders.change(worker.place, changes);
+        }
     }
 
     /// A worker is lost, with `sequences` unfinished; more of them may follow.
     pub fn worker_left(&mut self, id: WorkerId, sequences: Vec<Sequence>, out: &mut Vec<Action>) {
-        self.workers.remove(&id);
+        if let Some(worker) = self.workers.remove(&id) {
+            self.holders.leave(worker.place);
+        }
         let mut moving = Vec::new();
         for sequence in sequences {
             if !self.live.contains_key(&sequence.key) {
                 continue; // Cancelled on the way.
             }
-            if sequence.deaths >= MAX_DEATHS {
+            if sequence.deaths >= GUILTY {
                 self.live.remove(&sequence.key);
-                let message = format!("{} workers died while they ran this request", sequence.deaths);
+                let message = "workers die of this request: the last one ran nothing else";
                 out.push(Action::Report(sequence.fail(failure(Reason::GaveUp, message))));
                 continue;
             }
@@ -145,10 +170,13 @@ impl Placement {
 
     /// Gives one request's sequences a worker, or else back to the router. Whether there was one.
     fn place(&mut self, mut request: Vec<Sequence>, out: &mut Vec<Action>) -> bool {
-        let Some(worker) = self.choose(&request) else {
+        let Some(worker) = self.choose(&mut request) else {
             self.hand_back(&request, out);
             return false;
         };
+        if let Some(session) = request.first().and_then(|first| first.spec.session) {
+            self.sessions.went(session, worker);
+        }
         if let Some(chosen) = self.workers.get_mut(&worker) {
             for sequence in &mut request {
                 sequence.numerics_class.clone_from(&chosen.facts.numerics_class);
@@ -162,20 +190,45 @@ impl Placement {
     }
 
     /// Of the workers that serve the model: one that can hold the request at all, whose bytes are equal to
-    /// those so far, with room in its KV cache, with the fewest outstanding tokens.
-    fn choose(&self, request: &[Sequence]) -> Option<WorkerId> {
+    /// those so far, with room in its KV cache, with the fewest tokens to run before the request is through:
+    /// those outstanding, and those of the request that it doesn't have.
+    fn choose(&mut self, request: &mut [Sequence]) -> Option<WorkerId> {
+        self.find_cached(request);
         let first = request.first()?;
-        let serving = self.workers.iter().filter(|(_, w)| w.facts.model_hash == first.spec.model_hash);
         let class = request.iter().find(|s| s.generated() > 0).map_or("", |s| s.numerics_class.as_str());
+        let (known, cacheable) = (first.tokens.len(), first.cacheable());
+        let home = first.spec.session.and_then(|session| self.sessions.last(session));
+        let mut sizes = Sizes::default();
+        let serving = self.workers.iter().filter(|(_, w)| w.facts.model_hash == first.spec.model_hash);
         serving
-            .min_by_key(|(id, worker)| {
-                let sizes = request.iter().map(|s| s.kv_tokens(worker.facts.context));
-                let too_large = sizes.clone().max().is_some_and(|tokens| tokens > worker.facts.kv_tokens);
-                let other_class = !class.is_empty() && class != worker.facts.numerics_class;
-                let full = worker.outstanding + sizes.sum::<TokenCount>() > worker.facts.kv_tokens;
-                (too_large, other_class, full, worker.outstanding, **id)
+            .min_by_key(|&(&id, worker)| {
+                let Worker { facts, outstanding, place } = worker;
+                let (largest, all) = sizes.of(request, facts.context);
+                let other_class = !class.is_empty() && class != facts.numerics_class;
+                let full = outstanding + all > facts.kv_tokens;
+                let cached = self.holders.found(*place) * facts.block_tokens;
+                let left = known - cached.min(cacheable);
+                // Half of it is guessed to be filled there just now, or to be found elsewhere no cheaper.
+                let left = if home == Some(id) { left / 2 } else { left };
+                (largest > facts.kv_tokens, other_class, full, outstanding + left, id)
             })
             .map(|(&id, _)| id)
+    }
+
+    /// Looks up who has how much of a request's prompt, which its choices share.
+    fn find_cached(&mut self, request: &mut [Sequence]) {
+        let Some((first, others)) = request.split_first_mut() else { return };
+        let mut serving = self.workers.values().filter(|w| w.facts.model_hash == first.spec.model_hash);
+        let Some(block_tokens) = serving.next().map(|worker| worker.facts.block_tokens.max(1)) else {
+            return;
+        };
+        let blocks = first.cacheable() / block_tokens;
+        let hashes = first.hashes(block_tokens);
+        self.holders.find(hashes.get(..blocks).unwrap_or_default());
+        let prompt = first.chain.as_ref().map(|chain| chain.beginning(first.prompt_tokens));
+        for other in others.iter_mut().filter(|other| other.chain.is_none()) {
+            other.chain.clone_from(&prompt);
+        }
     }
 
     /// The request as a whole moves: the deaths of any of its sequences are the request's.
@@ -204,6 +257,19 @@ impl Placement {
             worker.outstanding -= live.tokens;
         }
         Some(live)
+    }
+}
+
+// === impl Sizes ===
+
+impl Sizes {
+    /// Tokens of KV cache that the largest sequence of a request may come to hold, and all of them together.
+    fn of(&mut self, request: &[Sequence], context: TokenCount) -> (TokenCount, TokenCount) {
+        if self.context != context {
+            let sizes = request.iter().map(|sequence| sequence.kv_tokens(context));
+            *self = Self { context, largest: sizes.clone().max().unwrap_or(0), all: sizes.sum() };
+        }
+        (self.largest, self.all)
     }
 }
 

@@ -5,7 +5,15 @@ use std::sync::Arc;
 
 use volley_proto::v1::{self, FinishReason, Kind, failure::Reason};
 
-use super::types::{Millis, Rank, SequenceKey, TokenCount, TokenId};
+use super::{
+    prefix::{self, BlockHash, Chain},
+    types::{Millis, Rank, SequenceKey, TokenCount, TokenId},
+};
+
+/// Worker deaths that make a sequence that was present at them a suspect.
+pub const SUSPECT: u32 = 2;
+/// With a death alone, it is the reason.
+pub const GUILTY: u32 = SUSPECT + 1;
 
 /// What the choices of a request share.
 #[derive(Clone, Debug, Default)]
@@ -32,12 +40,16 @@ pub struct Spec {
     pub deadline: Option<Millis>,
     /// The LoRA adapter; empty for none.
     pub adapter: String,
-    /// Who asks. Fairness between tenants and block hashes will use it.
+    /// Who asks: what is shared fairly between. Part of every block hash: tenants share no cache.
     pub tenant: String,
     /// What a choice may say; the worker's to understand.
     pub grammar: Option<String>,
-    /// Part of every block hash, once there is a prefix cache.
+    /// Part of every block hash, beside the tenant.
     pub cache_salt: String,
+    /// Tokens that may come from the prefix cache; none: as many as there are.
+    pub max_cached: Option<TokenCount>,
+    /// Requests of one session are likely to begin alike.
+    pub session: Option<u64>,
 }
 
 /// One choice of a request.
@@ -59,8 +71,18 @@ pub struct Sequence {
     pub scored: TokenCount,
     /// Whether anything has been reported.
     pub reported: bool,
-    /// Worker deaths that it was running at.
+    /// The hashes of its full blocks, as far as they have been asked for.
+    pub chain: Option<Chain>,
+    /// Tokens of the prompt that came from the prefix cache when it first ran.
+    pub cached: Option<TokenCount>,
+    /// Tokens that were computed and given up, to be computed again or found in the cache.
+    pub given_up: TokenCount,
+    /// Worker deaths that it was present at, and may be the reason of: [`SUSPECT`], [`GUILTY`].
     pub deaths: u32,
+    /// Once it has computed so many tokens, it isn't.
+    pub suspect_until: TokenCount,
+    /// The most tokens that it has had in this worker's KV cache.
+    pub reached: TokenCount,
     /// Whether it was admitted before, here or elsewhere; such a sequence isn't refused for load.
     pub moved: bool,
     /// The numerics class that its tokens come from so far; empty if none or unknown.
@@ -78,6 +100,15 @@ pub struct Output {
     pub key: SequenceKey,
     /// For the router.
     pub message: v1::SequenceOutput,
+}
+
+// === impl Spec ===
+
+impl Spec {
+    /// Where the hashes of its blocks start from: sequences that differ in any of these share nothing.
+    pub fn salt(&self) -> BlockHash {
+        prefix::salt(&[&self.model_hash, &self.adapter, &self.tenant, &self.cache_salt])
+    }
 }
 
 // === impl Sequence ===
@@ -101,7 +132,12 @@ impl Sequence {
             mirostat: None,
             scored: 0,
             reported: false,
+            chain: None,
+            cached: None,
+            given_up: 0,
             deaths: 0,
+            suspect_until: 0,
+            reached: 0,
             numerics_class: String::new(),
             traceparent: String::new(),
             span: tracing::Span::none(),
@@ -150,6 +186,50 @@ impl Sequence {
         } else {
             None
         }
+    }
+
+    /// The hashes of its full blocks of `block_tokens` tokens.
+    pub fn hashes(&mut self, block_tokens: TokenCount) -> &[BlockHash] {
+        let chain = self.chain.take().filter(|chain| chain.block_tokens() == block_tokens);
+        let chain = chain.unwrap_or_else(|| Chain::new(self.spec.salt(), block_tokens));
+        self.chain.insert(chain).roll(&self.tokens)
+    }
+
+    /// Tokens that needn't be computed where they are cached. The last one always is: what follows it is asked
+    /// for. So is whatever comes before a position to score, and all that goes into an embedding.
+    pub fn cacheable(&self) -> TokenCount {
+        if self.spec.kind == Kind::Embed {
+            return 0;
+        }
+        let unscored = self.score_left().map_or(usize::MAX, |range| range.from as TokenCount);
+        let last = self.tokens.len().min(unscored).saturating_sub(1);
+        self.spec.max_cached.map_or(last, |max| last.min(max))
+    }
+
+    /// Its worker died in a step that ran it, up to `scheduled` tokens, and `alone` or with others.
+    pub fn present(&mut self, alone: bool, scheduled: TokenCount) {
+        self.deaths = if alone && self.suspected() { GUILTY } else { (self.deaths + 1).min(SUSPECT) };
+        self.suspect_until = self.suspect_until.max(scheduled);
+    }
+
+    /// Whether it runs alone, to see if it kills its worker.
+    pub fn suspected(&self) -> bool {
+        self.deaths >= SUSPECT
+    }
+
+    /// It has `computed` tokens in the KV cache.
+    pub fn reaches(&mut self, computed: TokenCount) {
+        self.reached = self.reached.max(computed);
+        if computed >= self.suspect_until {
+            self.deaths = 0;
+        }
+    }
+
+    /// It goes to another worker.
+    pub fn moves(&mut self) {
+        self.moved = true;
+        self.reached = 0;
+        self.given_up = 0;
     }
 
     /// The part of the score range that hasn't been reported yet.

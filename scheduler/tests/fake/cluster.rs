@@ -25,7 +25,7 @@ use volley_proto::{
 };
 use volley_scheduler::{Config, Readiness, serve};
 
-use super::{FakeWorker, Stream as Tokens};
+use super::{FakeWorker, Poison, Stream as Tokens};
 
 pub const CONTEXT: usize = 8192;
 pub const BLOCK_TOKENS: u32 = 16;
@@ -36,6 +36,8 @@ pub const BLOCKS: u64 = 1024;
 pub struct Cluster {
     pub transport: Transport,
     pub membership: Local,
+    /// What every worker dies of.
+    pub poison: Option<Poison>,
 }
 
 /// A worker's process.
@@ -44,6 +46,7 @@ pub struct Worker {
     pub gate: Arc<Semaphore>,
     pub steps: Arc<AtomicUsize>,
     pub epochs: Arc<Mutex<Vec<v1::Epoch>>>,
+    deaths: Arc<AtomicUsize>,
     streams: Arc<Mutex<CancellationToken>>,
     _registration: Registration,
     _server: DropGuard,
@@ -69,6 +72,8 @@ pub struct Router {
 
 struct WorkerService {
     id: String,
+    poison: Option<Poison>,
+    deaths: Arc<AtomicUsize>,
     gate: Arc<Semaphore>,
     steps: Arc<AtomicUsize>,
     epochs: Arc<Mutex<Vec<v1::Epoch>>>,
@@ -82,13 +87,15 @@ impl Cluster {
     pub async fn worker(&self, id: &str, steps: usize) -> Worker {
         let service = WorkerService {
             id: id.to_owned(),
+            poison: self.poison.clone(),
+            deaths: Arc::default(),
             gate: Arc::new(Semaphore::new(steps)),
             steps: Arc::default(),
             epochs: Arc::default(),
             streams: Arc::default(),
         };
         let (gate, counted, epochs) = (service.gate.clone(), service.steps.clone(), service.epochs.clone());
-        let streams = service.streams.clone();
+        let (streams, deaths) = (service.streams.clone(), service.deaths.clone());
         let stop = CancellationToken::new();
         let server = tonic::transport::Server::builder()
             .add_service(worker_server::WorkerServer::new(service))
@@ -100,6 +107,7 @@ impl Cluster {
             gate,
             steps: counted,
             epochs,
+            deaths,
             streams,
             _registration: registration,
             _server: stop.drop_guard(),
@@ -146,6 +154,11 @@ impl Cluster {
 impl Worker {
     pub fn steps(&self) -> usize {
         self.steps.load(Ordering::SeqCst)
+    }
+
+    /// How often it died of poison. It is back at once.
+    pub fn deaths(&self) -> usize {
+        self.deaths.load(Ordering::SeqCst)
     }
 
     /// Breaks the streams that are open; it listens on.
@@ -275,8 +288,10 @@ impl worker_server::Worker for WorkerService {
         // Whoever was here before is fenced off.
         let stop = CancellationToken::new();
         std::mem::replace(&mut *self.streams.lock().unwrap(), stop.clone()).cancel();
-        let (gate, steps, id) = (self.gate.clone(), self.steps.clone(), self.id.clone());
-        let results = async_stream(id, epoch, plans, gate, steps);
+        let mut worker = FakeWorker::new(BLOCK_TOKENS as usize, 64);
+        worker.poison.clone_from(&self.poison);
+        let counts = (self.steps.clone(), self.deaths.clone());
+        let results = async_stream(self.id.clone(), worker, epoch, plans, self.gate.clone(), counts);
         Ok(Response::new(results.take_until(stop.cancelled_owned()).boxed()))
     }
 
@@ -292,20 +307,24 @@ impl worker_server::Worker for WorkerService {
 
 fn async_stream(
     id: String,
+    worker: FakeWorker,
     epoch: v1::Epoch,
     plans: Streaming<v1::PlanMessage>,
     gate: Arc<Semaphore>,
-    steps: Arc<AtomicUsize>,
+    (steps, deaths): (Arc<AtomicUsize>, Arc<AtomicUsize>),
 ) -> impl Stream<Item = Result<v1::ResultMessage, Status>> + Send {
     let hello = result_message::Message::Hello(hello(id));
     let hello = futures::stream::iter([Ok(v1::ResultMessage { message: Some(hello) })]);
-    let worker = FakeWorker::new(BLOCK_TOKENS as usize, 64);
     let results = futures::stream::unfold((worker, plans), move |(mut worker, mut plans)| {
-        let (gate, steps) = (gate.clone(), steps.clone());
+        let (gate, steps, deaths) = (gate.clone(), steps.clone(), deaths.clone());
         async move {
             let plan = plans.message().await.ok()??.message?;
             let plan_message::Message::Plan(plan) = plan else { panic!("one claim, then plans") };
             gate.acquire().await.unwrap().forget();
+            if worker.dies_of(&plan) {
+                deaths.fetch_add(1, Ordering::SeqCst);
+                return None;
+            }
             let mut result = worker.step(plan);
             result.epoch = Some(epoch);
             steps.fetch_add(1, Ordering::SeqCst);

@@ -21,6 +21,16 @@ pub struct FakeWorker {
     kv: HashMap<(u32, u32), Vec<Option<u32>>>,
     slots: HashMap<u32, Slot>,
     last_step: u64,
+    /// What it dies of.
+    pub poison: Option<Poison>,
+}
+
+/// A row that kills a worker.
+#[derive(Clone, Debug)]
+pub struct Poison {
+    pub request_id: String,
+    /// The row's position.
+    pub at: usize,
 }
 
 struct Slot {
@@ -41,6 +51,19 @@ impl FakeWorker {
     /// Sequences in slots.
     pub fn slots(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Whether this step would be its last.
+    pub fn dies_of(&self, plan: &v1::StepPlan) -> bool {
+        let Some(poison) = &self.poison else { return false };
+        plan.run.iter().any(|run| {
+            let new = plan.admit.iter().find(|new| new.slot == run.slot);
+            let new = new.map(|new| (&new.request_id, new.computed as usize));
+            let held = self.slots.get(&run.slot).map(|slot| (&slot.sequence.request_id, slot.computed));
+            let (request_id, computed) = new.or(held).expect("the slot is taken");
+            *request_id == poison.request_id
+                && (computed..computed + run.tokens as usize).contains(&poison.at)
+        })
     }
 
     /// Does what the plan says, as a worker would.
@@ -64,11 +87,23 @@ impl FakeWorker {
         }
         for append in plan.append {
             for &block in &append.blocks {
-                let owned = |slot: &Slot| slot.tables.get(&append.group).is_some_and(|t| t.contains(&block));
-                assert!(!self.slots.values().any(owned), "block {block} has an owner");
+                let own = self.slots[&append.slot].tables.get(&append.group);
+                assert!(!own.is_some_and(|table| table.contains(&block)), "block {block} twice in a table");
             }
             let slot = self.slots.get_mut(&append.slot).expect("the slot is taken");
             slot.tables.entry(append.group).or_default().extend(append.blocks);
+        }
+        for copy in &plan.copy {
+            let slot = |table: &Vec<u32>| table.contains(&copy.to);
+            let tables = self.slots.values().filter_map(|slot| slot.tables.get(&copy.group));
+            assert_eq!(
+                tables.filter(|table| slot(table)).count(),
+                1,
+                "a block that is copied to has one owner"
+            );
+            assert!(plan.copy.iter().all(|other| (other.group, other.from) != (copy.group, copy.to)));
+            let cells = self.kv.get(&(copy.group, copy.from)).cloned().expect("it was written");
+            self.kv.insert((copy.group, copy.to), cells);
         }
         let rows = plan.run.iter().map(|run| run.tokens as usize).sum::<usize>();
         assert!(rows <= self.batch_tokens, "{rows} rows in a step of {}", self.batch_tokens);
@@ -81,6 +116,15 @@ impl FakeWorker {
     }
 
     fn run(&mut self, run: &v1::SlotRun) -> v1::SlotResult {
+        let owner = &self.slots[&run.slot];
+        let written = owner.computed..owner.computed + run.tokens as usize;
+        for (_, other) in self.slots.iter().filter(|(slot, _)| **slot != run.slot) {
+            for (group, table) in &owner.tables {
+                let own = written.clone().filter_map(|position| table.get(position / self.block_tokens));
+                let shared = own.filter(|block| other.tables.get(group).is_some_and(|t| t.contains(block)));
+                assert_eq!(shared.count(), 0, "what is shared is never written");
+            }
+        }
         let slot = self.slots.get_mut(&run.slot).expect("the slot is taken");
         assert!(run.tokens > 0);
         let mut result = v1::SlotResult { slot: run.slot, ..Default::default() };

@@ -7,7 +7,13 @@ const A: WorkerId = WorkerId(1);
 const B: WorkerId = WorkerId(2);
 
 fn join(placement: &mut Placement, id: WorkerId, class: &str) {
-    let facts = Facts { model_hash: "m".into(), numerics_class: class.into(), kv_tokens: 100, context: 1000 };
+    let facts = Facts {
+        model_hash: "m".into(),
+        numerics_class: class.into(),
+        kv_tokens: 100,
+        block_tokens: 4,
+        context: 1000,
+    };
     placement.worker_joined(id, facts);
 }
 
@@ -98,12 +104,12 @@ fn sequences_of_a_lost_worker_move_within_their_class_if_they_can() {
 }
 
 #[test]
-fn a_request_that_was_at_too_many_deaths_fails() {
+fn a_request_whose_worker_died_of_it_fails() {
     let mut placement = Placement::default();
     join(&mut placement, A, "");
     submit(&mut placement, vec![sequence(1, 0, 10)]);
     let mut out = Vec::new();
-    placement.worker_left(A, vec![Sequence { deaths: MAX_DEATHS, ..sequence(1, 0, 10) }], &mut out);
+    placement.worker_left(A, vec![Sequence { deaths: GUILTY, ..sequence(1, 0, 10) }], &mut out);
     assert_eq!(reasons(&out), [Reason::GaveUp]);
 }
 
@@ -129,4 +135,65 @@ fn a_cancel_reaches_every_place() {
     newer.key.attempt = 1;
     out = submit(&mut placement, vec![newer]);
     assert!(matches!(&out[..], [Action::Cancel { .. }, Action::Run { .. }]), "an older attempt is over");
+}
+
+/// Tells that a worker has the first `blocks` blocks of `sequence`'s prompts.
+fn has(placement: &mut Placement, id: WorkerId, blocks: usize) {
+    let hashes = sequence(0, 0, 90).hashes(4).to_vec();
+    let added: Vec<_> = hashes[..blocks].iter().map(|hash| Change::Added(*hash)).collect();
+    placement.cache_changed(id, &added);
+}
+
+#[test]
+fn what_a_worker_has_cached_weighs_as_much_as_what_it_has_to_do() {
+    let mut placement = Placement::default();
+    join(&mut placement, A, "");
+    join(&mut placement, B, "");
+    has(&mut placement, B, 5);
+    assert_eq!(runs(&submit(&mut placement, vec![sequence(1, 0, 30)])), [(B, vec![1])]);
+    assert_eq!(runs(&submit(&mut placement, vec![sequence(2, 0, 30)])), [(A, vec![2])], "30 against 20");
+    placement.ended(&sequence(1, 0, 30).key);
+    let salted = |request| {
+        let mut other = sequence(request, 0, 30);
+        other.spec = Arc::new(Spec { tenant: "other".into(), ..Spec::clone(&other.spec) });
+        vec![other]
+    };
+    placement.ended(&sequence(2, 0, 30).key);
+    assert_eq!(runs(&submit(&mut placement, salted(3))), [(A, vec![3])], "another tenant's is not there");
+    placement.cache_changed(
+        B,
+        &sequence(0, 0, 90).hashes(4)[..1].iter().map(|h| Change::Removed(*h)).collect::<Vec<_>>(),
+    );
+    placement.ended(&sequence(3, 0, 30).key);
+    assert_eq!(runs(&submit(&mut placement, vec![sequence(4, 0, 30)])), [(A, vec![4])], "without its head");
+    placement.worker_left(B, vec![], &mut Vec::new());
+    join(&mut placement, B, "");
+    placement.ended(&sequence(4, 0, 30).key);
+    assert_eq!(runs(&submit(&mut placement, vec![sequence(5, 0, 30)])), [(A, vec![5])], "it came back empty");
+}
+
+#[test]
+fn a_session_stays_where_it_was_unless_that_costs_more_than_half_its_prompt() {
+    let mut placement = Placement::default();
+    join(&mut placement, A, "");
+    join(&mut placement, B, "");
+    let of = |session, request, tokens| {
+        let mut sequence = sequence(request, 0, tokens);
+        sequence.spec = Arc::new(Spec { session: Some(session), ..Spec::clone(&sequence.spec) });
+        vec![sequence]
+    };
+    assert_eq!(runs(&submit(&mut placement, of(7, 1, 10))), [(A, vec![1])]);
+    assert_eq!(runs(&submit(&mut placement, of(8, 2, 10))), [(B, vec![2])], "another session");
+    assert_eq!(
+        runs(&submit(&mut placement, of(8, 3, 10))),
+        [(B, vec![3])],
+        "10 and half of 9, against 10 and 9"
+    );
+    placement.ended(&sequence(1, 0, 10).key);
+    assert_eq!(runs(&submit(&mut placement, of(7, 4, 30))), [(A, vec![4])]);
+    assert_eq!(
+        runs(&submit(&mut placement, of(7, 5, 10))),
+        [(B, vec![5])],
+        "30 and half of 9, against 20 and 9"
+    );
 }

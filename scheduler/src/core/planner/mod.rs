@@ -15,21 +15,29 @@
 //!
 //! When blocks run out, a sequence is preempted: it gives up its blocks and waits again, in its old place,
 //! to be computed anew with what it has generated as part of what is known.
+//!
+//! What is computed already isn't computed again: `reuse.rs`.
 
+mod alone;
+mod growth;
 mod plan;
+mod recompute;
+mod reuse;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use volley_proto::v1::{self, FinishReason, Kind, failure::Reason};
 
+pub use self::recompute::SHARE;
+use self::{growth::Growth, plan::Draft, recompute::Account};
 use super::{
-    blocks::{Blocks, Table},
+    blocks::{Blocks, Change, Table},
+    drain::Drain,
+    fairness::{GENERATED_COST, Queue, Weights},
+    prefix::BlockMap,
     sequence::{Output, Sequence, failure},
     types::{Millis, Rank, SequenceKey, SlotId, TokenCount, TokenId},
 };
-
-/// When a refused router should try again. A second frees places under any load worth refusing.
-const RETRY_AFTER_MS: u64 = 1000;
 
 /// What a worker can hold, and how much may wait for it.
 #[derive(Clone, Debug)]
@@ -46,6 +54,8 @@ pub struct Limits {
     pub context: TokenCount,
     /// Steps in flight: 1 waits for every result, 2 keeps the worker busy meanwhile.
     pub depth: usize,
+    /// Whether sequences that begin alike share blocks.
+    pub prefix_cache: bool,
     /// Sequences that may wait, beyond those that find a slot.
     pub max_waiting: usize,
     /// Their tokens.
@@ -57,15 +67,19 @@ pub struct Limits {
 pub struct Planner {
     limits: Limits,
     blocks: Blocks,
-    waiting: BTreeMap<Rank, Sequence>,
-    waiting_tokens: TokenCount,
+    waiting: Queue,
+    drain: Drain,
     running: BTreeMap<Rank, Running>,
+    /// Blocks that running sequences will have filled soon, and by whom.
+    computing: BlockMap<Rank>,
     ranks: HashMap<SequenceKey, Rank>,
     free_slots: Vec<SlotId>,
     /// Freed since the last plan: the worker doesn't know yet.
     released: Vec<SlotId>,
     in_flight: VecDeque<Step>,
     next_step: u64,
+    account: Account,
+    growth: Growth,
     totals: Totals,
 }
 
@@ -75,10 +89,16 @@ struct Running {
     sequence: Sequence,
     slot: SlotId,
     table: Table,
-    /// Tokens that have run or are in flight.
+    /// Whether the worker has heard of it; and if not, whether it waits for what another computes.
+    started: bool,
+    waits: bool,
+    /// Tokens that have run, here or for whoever left them in the cache, or are in flight.
     scheduled: TokenCount,
     /// Tokens that have run.
     computed: TokenCount,
+    /// Blocks of the table that can be found; those up to `claimed` will be.
+    published: usize,
+    claimed: usize,
     /// Tokens that steps in flight will draw.
     ahead: TokenCount,
     /// Steps in flight that run it.
@@ -118,6 +138,16 @@ pub struct Totals {
     pub preemptions: u64,
     /// Rows that were computed for nothing: after an end, or to be computed again.
     pub wasted_tokens: u64,
+    /// Rows of sequences that no earlier row had computed.
+    pub first_tokens: u64,
+    /// Rows that computed again what a preempted sequence had.
+    pub recomputed_tokens: u64,
+    /// Of these, those that the account didn't allow: nothing else could run.
+    pub overdrawn_tokens: u64,
+    /// Tokens that needn't be computed, since they were already.
+    pub cached_tokens: u64,
+    /// Cached blocks that had to give way.
+    pub evictions: u64,
 }
 
 /// The present state, in numbers.
@@ -148,19 +178,33 @@ pub struct OutOfStep {
 impl Planner {
     /// For a worker that has just been connected, and so holds nothing.
     pub fn new(limits: Limits) -> Self {
+        let blocks = Blocks::new(limits.block_tokens, &limits.blocks);
         Self {
-            blocks: Blocks::new(limits.block_tokens, &limits.blocks),
-            waiting: BTreeMap::new(),
-            waiting_tokens: 0,
+            account: Account::new(blocks.capacity(blocks.total())),
+            blocks,
+            waiting: Queue::default(),
+            drain: Drain::default(),
             running: BTreeMap::new(),
+            computing: BlockMap::default(),
             ranks: HashMap::new(),
             free_slots: (0..limits.slots).rev().map(SlotId).collect(),
             released: Vec::new(),
+            growth: Growth::default(),
             in_flight: VecDeque::new(),
             next_step: 1,
             totals: Totals::default(),
             limits,
         }
+    }
+
+    /// Gives tenants their weights, before anything waits.
+    pub fn weighing(self, weights: Weights) -> Self {
+        Self { waiting: Queue::new(weights), ..self }
+    }
+
+    /// It is `now`. To be told before events, so that the planner knows how fast its queue drains.
+    pub fn at(&mut self, now: Millis) {
+        self.drain.at(now, self.free_slots.is_empty() || !self.waiting.is_empty());
     }
 
     /// Takes in the sequences of one request, all or none. What ends at once (refused; or a moved one
@@ -188,10 +232,11 @@ impl Planner {
     pub fn expire(&mut self, now: Millis, out: &mut Vec<Output>) {
         let running = self.running.values().filter(|r| r.state != State::Ended).map(|r| &r.sequence);
         let late = |s: &&Sequence| s.spec.deadline.is_some_and(|deadline| deadline < now);
-        let expired: Vec<_> = running.chain(self.waiting.values()).filter(late).map(Sequence::rank).collect();
+        let expired: Vec<_> = running.chain(self.waiting.iter()).filter(late).map(Sequence::rank).collect();
         let late = failure(Reason::Deadline, "the request's deadline has passed");
         for rank in expired {
-            let sequence = self.running.get(&rank).map(|r| &r.sequence).or_else(|| self.waiting.get(&rank));
+            let waiting = self.waiting.iter().find(|sequence| sequence.rank() == rank);
+            let sequence = self.running.get(&rank).map(|r| &r.sequence).or(waiting);
             out.extend(sequence.map(|sequence| sequence.fail(late.clone())));
             self.end(rank);
         }
@@ -214,6 +259,7 @@ impl Planner {
         for run in step.runs {
             let Some(running) = self.running.get_mut(&run.rank) else { continue };
             running.in_flight -= 1;
+            let before = running.computed;
             running.computed += run.tokens;
             running.ahead -= usize::from(run.draws);
             if running.state == State::Ended {
@@ -222,11 +268,24 @@ impl Planner {
                 let answer =
                     answers.get_mut(running.slot.0 as usize).and_then(Option::take).unwrap_or_default();
                 self.totals.wasted_tokens += u64::from(answer.deferred);
-                if let Some(output) = running.take_in(run, answer, self.limits.context) {
+                let output = running.take_in(run, answer, self.limits.context);
+                let failed = output.as_ref().is_some_and(|output| output.message.failure.is_some());
+                if let Some(output) = output {
                     if output.ends() {
                         running.state = State::Ended;
                     }
+                    let drawn = output.message.tokens.len();
+                    self.waiting.charge(&running.sequence.spec, drawn, GENERATED_COST);
                     out.push(output);
+                }
+                let again = running.computed.min(running.sequence.reached).saturating_sub(before);
+                let first = running.computed.saturating_sub(before) - again;
+                running.sequence.reaches(running.computed);
+                self.account.earn(first);
+                self.totals.first_tokens += first as u64;
+                self.totals.recomputed_tokens += again as u64;
+                if !failed && running.published < self.limits.whole_blocks(running.computed) {
+                    self.publish(run.rank);
                 }
             }
             self.settle(run.rank);
@@ -234,18 +293,34 @@ impl Planner {
         Ok(())
     }
 
-    /// Everything that isn't over, for other workers, in order: this one is lost. Those that it was
-    /// running have one death more.
-    pub fn lost(self) -> Vec<Sequence> {
-        let ran = self.running.into_values().filter(|r| r.state != State::Ended).map(|r| {
-            let mut sequence = r.sequence;
-            sequence.deaths += 1;
-            sequence
-        });
-        let mut all: Vec<_> = ran.chain(self.waiting.into_values()).collect();
+    /// Everything that isn't over, for other workers, in order: this one died. Those that a step in flight
+    /// was running were present.
+    pub fn lost(mut self) -> Vec<Sequence> {
+        let present = |r: &&mut Running| r.in_flight > 0 && r.state != State::Ended;
+        let ranks: std::collections::HashSet<_> =
+            self.in_flight.iter().flat_map(|step| step.runs.iter().map(|run| run.rank)).collect();
+        let alone = ranks.len() == 1;
+        for running in self.running.values_mut().filter(present) {
+            running.sequence.present(alone, running.scheduled);
+        }
+        self.let_go()
+    }
+
+    /// Everything that isn't over, for other workers, in order: this one goes, or belongs to another scheduler.
+    pub fn let_go(self) -> Vec<Sequence> {
+        let ran = self.running.into_values().filter(|r| r.state != State::Ended).map(|r| r.sequence);
+        let mut all: Vec<_> = ran.chain(self.waiting.into_all()).collect();
         all.sort_by_key(Sequence::rank);
+        all.iter_mut().for_each(Sequence::moves);
+        all
+    }
+
+    /// What waits without having begun: another worker may begin it earlier.
+    pub fn let_waiting_go(&mut self) -> Vec<Sequence> {
+        let mut all = std::mem::take(&mut self.waiting).into_all();
         for sequence in &mut all {
-            sequence.moved = true;
+            self.ranks.remove(&sequence.key);
+            sequence.moves();
         }
         all
     }
@@ -255,7 +330,7 @@ impl Planner {
         Load {
             running: self.running.len(),
             waiting: self.waiting.len(),
-            waiting_tokens: self.waiting_tokens,
+            waiting_tokens: self.waiting.tokens(),
             free_blocks: self.blocks.free(),
             total_blocks: self.blocks.total(),
         }
@@ -263,7 +338,12 @@ impl Planner {
 
     /// What has been counted.
     pub fn totals(&self) -> Totals {
-        self.totals
+        Totals { evictions: self.blocks.evictions(), ..self.totals }
+    }
+
+    /// How the worker's cache has changed since this was last asked, in order.
+    pub fn cache_changes(&mut self) -> Vec<Change> {
+        self.blocks.take_changes()
     }
 
     /// Steps that the worker hasn't answered.
@@ -271,7 +351,12 @@ impl Planner {
         self.in_flight.len()
     }
 
-    fn refuse(&self, request: &[Sequence]) -> Option<v1::Failure> {
+    /// Whether there is nothing left to do.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty() && self.in_flight.is_empty()
+    }
+
+    fn refuse(&mut self, request: &[Sequence]) -> Option<v1::Failure> {
         let context = self.limits.context;
         if request.iter().any(|s| s.prompt_tokens == 0 || s.tokens.len() < s.prompt_tokens) {
             return Some(failure(Reason::Internal, "a prompt has at least one token"));
@@ -294,32 +379,33 @@ impl Planner {
         }
         let tokens: TokenCount = request.iter().map(|s| s.tokens.len()).sum();
         let waiting = (self.waiting.len() + request.len()).saturating_sub(self.free_slots.len());
-        let full = waiting > self.limits.max_waiting
-            || (!self.waiting.is_empty() && self.waiting_tokens + tokens > self.limits.max_waiting_tokens);
-        full.then(|| v1::Failure {
-            retry_after_ms: Some(RETRY_AFTER_MS),
+        let too_many = waiting.saturating_sub(self.limits.max_waiting);
+        let too_long = match self.waiting.is_empty() {
+            true => 0,
+            false => (self.waiting.tokens() + tokens).saturating_sub(self.limits.max_waiting_tokens),
+        };
+        if (too_many, too_long) == (0, 0) {
+            return None;
+        }
+        let wait = self.drain.turn_away((request.len(), tokens), (too_many, too_long));
+        Some(v1::Failure {
+            retry_after_ms: u64::try_from(wait.as_millis()).ok(),
             ..failure(Reason::Overloaded, format!("{} sequences are waiting already", self.waiting.len()))
         })
     }
 
-    fn wait(&mut self, sequence: Sequence) {
-        let rank = sequence.rank();
-        self.ranks.insert(sequence.key, rank);
-        self.waiting_tokens += sequence.tokens.len();
-        self.waiting.insert(rank, sequence);
-    }
-
-    fn unwait(&mut self, rank: Rank) -> Option<Sequence> {
-        let sequence = self.waiting.remove(&rank)?;
-        self.waiting_tokens -= sequence.tokens.len();
-        Some(sequence)
+    fn wait(&mut self, mut sequence: Sequence) {
+        sequence.hashes(self.blocks.block_tokens());
+        self.ranks.insert(sequence.key, sequence.rank());
+        self.waiting.push(sequence);
     }
 
     fn end(&mut self, rank: Rank) {
         if let Some(running) = self.running.get_mut(&rank) {
             running.state = State::Ended;
             self.settle(rank);
-        } else if let Some(sequence) = self.unwait(rank) {
+        } else if let Some(sequence) = self.waiting.remove(rank) {
+            self.totals.wasted_tokens += sequence.given_up as u64;
             self.ranks.remove(&sequence.key);
         }
     }
@@ -330,14 +416,22 @@ impl Planner {
         if !self.running.get(&rank).is_some_and(stopped) {
             return;
         }
-        let Some(running) = self.running.remove(&rank) else { return };
+        let Some(mut running) = self.running.remove(&rank) else { return };
+        self.unclaim(rank, &mut running);
         self.blocks.release(running.table);
-        self.released.push(running.slot);
+        if running.started {
+            self.released.push(running.slot);
+        }
         self.free_slots.push(running.slot);
         if running.state == State::Evicting {
-            self.totals.wasted_tokens += running.computed as u64;
-            self.wait(running.sequence);
+            if running.started {
+                running.sequence.given_up = running.computed;
+            }
+            running.sequence.hashes(self.blocks.block_tokens());
+            self.waiting.put_back(running.sequence);
         } else {
+            self.growth.ended();
+            self.drain.frees(running.sequence.prompt_tokens);
             self.ranks.remove(&running.sequence.key);
         }
     }
@@ -382,8 +476,7 @@ impl Running {
             || !(message.tokens.is_empty() && message.scored.is_empty() && message.embedding.is_empty());
         if something && !self.sequence.reported {
             self.sequence.reported = true;
-            // There is no prefix cache to take any from.
-            message.cached_tokens = Some(0);
+            message.cached_tokens = Some(self.sequence.cached.unwrap_or(0) as u32);
         }
         something.then_some(output)
     }

@@ -4,8 +4,12 @@
 
 use volley_proto::v1::{self, Kind};
 
-use super::{Planner, Run, Running, State, Step};
-use crate::core::types::{BlockId, Rank, SlotId, TokenCount};
+use super::{Planner, Run, Running, Sequence, State, Step};
+use crate::core::{
+    blocks::Table,
+    fairness::PROMPT_COST,
+    types::{BlockId, Rank, SlotId, TokenCount},
+};
 
 /// While sequences decode, prompts get at most this part of a step's rows. A worker sizes its steps for its
 /// speed, so a quarter of a full step bounds how much longer a decode waits for its next token; the rest
@@ -14,12 +18,14 @@ const PROMPT_SHARE_BESIDE_DECODES: TokenCount = 4;
 
 /// The step being written.
 #[derive(Default)]
-struct Draft {
-    plan: v1::StepPlan,
+pub(super) struct Draft {
+    pub(super) plan: v1::StepPlan,
     runs: Vec<Run>,
     rows: TokenCount,
     /// Blocks that sequences ahead in rank are short of: not for those behind them.
     owed: usize,
+    /// Whether somebody has given up its blocks to this step.
+    pub(super) preempted: bool,
 }
 
 // === impl Planner ===
@@ -32,49 +38,83 @@ impl Planner {
         if self.in_flight.len() >= self.limits.depth {
             return None;
         }
+        self.reuse_more();
         let mut draft = Draft::default();
-        let budget = self.limits.batch_tokens;
-        let (decodes, prompts): (Vec<_>, Vec<_>) = self
-            .running
-            .iter()
-            .filter(|(_, running)| running.state == State::Running)
-            .map(|(&rank, running)| (rank, running.decodes(self.limits.context)))
-            .partition(|&(_, decodes)| decodes);
-        for (rank, _) in decodes {
-            self.run(rank, budget - draft.rows, &mut draft);
+        if let Some(suspect) = self.suspect() {
+            if self.others_in_flight(suspect) {
+                return None;
+            }
+            self.run_alone(suspect, &mut draft);
+            if draft.runs.is_empty() && self.in_flight.iter().any(|step| !step.runs.is_empty()) {
+                return None; // it still runs
+            }
         }
-        let share = if draft.rows == 0 { budget } else { (budget / PROMPT_SHARE_BESIDE_DECODES).max(1) };
-        let budget = budget.min(draft.rows + share);
-        for (rank, _) in prompts {
-            self.run(rank, budget - draft.rows, &mut draft);
-        }
-        while draft.rows < budget && draft.owed == 0 {
-            let Some(rank) = self.admit(&mut draft) else { break };
-            self.run(rank, budget - draft.rows, &mut draft);
+        if draft.runs.is_empty() {
+            self.run_together(&mut draft);
         }
         let releases = self.in_flight.is_empty() && !self.released.is_empty();
         (releases || !draft.runs.is_empty()).then(|| self.send(draft))
     }
 
+    /// Everybody who may run beside others.
+    fn run_together(&mut self, draft: &mut Draft) {
+        let (budget, context) = (self.limits.batch_tokens, self.limits.context);
+        let (decodes, prompts): (Vec<_>, Vec<_>) = self
+            .running
+            .iter()
+            .filter(|(_, running)| running.runs() && !running.sequence.suspected())
+            .map(|(&rank, running)| (rank, running.decodes(context), running.pending(context)))
+            .partition(|&(_, decodes, _)| decodes);
+        for (rank, ..) in decodes {
+            self.run(rank, budget - draft.rows, draft);
+        }
+        let share = if draft.rows == 0 { budget } else { (budget / PROMPT_SHARE_BESIDE_DECODES).max(1) };
+        let mut left = share.min(budget - draft.rows);
+        // A prompt of several steps leaves half of each to those behind it, if there is anyone.
+        let part = |(rank, _, pending): (Rank, bool, TokenCount)| {
+            let most = if pending > budget { left.div_ceil(2) } else { left };
+            let rows = pending.min(most);
+            left -= rows;
+            (rank, rows, pending - rows)
+        };
+        let parts: Vec<_> = prompts.into_iter().map(part).collect();
+        while left > 0 && draft.owed == 0 && !self.waiting.first().is_some_and(Sequence::suspected) {
+            let Some(rank) = self.admit() else { break };
+            let before = draft.rows;
+            self.run(rank, left, draft);
+            left -= draft.rows - before;
+        }
+        for (rank, rows, rest) in parts {
+            let more = rest.min(left);
+            left -= more;
+            self.run(rank, rows + more, draft);
+        }
+    }
+
     /// Runs up to `rows` tokens of a sequence, as far as there are blocks for them.
-    fn run(&mut self, rank: Rank, rows: TokenCount, draft: &mut Draft) {
-        let Some(running) = self.running.get(&rank).filter(|r| r.state == State::Running) else { return };
-        let rows = rows.min(running.pending(self.limits.context));
-        if rows == 0 {
+    pub(super) fn run(&mut self, rank: Rank, rows: TokenCount, draft: &mut Draft) {
+        let Some(running) = self.running.get(&rank).filter(|r| r.runs()) else { return };
+        if rows.min(running.pending(self.limits.context)) == 0 {
             return;
         }
-        let held = self.blocks.capacity(running.table.len());
+        let (new, held) = (!running.started, self.blocks.capacity(running.table.len()));
         if held == running.scheduled && !self.make_room(rank, draft) {
             return;
         }
+        let fork = if new { self.fork(rank, draft) } else { None };
         let Some(running) = self.running.get_mut(&rank) else { return };
+        running.skip(fork.as_ref().map_or(0, |fork| fork.tokens));
         let spare = self.blocks.free().saturating_sub(draft.owed);
+        let rows = rows.min(running.pending(self.limits.context));
         let rows = rows.min(held + self.blocks.capacity(spare) - running.scheduled);
-        let missing = self.blocks.needed(running.scheduled + rows).saturating_sub(running.table.len());
-        if missing > 0 {
-            let appended = self.blocks.grow(&mut running.table, missing);
-            draft.append(running.slot, &appended);
+        let before = running.table.len();
+        let missing = self.blocks.needed(running.scheduled + rows).saturating_sub(before);
+        self.blocks.grow(&mut running.table, missing);
+        draft.append(running.slot, &running.table, if new { 0 } else { before });
+        if let Some(fork) = fork {
+            draft.copy(&fork.from, &running.table, before);
         }
+        let cached = running.scheduled;
         running.scheduled += rows;
         running.in_flight += 1;
         let draws = running.sequence.samples(self.limits.context) && running.scheduled == running.expected();
@@ -82,6 +122,9 @@ impl Planner {
         draft.rows += rows;
         draft.runs.push(Run { rank, tokens: rows, draws });
         draft.plan.run.push(v1::SlotRun { slot: running.slot.0, tokens: rows as u32 });
+        if new {
+            self.start(rank, cached, draft);
+        }
     }
 
     /// Sees to it that a block can be had for `rank`, by preemption if need be. False: not in this step.
@@ -97,7 +140,10 @@ impl Planner {
                 return false;
             }
             match self.victim() {
-                Some(victim) => self.preempt(victim),
+                Some(victim) => {
+                    self.preempt(victim);
+                    draft.preempted = true;
+                }
                 None => return false,
             }
             if !self.running.get(&rank).is_some_and(|r| r.state == State::Running) {
@@ -120,42 +166,71 @@ impl Planner {
         if let Some(running) = self.running.get_mut(&rank) {
             running.state = State::Evicting;
             self.totals.preemptions += 1;
+            self.growth.preempted();
             self.settle(rank);
         }
     }
 
     /// Gives the first that waits a slot, if its tokens would find room without taking it from anybody.
     /// Nobody overtakes it if not.
-    fn admit(&mut self, draft: &mut Draft) -> Option<Rank> {
-        let (&rank, first) = self.waiting.first_key_value()?;
-        let free = self.blocks.free();
-        let wanted = self.blocks.needed(first.tokens.len()) + self.promised();
-        if wanted > free && !self.running.is_empty() {
+    pub(super) fn admit(&mut self) -> Option<Rank> {
+        if !self.admissible(self.waiting.first()?) {
             return None;
         }
+        let sequence = self.waiting.take()?;
         let slot = self.free_slots.pop()?;
-        let sequence = self.unwait(rank)?;
-        draft.plan.admit.push(new_sequence(&sequence, slot, self.limits.context));
+        let rank = sequence.rank();
         let running = Running {
             sequence,
             slot,
             table: self.blocks.table(),
+            started: false,
+            waits: false,
             scheduled: 0,
             computed: 0,
+            published: 0,
+            claimed: 0,
             ahead: 0,
             in_flight: 0,
             state: State::Running,
         };
         self.running.insert(rank, running);
+        self.reuse(rank);
+        if let Some(Running { sequence, scheduled, .. }) = self.running.get(&rank)
+            && (sequence.reached, sequence.generated()) == (0, 0)
+        {
+            self.waiting.charge(&sequence.spec, sequence.tokens.len() - scheduled, PROMPT_COST);
+        }
         Some(rank)
     }
 
-    /// Blocks that running sequences will want soon: the rest of their prompts, and one each to grow into,
-    /// so that whoever is let in isn't preempted at once.
+    /// Whether there is a place for a sequence that waits: a slot, and room for its tokens that is not taken
+    /// from anybody. What was preempted must afford to be computed again, unless it is cached.
+    pub(super) fn admissible(&self, sequence: &Sequence) -> bool {
+        if self.free_slots.is_empty() || self.running.is_empty() {
+            return !self.free_slots.is_empty();
+        }
+        let wanted = self.room(sequence, sequence.tokens.len()) + self.promised();
+        let free = self.blocks.free();
+        if wanted <= free && self.account.affords(sequence.reached) {
+            return true;
+        }
+        let cached = self.cached(sequence);
+        let again = sequence.reached.saturating_sub(self.blocks.capacity(cached.blocks));
+        wanted - cached.held <= free && self.account.affords(again)
+    }
+
+    /// Blocks that running sequences will want: the rest of their prompts, and some to grow into, so that
+    /// whoever is let in isn't preempted soon.
     fn promised(&self) -> usize {
         let running = self.running.values().filter(|r| r.state == State::Running);
-        let rest = |r: &Running| self.blocks.needed(r.expected()).saturating_sub(r.table.len());
-        running.map(|r| rest(r) + 1).sum()
+        running.map(|r| (self.room(&r.sequence, r.expected()) + 1).saturating_sub(r.table.len())).sum()
+    }
+
+    /// Blocks for a sequence of so many tokens, and for what it is likely to grow by.
+    fn room(&self, sequence: &Sequence, tokens: TokenCount) -> usize {
+        let limit = sequence.kv_tokens(self.limits.context);
+        self.blocks.needed(tokens + self.growth.of(limit.saturating_sub(tokens)))
     }
 
     fn send(&mut self, draft: Draft) -> v1::StepPlan {
@@ -181,6 +256,11 @@ impl Running {
         self.expected().min(self.sequence.kv_tokens(context)) - self.scheduled
     }
 
+    /// Whether it may run.
+    fn runs(&self) -> bool {
+        self.state == State::Running && !self.waits
+    }
+
     /// Whether it runs the token that it drew last.
     fn decodes(&self, context: TokenCount) -> bool {
         self.scheduled > 0 && self.pending(context) <= 1
@@ -190,15 +270,36 @@ impl Running {
 // === impl Draft ===
 
 impl Draft {
-    fn append(&mut self, slot: SlotId, appended: &[Vec<BlockId>]) {
-        for (group, blocks) in (0..).zip(appended) {
+    /// Tells the worker the blocks of a table from the `nth` on.
+    fn append(&mut self, slot: SlotId, table: &Table, nth: usize) {
+        if nth == table.len() {
+            return;
+        }
+        for (group, blocks) in (0..).zip(table.from(nth)) {
             let blocks = blocks.iter().map(|block| block.0).collect();
             self.plan.append.push(v1::BlockAppend { slot: slot.0, group, blocks });
         }
     }
+
+    /// Copies a block of every group to the `nth` of a table.
+    fn copy(&mut self, from: &[BlockId], table: &Table, nth: usize) {
+        let to = table.from(nth).filter_map(|blocks| blocks.first());
+        let pairs = (0..).zip(from.iter().zip(to));
+        self.plan.copy.extend(pairs.map(|(group, (from, to))| v1::BlockCopy {
+            group,
+            from: from.0,
+            to: to.0,
+        }));
+    }
 }
 
-fn new_sequence(sequence: &super::Sequence, slot: SlotId, context: TokenCount) -> v1::NewSequence {
+/// What the worker needs to know of a sequence of which `computed` tokens are in its KV cache.
+pub(super) fn new_sequence(
+    sequence: &Sequence,
+    slot: SlotId,
+    computed: TokenCount,
+    context: TokenCount,
+) -> v1::NewSequence {
     let spec = &sequence.spec;
     let kind = match spec.kind {
         // max_tokens 0: nothing is drawn, whatever it is called.
@@ -209,7 +310,7 @@ fn new_sequence(sequence: &super::Sequence, slot: SlotId, context: TokenCount) -
         slot: slot.0,
         kind: kind.into(),
         tokens: sequence.tokens.iter().map(|token| token.0).collect(),
-        computed: 0,
+        computed: computed as u32,
         prompt_tokens: sequence.prompt_tokens as u32,
         sampling: Some(spec.sampling.clone()),
         choice: sequence.key.choice,
