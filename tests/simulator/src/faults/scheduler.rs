@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use volley_proto::v1;
 use volley_scheduler::{
     core::{
+        blocks::Change,
         placement::{Action, Placement},
         planner::{Limits, Planner},
         sequence::{Output, Sequence},
@@ -24,6 +25,8 @@ use super::{
 
 /// A worker that hasn't answered for so long is lost.
 const DEADLINE: Micros = 5 * SECOND;
+/// How long sequences may go on at a worker that another scheduler is to have.
+const DRAIN: Micros = SECOND;
 /// Between attempts to reach a worker.
 const PAUSE: (Micros, Micros) = (100 * MILLI, 2 * SECOND);
 /// Until a claim that etcd didn't answer is tried again.
@@ -36,6 +39,8 @@ enum ToFront {
     Down(LinkId),
     Joined(WorkerId),
     Ended(Vec<SequenceKey>),
+    Cache(WorkerId, Vec<Change>),
+    Drains(WorkerId, Vec<Sequence>),
     Left(WorkerId, Vec<Sequence>),
 }
 
@@ -48,6 +53,8 @@ struct Link {
 struct Owned {
     claim: Claim,
     pause: Micros,
+    /// Another scheduler is to have it.
+    drains: bool,
 }
 
 pub(super) struct Scheduler {
@@ -65,6 +72,8 @@ pub(super) struct Scheduler {
     from_runners: VecDeque<ToFront>,
     view: View,
     owned: BTreeMap<usize, Owned>,
+    /// Released claims, which the view may still have.
+    released: BTreeMap<usize, u64>,
     next_link: u64,
     connections: u64,
     arrivals: u64,
@@ -87,6 +96,7 @@ impl Scheduler {
             from_runners: VecDeque::new(),
             view: View::default(),
             owned: BTreeMap::new(),
+            released: BTreeMap::new(),
             next_link: 0,
             connections: 0,
             arrivals: 0,
@@ -120,7 +130,7 @@ impl Scheduler {
         if let Some((&id, _)) = self.links.iter().find(|(_, link)| link.end == end) {
             self.link_down(id, net);
         } else if let Some((&id, _)) = self.runners.iter().find(|(_, runner)| runner.end == end) {
-            self.lose(id, "the connection broke", net);
+            self.lose(id, Lost::Death("the connection broke".into()), net);
         }
     }
 
@@ -159,12 +169,12 @@ impl Scheduler {
                 self.tell_from_runner(ToFront::Joined(id), net);
                 return;
             }
-            Message::Close => Err(Lost("it closed the stream".into())),
+            Message::Close => Err(Lost::Taken),
             result => runner.hear(result, &mut out, net.now),
         };
         match heard {
             Ok(()) => self.go_on(id, out, net),
-            Err(Lost(why)) => self.lose(id, &why, net),
+            Err(why) => self.lose(id, why, net),
         }
     }
 
@@ -176,8 +186,16 @@ impl Scheduler {
     fn go_on(&mut self, id: WorkerId, mut out: Vec<Output>, net: &mut Net) {
         let Some(runner) = self.runners.get_mut(&id) else { return };
         runner.go_on(&mut out, net);
+        let changes = runner.planner.as_mut().map_or_else(Vec::new, Planner::cache_changes);
+        let drained = runner.drained();
         self.watch(id, net);
         self.report(out, net);
+        if !changes.is_empty() {
+            self.tell_from_runner(ToFront::Cache(id, changes), net);
+        }
+        if drained {
+            self.lose(id, Lost::Taken, net);
+        }
     }
 
     fn watch(&mut self, id: WorkerId, net: &mut Net) {
@@ -194,10 +212,28 @@ impl Scheduler {
         let Some(runner) = self.runners.get_mut(&id) else { return };
         runner.watched = false;
         match runner.patience(DEADLINE, net.now) {
-            Some(0) => self.lose(id, "it said nothing for too long", net),
+            Some(0) => self.lose(id, Lost::Death("it said nothing for too long".into()), net),
             Some(_) => self.watch(id, net),
             None => {}
         }
+    }
+
+    /// A worker is to go to another scheduler: it takes nothing new, and what waits begins elsewhere.
+    fn drain(&mut self, worker: usize, net: &mut Net) {
+        let process = self.process();
+        let found = self.runners.iter_mut().find(|(_, runner)| runner.worker == worker);
+        let Some((&id, runner)) = found else { return };
+        runner.drains = true;
+        net.say(|| format!("{process:?} drains worker {worker}"));
+        net.after(DRAIN, process, Event::Drained(id));
+        let waiting = runner.planner.as_mut().map_or_else(Vec::new, Planner::let_waiting_go);
+        self.tell_from_runner(ToFront::Drains(id, waiting), net);
+        self.go_on(id, Vec::new(), net);
+    }
+
+    /// Its sequences had their time.
+    pub(super) fn drained(&mut self, id: WorkerId, net: &mut Net) {
+        self.lose(id, Lost::Taken, net);
     }
 
     /// What sequences have to say: a message per link; and to the front, who is done.
@@ -218,13 +254,17 @@ impl Scheduler {
         }
     }
 
-    fn lose(&mut self, id: WorkerId, why: &str, net: &mut Net) {
+    fn lose(&mut self, id: WorkerId, why: Lost, net: &mut Net) {
         let Some(runner) = self.runners.remove(&id) else { return };
-        net.say(|| format!("scheduler {} loses worker {}: {why}", self.number, runner.worker));
+        let said = match &why {
+            Lost::Death(how) => how,
+            Lost::Taken => "another scheduler has it",
+        };
+        net.say(|| format!("scheduler {} loses worker {}: {said}", self.number, runner.worker));
         net.close(runner.end);
         let worker = runner.worker;
         if runner.planner.is_some() {
-            self.tell_from_runner(ToFront::Left(id, runner.leave()), net);
+            self.tell_from_runner(ToFront::Left(id, runner.leave(matches!(why, Lost::Death(_)))), net);
         }
         let Some(owned) = self.owned.get_mut(&worker) else { return };
         let pause = owned.pause;
@@ -294,6 +334,8 @@ impl Scheduler {
                 self.models_changed(self.joined.len() == 1, net);
             }
             ToFront::Ended(keys) => keys.iter().for_each(|key| self.placement.ended(key)),
+            ToFront::Cache(id, changes) => self.placement.cache_changed(id, &changes),
+            ToFront::Drains(id, sequences) => self.worker_left(id, sequences, &mut actions, net),
             ToFront::Left(id, sequences) => self.worker_left(id, sequences, &mut actions, net),
         }
         self.act(actions, net);
@@ -364,6 +406,8 @@ impl Scheduler {
         let share = self.view.workers().count().div_ceil(schedulers);
         let owner = |worker: &usize| self.view.claims.get(worker).map(|claim| claim.scheduler);
         let mut mine = self.view.workers().filter(|worker| owner(worker) == Some(self.number)).count();
+        let surplus: Vec<_> =
+            self.view.workers().filter(|w| owner(w) == Some(self.number)).skip(share).collect();
         let free: Vec<_> = self.view.workers().filter(|w| !self.view.claims.contains_key(w)).collect();
         for worker in free {
             mine += 1;
@@ -376,8 +420,20 @@ impl Scheduler {
                 Err(_) => return net.after(CLAIM_AGAIN, self.process(), Event::Watch),
             }
         }
+        for worker in surplus {
+            if let Some(owned) = self.owned.get_mut(&worker).filter(|owned| !owned.drains) {
+                owned.drains = true;
+                self.drain(worker, net);
+            }
+        }
         // One may have been given up while etcd couldn't be told.
-        let ours = self.view.claims.iter().filter(|(_, claim)| claim.scheduler == self.number);
+        self.released.retain(|worker, revision| {
+            self.view.claims.get(worker).is_some_and(|claim| claim.revision == *revision)
+        });
+        let ours =
+            self.view.claims.iter().filter(|(worker, claim)| {
+                claim.scheduler == self.number && !self.released.contains_key(worker)
+            });
         let there = ours.filter(|(worker, _)| self.view.members.contains(&Process::Worker(**worker)));
         let there: Vec<_> = there.map(|(&worker, &claim)| (worker, claim)).collect();
         there.into_iter().for_each(|(worker, claim)| self.own(worker, claim, net));
@@ -391,7 +447,7 @@ impl Scheduler {
             return;
         }
         net.say(|| format!("scheduler {} claims worker {worker}", self.number));
-        self.owned.insert(worker, Owned { claim, pause: PAUSE.0 });
+        self.owned.insert(worker, Owned { claim, pause: PAUSE.0, drains: false });
         net.after(0, self.process(), Event::Connect(worker));
     }
 
@@ -401,9 +457,11 @@ impl Scheduler {
         let Some(owned) = self.owned.get_mut(&worker) else { return };
         let revision = owned.claim.revision;
         let superseded = self.view.claims.get(&worker).is_some_and(|claim| claim.revision > revision);
-        if superseded || !self.view.members.contains(&Process::Worker(worker)) {
+        if superseded || owned.drains || !self.view.members.contains(&Process::Worker(worker)) {
             if let Some(owned) = self.owned.remove(&worker) {
-                etcd.release(worker, owned.claim, net);
+                if etcd.release(worker, owned.claim, net) {
+                    self.released.insert(worker, owned.claim.revision);
+                }
                 net.after(0, process, Event::Watch);
             }
             return;

@@ -1,6 +1,7 @@
 //! Who gets a request: the real policy, and the simple ones that it has to beat.
 
 use volley_scheduler::core::{
+    blocks::Change,
     placement::{Action, Facts, Placement},
     sequence::Sequence,
     types::{SequenceKey, WorkerId},
@@ -78,6 +79,13 @@ impl Chooser {
             }
         };
         Some((worker, vec![sequence]))
+    }
+
+    /// What a worker's prefix cache has has changed.
+    pub(super) fn cache_changed(&mut self, worker: usize, changes: &[Change]) {
+        if let Self::Volley(placement) = self {
+            placement.cache_changed(WorkerId(worker as u64), changes);
+        }
     }
 
     /// A request of a worker is over.
