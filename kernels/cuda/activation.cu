@@ -36,7 +36,6 @@ struct GeluErf {
 
 template <class F, bool GATED>
 DEV void activate(const bf16* x, bf16* out, uint32_t columns) {
-  dependency_wait();
   launch_dependents();
   uint64_t row = blockIdx.x;
   uint32_t column = (blockIdx.y * blockDim.x + threadIdx.x) * 8;

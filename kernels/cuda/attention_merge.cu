@@ -19,6 +19,7 @@ struct MergeItem {
 KERNEL __launch_bounds__(128)
     attention_merge(const MergeItem* items, const float* part_o, const float* part_ml, const float* scales, bf16* out,
                     int out_stride, int group, int part_rows, int dim) {
+  launch_dependents();
   MergeItem item = items[blockIdx.x];
   int head = blockIdx.y, heads = gridDim.y;
   for (int c = threadIdx.x; c < item.rows * (dim / 4); c += 128) {

@@ -9,8 +9,6 @@
 
 KERNEL __launch_bounds__(256)
     copy_blocks(uint8_t* cache, const uint32_t* pairs, uint64_t layer_bytes, uint32_t page_bytes, uint32_t pages) {
-  dependency_wait();
-  launch_dependents();
   if (pairs[2 * blockIdx.x] >= pages || pairs[2 * blockIdx.x + 1] >= pages) return;
   uint8_t* layer = cache + (uint64_t)blockIdx.y * layer_bytes;
   const uint4* from = (const uint4*)(layer + (uint64_t)pairs[2 * blockIdx.x] * page_bytes);

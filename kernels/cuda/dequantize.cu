@@ -3,8 +3,12 @@
 //
 // Bytes: rows * cols * (bits / 8 + 2) and the scales. Bound: memory. A warp takes a 16-row tile's step; each lane stores
 // 16 bytes of rows g and g + 8, four lanes 64 bytes of a row.
-// Expect sm_80 *w8: LDG.128
-// Expect sm_90 *w8: LDG.128
+// Expect sm_80 *_w8*: LDG.128 STG.128
+// Expect sm_90 *_w8*: LDG.128 STG.128
+// Expect sm_80 *_fp8: LDG.128 STG.128
+// Expect sm_90 *_fp8: LDG.128 STG.128
+// Expect sm_80 *_w4: LDG.64 STG.128
+// Expect sm_90 *_w4: LDG.64 STG.128
 #include "skinny.cuh"
 
 struct Dequantize {
@@ -20,8 +24,6 @@ template <class W>
 DEV void dequantize(const Dequantize& a) {
   uint32_t steps = (a.cols + 63) / 64, step = blockIdx.x * 4 + (threadIdx.x >> 5), tile = blockIdx.y;
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  dependency_wait();
-  launch_dependents();
   if (step >= steps) return;
   const unsigned char* weights = a.weights + ((uint64_t)tile * steps + step) * W::BYTES;
   uint32_t units = ((steps * 64 + (1u << a.group_log2) - 1 >> a.group_log2) + 1) / 2;

@@ -9,8 +9,6 @@
 
 KERNEL __launch_bounds__(256)
     embed(const uint32_t* tokens, const bf16* table, bf16* out, uint32_t vocabulary, uint32_t columns, float scale) {
-  dependency_wait();
-  launch_dependents();
   uint32_t token = tokens[blockIdx.x];
   const bf16* from = table + (uint64_t)token * columns;
   bf16* to = out + (uint64_t)blockIdx.x * columns;

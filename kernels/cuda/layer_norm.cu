@@ -17,7 +17,6 @@ DEV_WITH_SMEM void layer_norm(const bf16* x, bf16* residual, const bf16* gain, c
   uint64_t row = (uint64_t)blockIdx.x * columns;
   Eight h[CHUNKS];
   float sum = 0.0f;
-  dependency_wait();
   launch_dependents();
 #pragma unroll
   for (int c = 0; c < CHUNKS; c++) {

@@ -19,8 +19,6 @@ struct alignas(16) Edit {
 
 KERNEL __launch_bounds__(128) logits_edit(float* logits, const Edit* edits, const float4* penalties, float* raw,
                                           uint32_t rows, uint32_t tokens, uint32_t stride, uint32_t n) {
-  dependency_wait();
-  launch_dependents();
   constexpr float LARGEST = 3.4028235e38f;
   uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= n) return;
@@ -44,8 +42,6 @@ TWIN_EXPORT(logits_edit)
 
 KERNEL __launch_bounds__(128) logits_restore(float* logits, const Edit* edits, const float* raw, uint32_t rows,
                                              uint32_t tokens, uint32_t stride, uint32_t n) {
-  dependency_wait();
-  launch_dependents();
   uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= n) return;
   Edit e = edits[i];

@@ -41,8 +41,6 @@ KERNEL __launch_bounds__(SELECT_THREADS, 2)
   DYN_SMEM(Selection, memory);
   Selection& m = *memory;
   uint32_t *sum_low = (uint32_t*)(memory + 1), *sum_high = sum_low + (tokens + CHUNK - 1) / CHUNK;
-  dependency_wait();
-  launch_dependents();
   Asked a = asked[blockIdx.x];
   if (a.row >= rows) return;
   if (a.alternatives > width) a.alternatives = width;

@@ -107,8 +107,6 @@ DEV_WITH_SMEM void qkv_store(const Qkv& a) {
   STATIC_SMEM(float4, staged, QKV_THREADS * 2);
   float *sines = (float*)tables, *cosines = sines + MAX_DIM / 2;
   uint64_t row = blockIdx.x;
-  dependency_wait();
-  launch_dependents();
   for (uint32_t i = threadIdx.x; i < a.pairs; i += QKV_THREADS)
     sin_cos((float)a.positions[row] * a.frequencies[i], sines[i], cosines[i]);
   __syncthreads();

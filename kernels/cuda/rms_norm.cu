@@ -13,7 +13,6 @@ DEV_WITH_SMEM void normalize(const bf16* x, bf16* residual, const bf16* gain, bf
   int vectors = columns / 8;
   float h[CHUNKS][8];
   float sum = 0.0f;
-  dependency_wait();
 #pragma unroll
   for (int c = 0; c < CHUNKS; c++) {
     int v = c * blockDim.x + threadIdx.x;

@@ -120,8 +120,6 @@ KERNEL __launch_bounds__(SELECT_THREADS, 2) sample(const float* logits, const ui
   DYN_SMEM(Selection, memory);
   Selection& m = *memory;
   uint32_t *sum_low = (uint32_t*)(memory + 1), *sum_high = sum_low + (tokens + CHUNK - 1) / CHUNK;
-  dependency_wait();
-  launch_dependents();
   const Draw& d = draws[blockIdx.x];
   if (d.given >= 0) {
     if (threadIdx.x == 0) out[blockIdx.x] = d.given;

@@ -3,18 +3,27 @@
 use half::{bf16, f16};
 
 /// A generator (splitmix64).
-pub struct Random(u64);
+pub struct Random {
+    state: u64,
+    /// What `between` takes first.
+    draws: std::vec::IntoIter<u32>,
+}
 
 impl Random {
     /// Keyed by a number.
     pub fn new(seed: u64) -> Self {
-        Self(seed)
+        Self::drawn(seed, Vec::new())
+    }
+
+    /// Of which the first numbers `between` others are chosen elsewhere: a draw goes from 0, the lower end, up.
+    pub fn drawn(seed: u64, draws: Vec<u32>) -> Self {
+        Self { state: seed, draws: draws.into_iter() }
     }
 
     /// 64 bits.
     pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
@@ -22,7 +31,12 @@ impl Random {
 
     /// From `low` to `high`, both included.
     pub fn between(&mut self, low: usize, high: usize) -> usize {
-        low + (self.bits() % (high - low + 1) as u64) as usize
+        let count = (high - low + 1) as u64;
+        let chosen = match self.draws.next() {
+            Some(draw) => (u64::from(draw) * count) >> 32,
+            None => self.bits() % count,
+        };
+        low + chosen as usize
     }
 
     /// One of several.

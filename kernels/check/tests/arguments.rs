@@ -6,8 +6,10 @@ use volley_kernels::{
     cuda::{
         Memory,
         ops::{
-            Activate, CopyBlocks, DrawRow, Embed, Function, LayerNorm, Sample, Skinny, SkinnyOut,
-            SkinnyScratch, SkinnyWeights, activate, copy_blocks, embed, layer_norm, sample, skinny,
+            Activate, Attention, AttentionLimits, AttentionPlan, AttentionSequence, AttentionShape,
+            CopyBlocks, DrawRow, Embed, Factors, Function, Gemm, KvPages, LayerNorm, PlannedAttention,
+            Sample, Skinny, SkinnyOut, SkinnyScratch, SkinnyWeights, activate, attention, copy_blocks, embed,
+            gemm, layer_norm, sample, skinny,
         },
     },
 };
@@ -104,4 +106,68 @@ fn products_are_of_matrices_that_fit() {
     says(product(0, 64, 60, 10), "x_stride");
     says(product(0, 64, 72, 10), "x has 128 elements, not 144");
     says(product(0, 64, 64, 8), "out_stride");
+}
+
+#[test]
+fn tiles_are_of_aligned_matrices() {
+    let device = Twin::device(Schedule::ALL[0]);
+    let numbers = Memory::<bf16>::filled(&device, 640, 0).unwrap();
+    let mut out = Memory::<bf16>::filled(&device, 32, 0).unwrap();
+    let mut product = |from, k, n, a_stride| {
+        let a = numbers.view().slice(from..from + 144);
+        let (factors, c) = (Factors::Bf16 { a, b: numbers.view().slice(0..n * k) }, out.view_mut());
+        gemm(&*device, &Gemm { factors, bias: None, add: false, c, m: 2, n, k, a_stride, invariant: false })
+    };
+    assert!(product(0, 32, 16, 72).is_ok());
+    says(product(1, 32, 16, 72), "a must start at a multiple of 16 bytes");
+    says(product(0, 36, 16, 72), "multiples of 8");
+    says(product(0, 32, 16, 24), "a_stride must be at least k");
+    says(product(0, 32, 16, 120), "a has 144 elements, not 152");
+    says(product(0, 32, 15, 72), "c has 32 elements, not 30");
+}
+
+#[test]
+fn attention_stays_within_its_cache() {
+    let device = Twin::device(Schedule::ALL[0]);
+    let numbers = Memory::<bf16>::filled(&device, 4 * 16 * 64, 0).unwrap();
+    let mut out = Memory::<bf16>::filled(&device, 128, 0).unwrap();
+    let mut scratch = Memory::<f32>::filled(&device, 4, 0).unwrap();
+    let shape = AttentionShape {
+        heads: 2,
+        kv_heads: 1,
+        dim: 64,
+        page_tokens: 16,
+        e4m3: false,
+        window: None,
+        softcap: None,
+        scale: 0.125,
+    };
+    let plan = |shape: AttentionShape, pages: &[u32]| {
+        let sequence = AttentionSequence { first_row: 0, tokens: 1, position: 17, pages };
+        let limits = AttentionLimits { invariant: false, scratch: 0 };
+        AttentionPlan::new(&shape, &[sequence], &limits, device.properties())
+    };
+    let mut attend = |pages: &[u32], from, q_stride| {
+        let planned = PlannedAttention::new(&device, plan(shape, pages).unwrap()).unwrap();
+        let (k, v) = (numbers.view(), numbers.view());
+        let op = Attention {
+            planned: &planned,
+            q: numbers.view().slice(from..from + 128),
+            q_stride,
+            pages: KvPages::Bf16 { k, v },
+            scratch: scratch.view_mut(),
+            out: out.view_mut(),
+        };
+        attention(&*device, &op)
+    };
+    assert!(attend(&[3, 0], 0, 128).is_ok());
+    says(attend(&[3, 0], 4, 128), "q must start at a multiple of 16 bytes");
+    says(attend(&[3, 0], 0, 120), "q_stride");
+    says(attend(&[3, 4], 0, 128), "the plan reads 5 pages, the cache has 4");
+    says(plan(shape, &[3]).map(drop), "18 keys need 2 pages, not 1");
+    says(plan(AttentionShape { dim: 72, ..shape }, &[3, 0]).map(drop), "not of 72");
+    says(
+        plan(AttentionShape { heads: 3, kv_heads: 2, ..shape }, &[3, 0]).map(drop),
+        "3 heads over 2 KV heads",
+    );
 }

@@ -50,14 +50,15 @@ DEV void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-/// Waits for the kernel before this one in the stream. Only for launches with programmatic stream serialization, which
-/// the driver's launcher does not ask for yet; without it a kernel starts after the one before it, and this is nothing.
+/// Waits for the kernel before this one in the stream to end. A dependent launch (`Launch::dependent`) may start before
+/// that: until here every thread of it touches only what that kernel doesn't write, and after it reads what that kernel
+/// wrote past L1 (not by `__ldg` or `ld_stream`), which may hold older lines. In other launches this is nothing.
 DEV void dependency_wait() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-/// Lets the next kernel start its prologue.
+/// Lets a dependent launch behind this kernel start before this kernel's end, once all blocks have come here or ended.
 DEV void launch_dependents() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -84,6 +85,6 @@ template <int N>
 DEV void cp_async_wait() {
   twin::copy_wait(N);
 }
-DEV void dependency_wait() {}
+DEV void dependency_wait() { twin::dependency_wait(); }
 DEV void launch_dependents() {}
 #endif

@@ -26,4 +26,4 @@ DEV Fold fold_weights(float m, float m_next) {
 DEV float fold(const Fold& f, float a, float a_next) { return fmaf(a_next, f.add, a * f.keep); }
 
 // To f32's own precision nearly: a soft-cap multiplies it by up to 50, where tanh.approx would be too coarse.
-DEV float exact_tanh(float x) { return 1.f - 2.f / (1.f + fast_exp2(x * (2.f * LOG2E))); }
+DEV float exact_tanh(float x) { return fmaf(-2.f, fast_rcp(1.f + fast_exp2(x * (2.f * LOG2E))), 1.f); }

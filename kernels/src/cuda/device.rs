@@ -132,6 +132,14 @@ pub trait Device: Send + Sync {
     /// The arguments are those of the kernel, and every place it reads or writes lies in an allocation that outlives it.
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), Error>;
 
+    /// Starts a kernel that waits by itself for the one before it (`dependency_wait` in the source), so that it may start
+    /// before that one's end.
+    ///
+    /// # Safety
+    /// As for [`launch`](Self::launch); and every thread of the kernel waits before it touches what the launch before
+    /// this one writes.
+    unsafe fn launch_dependent(&self, launch: &Launch<'_>) -> Result<(), Error>;
+
     /// Describes a matrix for kernels that copy tiles of it.
     fn tensor_map(&self, tile: &Tile) -> Result<TensorMap, Error>;
 

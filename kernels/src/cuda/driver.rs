@@ -113,6 +113,62 @@ impl Cuda {
         Ok(self.stream.cu_stream())
     }
 
+    /// Starts a kernel; a `dependent` one perhaps before the end of the one before it.
+    ///
+    /// # Safety
+    /// As for [`Device::launch`] or [`Device::launch_dependent`].
+    unsafe fn start(&self, launch: &Launch<'_>, dependent: bool) -> Result<(), Error> {
+        let kernel = self.kernels.get(launch.kernel).ok_or_else(|| {
+            Error::Unsupported(format!(
+                "kernel {} is not compiled for sm_{}",
+                launch.kernel, self.properties.arch
+            ))
+        })?;
+        let stream = self.bind()?;
+        if launch.shared > kernel.shared.load(Relaxed) {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the handle is of a loaded module.
+            unsafe {
+                result::function::set_function_attribute(kernel.handle, attribute, launch.shared as i32)
+            }
+            .map_err(|error| {
+                Error::Device(format!("{}: {} shared bytes: {error}", launch.kernel, launch.shared))
+            })?;
+            kernel.shared.fetch_max(launch.shared, Relaxed);
+        }
+        let mut pointers: Vec<*mut c_void> =
+            launch.arguments.iter().map(|argument| argument.pointer()).collect();
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]) = (launch.grid, launch.block);
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid_x,
+            gridDimY: grid_y,
+            gridDimZ: grid_z,
+            blockDimX: block_x,
+            blockDimY: block_y,
+            blockDimZ: block_z,
+            sharedMemBytes: launch.shared as u32,
+            hStream: stream,
+            attrs: &raw mut early,
+            numAttrs: dependent.into(),
+        };
+        // SAFETY: the caller's promise; the driver copies the configuration and the arguments before it returns.
+        unsafe {
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                kernel.handle,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        }
+        .result()
+        .map_err(|error| Error::Device(format!("launching {}: {error}", launch.kernel)))
+    }
+
     /// The stream, for libraries that take one.
     pub(super) fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
@@ -187,32 +243,15 @@ impl Device for Cuda {
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
-        let kernel = self.kernels.get(launch.kernel).ok_or_else(|| {
-            Error::Unsupported(format!(
-                "kernel {} is not compiled for sm_{}",
-                launch.kernel, self.properties.arch
-            ))
-        })?;
-        let stream = self.bind()?;
-        if launch.shared > kernel.shared.load(Relaxed) {
-            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the handle is of a loaded module.
-            unsafe {
-                result::function::set_function_attribute(kernel.handle, attribute, launch.shared as i32)
-            }
-            .map_err(|error| {
-                Error::Device(format!("{}: {} shared bytes: {error}", launch.kernel, launch.shared))
-            })?;
-            kernel.shared.fetch_max(launch.shared, Relaxed);
-        }
-        let mut pointers: Vec<*mut c_void> =
-            launch.arguments.iter().map(|argument| argument.pointer()).collect();
-        let [grid, block] = [launch.grid, launch.block].map(|[x, y, z]| (x, y, z));
-        // SAFETY: the caller's promise; the driver copies the arguments before it returns.
-        unsafe {
-            result::launch_kernel(kernel.handle, grid, block, launch.shared as u32, stream, &mut pointers)
-        }
-        .map_err(|error| Error::Device(format!("launching {}: {error}", launch.kernel)))
+        // SAFETY: the caller's promise.
+        unsafe { self.start(launch, false) }
+    }
+
+    unsafe fn launch_dependent(&self, launch: &Launch<'_>) -> Result<(), Error> {
+        // Only Hopper's machine code waits: before it no GPU can, and newer ones run PTX for sm_80.
+        let dependent = self.properties.arch == 90;
+        // SAFETY: the caller's promise.
+        unsafe { self.start(launch, dependent) }
     }
 
     fn tensor_map(&self, tile: &Tile) -> Result<TensorMap, Error> {
@@ -273,7 +312,12 @@ impl Device for Cuda {
             result::stream::begin_capture(stream, mode).map_err(failed("capturing"))?;
             let worked = work();
             let graph = result::stream::end_capture(stream).map_err(failed("capturing"));
-            worked?;
+            if let Err(error) = worked {
+                if let Ok(unwanted) = graph {
+                    result::graph::destroy(unwanted).map_err(failed("capturing"))?;
+                }
+                return Err(error);
+            }
             let graph = graph?;
             let executable = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
             result::graph::destroy(graph).map_err(failed("capturing"))?;

@@ -18,7 +18,7 @@ pub struct Fatbin {
 pub static FATBINS: &[Fatbin] = &[
     Fatbin {
         source: "activation",
-        hash: "182f76e3c486805020ee64e44516cd2fb594a940169c03999671b90c2ba613ca",
+        hash: "21ea16df2149f81e56bc0ac8f6c4e6a3d45d4514ff7760dbd99f88bccdd2dee3",
         kernels: &[
             "gelu_erf_gated",
             "gelu_erf_plain",
@@ -31,7 +31,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "attention",
-        hash: "7ea3121b0d1400547120e876a1d13a0a908396a8c274cc4572b182b60f191aa3",
+        hash: "8185018314c13441af81c9cb7b82451ea16684b471fc386cd5658ea7f7084ba2",
         kernels: &[
             "attention_d128_bf16_r16",
             "attention_d128_bf16_r64",
@@ -58,7 +58,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "attention_merge",
-        hash: "9a3a2e1862e62aa6663a6bf67edcd62fe0519a49c490adeb4c0d8a72297fab99",
+        hash: "65319320c532afad8fa8a50c8253fa5ff376cde321fd0dcb8c6e4c458f6358a2",
         kernels: &[
             "attention_merge",
         ],
@@ -66,7 +66,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "attention_sm90",
-        hash: "8dca7581d78be015f9fe261cf1437a10a9048a8b01cd2d4e6499aa00472dc818",
+        hash: "4dfa87a87e2446514e06e9f74ff7158560cb189101070bb4fd52b9e57fd84c52",
         kernels: &[
             "attention_sm90_d128",
             "attention_sm90_d256",
@@ -78,7 +78,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "copy_blocks",
-        hash: "c6804b1eb8a31ee2b0a9eccba64add46910cd81a6c9fbfb921ef5c4d4f3b8c95",
+        hash: "0014065e6beb1e75780ea1a9a324fb5f6b208ba5b8ba7fede1828994833e25dc",
         kernels: &[
             "copy_blocks",
         ],
@@ -86,7 +86,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "dequantize",
-        hash: "e4b208e8f67c4243eebbf602b46828ecc507ca6900b36ee6b4bed77fdca0ce58",
+        hash: "68c3661a39053e30018589820ab629bcee78dfe00ba1453d18e8d7e99f24af1e",
         kernels: &[
             "dequantize_fp8",
             "dequantize_w4",
@@ -97,7 +97,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "embed",
-        hash: "b01fa736bf4249c5b2ea1cf97f880087c5914de3742c55c87f2eca43f972dafa",
+        hash: "86e4bd61cdc15d96b707ee60fccdc2acd6c9c1fbeef2796066abefd554732e38",
         kernels: &[
             "embed",
         ],
@@ -105,7 +105,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "gemm_bf16",
-        hash: "833721794b3286ed8f83d589e08f81091a15b8bc5cc2c4e4f6e015f4cf10600c",
+        hash: "3efe4cd654d140000ddb925c69c3977ac1900a8e328a450bef64dde8562a042f",
         kernels: &[
             "gemm_bf16_128x128",
             "gemm_bf16_16x32",
@@ -115,7 +115,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "gemm_packed_sm90",
-        hash: "8774dd8ab6406b935d566cbcdca79dd6ff5d59cc8298f47d7f3ee19d66563a20",
+        hash: "89877066228567e7822d0cdb661bec6d7d5b27c6e17f3061eb18f8d07c584c78",
         kernels: &[
             "gemm_fp8_sm90_128x128",
             "gemm_fp8_sm90_256x128",
@@ -130,7 +130,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "gemm_sm90",
-        hash: "1d239343828394075161acd140e1e6555c7d6e3cb6e70ea99dff16ec57c703f9",
+        hash: "b42af2c43332022fd49d8a6a54a21cf057fe16441634302b2bbb20e8e62196f8",
         kernels: &[
             "gemm_bf16_sm90_128x128",
             "gemm_bf16_sm90_128x256",
@@ -141,7 +141,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "layer_norm",
-        hash: "0bf6931b41e30b420f4895f03255eafa7c8b852653c64a4ef4746c8154d3a223",
+        hash: "155400a129cd20a0072e49c9745027c5ccbf49cc06addff28ff79d9efe87dfc5",
         kernels: &[
             "layer_norm_1",
             "layer_norm_2",
@@ -152,7 +152,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "logits",
-        hash: "b3c7378f02f3ee6314a060d3fefb452c6f0850c27a0d9c33e2920876e5b6aeee",
+        hash: "d442bfe65a331f123c9e9f93f83d413b2a0d8a1e2aa16f1c0160b01307f6d168",
         kernels: &[
             "logits_edit",
             "logits_restore",
@@ -161,7 +161,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "logprobs",
-        hash: "5fc125996e061178457309e234948d88807d2f9084262194d2c9bb4af7583c82",
+        hash: "43eb7e5fa5295c68365f1576cd2a810cea954c8218c05ffda9ee404e73ab73ba",
         kernels: &[
             "logprobs",
         ],
@@ -169,7 +169,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "qkv",
-        hash: "d1757f77c6d9d26b288812cb2a08dda57f9294b3dfa88fa6e939ebaa334d7a37",
+        hash: "0209783b6f4a652f1ca5347cf532df6a7f3f98dbff416c961545a81ccab51d09",
         kernels: &[
             "qkv_store_bf16",
             "qkv_store_e4m3",
@@ -178,7 +178,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "rms_norm",
-        hash: "ce970b5cff6bfec310b0e36f15afa56c66e398d452c9d8c71e05a33728cc449a",
+        hash: "66b00023875daf2d05f7315ae2011da610011accf3c20c99ad25ba7d749b28dd",
         kernels: &[
             "rms_norm_1",
             "rms_norm_2",
@@ -189,7 +189,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "sample",
-        hash: "a1c8eda85895304723ae8391429d363d9d282b84cf806daa104b411bcd72fcac",
+        hash: "9ad146a604cd48035830fc24e8b924f73b2616a172224c89ce058c7d3104aa72",
         kernels: &[
             "sample",
         ],
@@ -197,50 +197,55 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "skinny_bf16",
-        hash: "8068d60a44161ea6c01f2f03a8759b8c1c1fb98867705260caefce95a3325db6",
+        hash: "f422696397290f56dbcf617a590a331b63636cd9537e7d7cbc97d09d6a1d2cfd",
         kernels: &[
             "skinny_bf16_16",
             "skinny_bf16_32",
+            "skinny_bf16_64",
             "skinny_bf16_8",
         ],
         image: include_bytes!("../../cuda/fatbin/skinny_bf16.fatbin"),
     },
     Fatbin {
         source: "skinny_fp8",
-        hash: "e679c15424cbfb39395d7edf6ea3003dcafd82d000329786a5ab07b2b65d7220",
+        hash: "436026f3502c13de2818cd6dddb558e061076f45663b1f1727ddd4be41fb5e6f",
         kernels: &[
             "skinny_fp8_16",
             "skinny_fp8_32",
+            "skinny_fp8_64",
             "skinny_fp8_8",
         ],
         image: include_bytes!("../../cuda/fatbin/skinny_fp8.fatbin"),
     },
     Fatbin {
         source: "skinny_w4",
-        hash: "82d5f317d1b1967d7421e1c87c07aff4adaa86cf9f011709ebce5f749e146caa",
+        hash: "d498e7cb10ecf73a8b615508b8e437539b83cc5caa44ffa33a2867f98e966af1",
         kernels: &[
             "skinny_w4_16",
             "skinny_w4_32",
+            "skinny_w4_64",
             "skinny_w4_8",
         ],
         image: include_bytes!("../../cuda/fatbin/skinny_w4.fatbin"),
     },
     Fatbin {
         source: "skinny_w8",
-        hash: "99917b18f659a503eead8049e29225d047d68148edcb89ad7b6f688d2018347e",
+        hash: "fc1455878392f1c3e62cbdb5224770c6d9377c091b0474b13da1af62b769267d",
         kernels: &[
             "skinny_w8_16",
             "skinny_w8_32",
+            "skinny_w8_64",
             "skinny_w8_8",
             "skinny_w8_grouped_16",
             "skinny_w8_grouped_32",
+            "skinny_w8_grouped_64",
             "skinny_w8_grouped_8",
         ],
         image: include_bytes!("../../cuda/fatbin/skinny_w8.fatbin"),
     },
     Fatbin {
         source: "wrappers",
-        hash: "7794ac7999711afceb36a91439c42dabc2707955ecbd8e704047ed1b3be28c4e",
+        hash: "8b80815ea63549b9e7b9a330629d0e2d06965e5e3e299587bc2fbaaf89c6a618",
         kernels: &[
             "wrap_convert",
             "wrap_memory",
@@ -253,7 +258,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "wrappers_sm90",
-        hash: "b380457212648fbad25ddd97a8c7a01e3ff40a1a2bbe35bcbe64a2a7e239e67a",
+        hash: "6f505b50d50d26768eae126e4f0466a38848273ac4b81007b7b35d671d975ec9",
         kernels: &[
             "wrap_copies",
             "wrap_e4m3",

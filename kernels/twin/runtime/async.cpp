@@ -17,7 +17,7 @@ void copy_async(void* to, const void* from, int bytes, int zeros) {
   Thread* me = self;
   if (me->copies_issued >= COPIES) fail("too many cp.async copies in flight");
   Copy copy{to, from, (uint32_t)bytes, (uint32_t)zeros};
-  if (block->schedule.early) {
+  if (!block->schedule.copies_late()) {
     land(copy);
     copy.bytes = copy.zeros = 0;
   }
@@ -80,12 +80,6 @@ void mbarrier_arrive(uint64_t* barrier, int64_t expected_bytes) {
   m.bytes += expected_bytes;
   m.pending--;
   advance(barrier);
-}
-
-bool mbarrier_test(uint64_t* barrier, unsigned parity) {
-  if (open(barrier).phase != parity) return true;
-  suspend();  // it is polled: let others run, and copies land
-  return open(barrier).phase != parity;
 }
 
 void mbarrier_wait(uint64_t* barrier, unsigned parity) {
@@ -155,10 +149,10 @@ static void land(const TileCopy& copy) {
 
 static void issue(const TileCopy& copy) {
   open(copy.barrier);
-  if (block->schedule.early) {
-    land(copy);
-  } else {
+  if (block->schedule.copies_late()) {
     block->loads.push_back(copy);
+  } else {
+    land(copy);
   }
 }
 
@@ -189,10 +183,10 @@ static void land(const TileStore& store) {
 
 void tile_store(const TileMap* map, const void* from, int x, int y) {
   TileStore store{*map, from, x, y, self};
-  if (block->schedule.early) {
-    land(store);
-  } else {
+  if (block->schedule.copies_late()) {
     block->stores.push_back(store);
+  } else {
+    land(store);
   }
 }
 

@@ -128,11 +128,21 @@ void warpgroup_collective(int kind, const void* argument, void* result, Grouped 
   for (Thread* thread : group.threads) thread->state = State::Ready;
 }
 
+void dependency_wait() {
+  Before& before = block->before;
+  self->waited = true;
+  if (!before.run) return;
+  auto run = before.run;
+  before.run = nullptr;
+  if (run(before.argument)) fail("the launch before failed");
+}
+
 /// Where each thread begins.
 static void enter() {
   Thread* me = self;
   block->kernel->call(block->arguments);
   if (me->copies_issued) fail("a thread returned with cp.async copies that nothing waited for");
+  if (block->before.allowed && !me->waited) fail("a thread returned without waiting for the launch before");
   me->state = State::Done;
   block->live--;
   if (block->barriers[0].arrived && block->barriers[0].needed == (int)block->threads.size())
@@ -192,6 +202,7 @@ static void reset() {
     group.arrived = 0;
     group.issued.clear();
     group.groups.clear();
+    group.awaited = 0;
   }
   block->loads.clear();
   block->stores.clear();
@@ -203,6 +214,7 @@ static void reset() {
     thread.stack_pointer = fresh_stack(thread.stack, STACK_BYTES, enter);
     thread.state = State::Ready;
     thread.copies_issued = thread.groups_closed = 0;
+    thread.waited = false;
   }
 }
 
@@ -213,9 +225,9 @@ void run_block() {
   reset();
   while (block->live) {
     bool any = block->schedule.shuffled() ? run_shuffled() : run_greedily(block->schedule.order == 1);
-    // Nobody can go on: now the copies that were put off have to land. A shuffled turn may have passed over a warp.
+    // Nobody can go on: now what was put off has to be done. A shuffled turn may have passed over a warp.
     if (!any && block->schedule.shuffled()) any = run_greedily(false);
-    if (!any && !land_oldest()) fail("every thread waits: a barrier, shuffle or mbarrier that not all reach");
+    if (!any && !land_oldest() && !do_products()) fail("every thread waits: a barrier, shuffle or mbarrier that not all reach");
   }
   finish_async();
 }

@@ -13,11 +13,15 @@ namespace twin {
 /// Thrown on the scheduler's own stack; the message stands in `failure`.
 struct Failure {};
 
-/// Which thread runs next, and when asynchronous copies land.
+/// Which thread runs next, and when asynchronous work is done. Copies and matrix products go opposite ways: a copy that
+/// lands at once shows a buffer let go before the product that reads it, which is then done at the last moment; a copy
+/// that lands at the last moment shows a product, then done at once, that was issued without waiting for it.
 struct Schedule {
   int order;       // 0 forward, 1 reverse, 2 and more: shuffled, keyed by the number
-  int early;       // asynchronous work is done at once instead of when it is waited for
+  int early;       // copies land when they are issued, and products are done when nothing else can go on
   bool shuffled() const { return order >= 2; }
+  bool copies_late() const { return !early; }
+  bool products_late() const { return early; }
 };
 
 struct Rendezvous {
@@ -57,7 +61,7 @@ struct TileStore {
 struct Product {
   Type type;
   float* d[128];
-  uint32_t a_registers[128][4];
+  const uint32_t* a_registers[128];  // read when the product is done, as the tensor cores may
   bool from_registers, transpose_b, accumulate;
   int n;
   uint64_t a, b;
@@ -68,6 +72,14 @@ struct Warpgroup {
   int size, arrived, kind;
   std::vector<Product> issued;
   std::vector<size_t> groups;
+  size_t awaited;  // groups that all its threads wait for
+};
+
+/// The launch before this one in the stream, where this one is allowed to start first.
+struct Before {
+  bool allowed;
+  int (*run)(void* argument);  // null once it has run; gives 0, or 1 if it failed
+  void* argument;
 };
 
 struct MbarrierWait {
@@ -91,6 +103,7 @@ struct Block {
   void** arguments;
   size_t shared_bytes;
   Schedule schedule;
+  Before before;
   uint32_t random;
   bool failed;
 
@@ -107,6 +120,7 @@ extern __thread Block* block;  // the one that runs on this CPU thread
 void suspend();                // the current thread gives way: to the next lane of its warp's turn, or the scheduler
 void wake_mbarrier(uint64_t* barrier);
 bool land_oldest();            // lets one pending copy land; false if there is none
+bool do_products();            // does the products that some warpgroup waits for; false if none does
 void finish_async();           // fails if something asynchronous was never waited for
 using Grouped = void (*)(Warpgroup&);
 void warpgroup_collective(int kind, const void* argument, void* result, Grouped together);

@@ -121,14 +121,17 @@ static void launch(Arena& arena, uint3 grid, uint3 extent, size_t bytes) {
 
 using namespace twin;
 
-/// 0, or 1 with a message in `error`.
+/// 0, or 1 with a message in `error`. A `dependent` launch has to wait for the one before it, which `before` runs where
+/// that is still to be done.
 extern "C" int twin_launch(const Entry* kernel, const uint32_t* grid, const uint32_t* extent, size_t shared_bytes,
-                           void** arguments, int order, int early, char* error, size_t error_bytes) {
+                           void** arguments, int order, int early, int dependent, int (*before)(void*),
+                           void* before_argument, char* error, size_t error_bytes) {
   static thread_local Arena arena;
   watch_faults();
   arena.current.kernel = kernel;
   arena.current.arguments = arguments;
   arena.current.schedule = {order, early};
+  arena.current.before = {dependent != 0, before, before_argument};
   try {
     launch(arena, {grid[0], grid[1], grid[2]}, {extent[0], extent[1], extent[2]}, shared_bytes);
     return 0;

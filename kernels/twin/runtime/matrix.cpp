@@ -245,13 +245,13 @@ static void issue(Warpgroup& group) {
   for (int t = 0; t < 128; t++) {
     const WgmmaCall& call = *static_cast<const WgmmaCall*>(group.threads[t]->argument);
     if (!(call == first)) fail("the threads of a warpgroup call wgmma with different operands");
-    if (call.registers) memcpy(p.a_registers[t], call.registers, 16);
+    p.a_registers[t] = call.registers;
     p.d[t] = static_cast<float*>(group.threads[t]->result);
   }
-  if (block->schedule.early) {
-    multiply(p);
-  } else {
+  if (block->schedule.products_late()) {
     group.issued.push_back(p);
+  } else {
+    multiply(p);
   }
 }
 
@@ -269,14 +269,29 @@ void wgmma_commit() {
 
 void wgmma_wait(int keep) {
   warpgroup_collective(WgmmaWait + keep, nullptr, nullptr, [](Warpgroup& group) {
-    int done = (int)group.groups.size() - (group.kind - WgmmaWait);
-    if (done <= 0) return;
-    size_t landed = group.groups[(size_t)done - 1];
-    for (size_t i = 0; i < landed; i++) multiply(group.issued[i]);
-    group.issued.erase(group.issued.begin(), group.issued.begin() + (long)landed);
-    group.groups.erase(group.groups.begin(), group.groups.begin() + done);
-    for (size_t& end : group.groups) end -= landed;
+    if (!block->schedule.products_late()) return group.groups.clear();
+    size_t open = group.groups.size(), keep = (size_t)(group.kind - WgmmaWait);
+    group.awaited = open > keep ? open - keep : 0;
   });
+  if (!block->warpgroup_of(self).awaited) return;
+  self->state = State::Waiting;
+  suspend();
+}
+
+bool do_products() {
+  bool any = false;
+  for (Warpgroup& group : block->warpgroups) {
+    if (!group.awaited) continue;
+    any = true;
+    size_t done = group.groups[group.awaited - 1];
+    for (size_t i = 0; i < done; i++) multiply(group.issued[i]);
+    group.issued.erase(group.issued.begin(), group.issued.begin() + (long)done);
+    group.groups.erase(group.groups.begin(), group.groups.begin() + (long)group.awaited);
+    for (size_t& end : group.groups) end -= done;
+    group.awaited = 0;
+    for (Thread* thread : group.threads) thread->state = State::Ready;
+  }
+  return any;
 }
 
 }  // namespace twin

@@ -1,9 +1,9 @@
 // What a kernel file sees of the twin: CUDA's built-in variables, types and functions, for a host compiler.
 //
 // A kernel runs here from its own source. Each CUDA thread is a fiber; the threads of a block take turns on one CPU
-// thread and change at the points where CUDA threads can wait for one another. Which thread runs next, and whether an
-// asynchronous copy lands at once or at the last moment allowed, is a `Schedule`: a kernel that forgets a barrier or
-// a wait gives a wrong result under some of them. Shared memory starts as NaN, device memory lies between guard pages.
+// thread and change at the points where CUDA threads can wait for one another. Which thread runs next, and whether
+// asynchronous copies and products are done at once or at the last moment allowed, is a `Schedule`: a kernel that
+// forgets a barrier or a wait gives a wrong result under some of them. Shared memory starts as NaN, device memory lies between guard pages.
 //
 // Not modelled: races that no tried order shows, memory order between blocks, proxies (fence.proxy.async does
 // nothing), clusters, bank conflicts, register limits, the rounding inside tensor cores. No block may spin on another.
@@ -55,6 +55,7 @@ struct Thread {
   Copy* copies;  // cp.async: issued and not yet landed
   int copies_issued, groups_closed;
   int groups[64];
+  bool waited;  // for the launch before
 };
 
 /// A tile of a matrix in global memory, as cuTensorMapEncodeTiled describes it.
@@ -90,13 +91,15 @@ void copy_wait(int keep);
 
 void mbarrier_init(uint64_t* barrier, unsigned count);
 void mbarrier_arrive(uint64_t* barrier, int64_t expected_bytes);
-bool mbarrier_test(uint64_t* barrier, unsigned parity);
 void mbarrier_wait(uint64_t* barrier, unsigned parity);
 void tile_load(void* to, const TileMap* map, uint64_t* barrier, int x, int y);
 void tile_store(const TileMap* map, const void* from, int x, int y);
 void bulk_load(void* to, const void* from, int bytes, uint64_t* barrier);
 void store_commit();
 void store_wait(int keep);
+
+/// Runs the launch before this one in the stream, if that was put off until here.
+void dependency_wait();
 
 void load_matrices(uint32_t* rows, const void* address, int count, bool transposed);
 void store_matrices(const uint32_t* rows, void* address, int count, bool transposed);

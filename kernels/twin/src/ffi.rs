@@ -41,6 +41,9 @@ unsafe extern "C" {
         arguments: *mut *mut c_void,
         order: c_int,
         early: c_int,
+        dependent: c_int,
+        before: Option<unsafe extern "C" fn(*mut c_void) -> c_int>,
+        before_argument: *mut c_void,
         error: *mut c_char,
         error_bytes: usize,
     ) -> c_int;

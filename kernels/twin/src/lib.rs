@@ -13,8 +13,8 @@ mod ffi;
 
 use std::{
     collections::{BTreeSet, HashMap},
-    ffi::{CStr, c_void},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    ffi::{CStr, c_int, c_void},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -23,12 +23,13 @@ use volley_kernels::{
     cuda::{Address, Argument, Device, Graph, Launch, Properties, TensorMap, Tile},
 };
 
-/// The order in which a block's threads (and a grid's blocks) run, and when asynchronous copies land.
+/// The order in which a block's threads (and a grid's blocks) run, and when asynchronous work is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {
     /// Who is next.
     pub order: Order,
-    /// Copies land when they are issued, not when they are waited for.
+    /// Copies land when they are issued, the tensor cores multiply as late as they may, and a dependent launch starts
+    /// before the one before it. Otherwise all of it the other way around.
     pub early: bool,
 }
 
@@ -48,17 +49,29 @@ pub struct Twin {
     properties: Properties,
     schedule: Schedule,
     recording: Mutex<Option<Vec<Recorded>>>,
+    /// A launch and the dependent ones behind it, put off until it is known that no more of them come.
+    chain: Arc<Mutex<Vec<Recorded>>>,
     launched: Mutex<BTreeSet<&'static str>>,
 }
 
-/// A launch or a copy in a graph.
+/// A launch or a copy that is yet to be done.
 enum Recorded {
-    Launch { kernel: &'static str, grid: [u32; 3], block: [u32; 3], shared: usize, arguments: Vec<Argument> },
+    Launch(Started),
     Copy { to: Address, from: Address, bytes: usize },
+}
+
+struct Started {
+    kernel: &'static str,
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared: usize,
+    arguments: Vec<Argument>,
+    dependent: bool,
 }
 
 struct TwinGraph {
     schedule: Schedule,
+    chain: Arc<Mutex<Vec<Recorded>>>,
     recorded: Vec<Recorded>,
 }
 
@@ -103,7 +116,13 @@ impl Twin {
             l2_bytes: 1 << 20,
             shared_bytes: 227 << 10,
         };
-        Self { properties, schedule, recording: Mutex::new(None), launched: Mutex::default() }
+        Self {
+            properties,
+            schedule,
+            recording: Mutex::default(),
+            chain: Arc::default(),
+            launched: Mutex::default(),
+        }
     }
 
     /// As the trait's object, to allocate on.
@@ -123,11 +142,38 @@ impl Twin {
         self.launched.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Adds to the graph being recorded, if one is.
-    fn record(&self, what: impl FnOnce() -> Recorded) -> bool {
-        let mut recording = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
-        recording.as_mut().map(|recorded| recorded.push(what())).is_some()
+    /// Adds to the graph being recorded, if one is; else it is done, or a launch put off.
+    ///
+    /// # Safety
+    /// As for [`Device::launch`] and [`Device::copy`].
+    unsafe fn start(&self, what: Recorded) -> Result<(), Error> {
+        if let Some(recording) = lock(&self.recording).as_mut() {
+            recording.push(what);
+            return Ok(());
+        }
+        if !what.is_dependent() {
+            self.finish()?;
+        }
+        let is_copy = matches!(what, Recorded::Copy { .. });
+        lock(&self.chain).push(what);
+        // Only launches are overtaken.
+        if is_copy { self.finish() } else { Ok(()) }
     }
+
+    fn finish(&self) -> Result<(), Error> {
+        finish(self.schedule, &self.chain)
+    }
+}
+
+/// Does what was put off.
+fn finish(schedule: Schedule, chain: &Mutex<Vec<Recorded>>) -> Result<(), Error> {
+    let chain = std::mem::take(&mut *lock(chain));
+    // SAFETY: who started it promised that its memory exists, which is not given back before this.
+    unsafe { run_chain(schedule, &chain) }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The kernels that were linked in, by name.
@@ -161,15 +207,62 @@ fn signature(arguments: &[Argument]) -> String {
     arguments.iter().map(letter).collect()
 }
 
+/// Runs something and what depends on it, each on the one before. Under early schedules a dependent launch starts first,
+/// and the one before it runs when the dependent one waits for it.
+///
+/// # Safety
+/// As for [`Device::launch`] and [`Device::copy`].
+unsafe fn run_chain(schedule: Schedule, chain: &[Recorded]) -> Result<(), Error> {
+    let Some((last, before)) = chain.split_last() else { return Ok(()) };
+    let mut before = Before { schedule, chain: before, result: Ok(()) };
+    if !schedule.early || !last.is_dependent() {
+        before.run();
+        std::mem::replace(&mut before.result, Ok(()))?;
+    }
+    let ran = match last {
+        // SAFETY: the caller's promise.
+        Recorded::Launch(launch) => unsafe { run(schedule, launch, &mut before) },
+        Recorded::Copy { to, from, bytes } => {
+            // SAFETY: the caller's promise.
+            unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, to.0 as *mut u8, *bytes) };
+            Ok(())
+        }
+    };
+    before.result.and(ran)
+}
+
+/// What a dependent launch waits for; empty once it has run.
+struct Before<'a> {
+    schedule: Schedule,
+    chain: &'a [Recorded],
+    result: Result<(), Error>,
+}
+
+impl Before<'_> {
+    fn run(&mut self) {
+        let chain = std::mem::take(&mut self.chain);
+        // SAFETY: the promise that `run_chain`'s caller gave.
+        self.result = unsafe { run_chain(self.schedule, chain) };
+    }
+}
+
+/// Called from a kernel's thread, on its small stack.
+unsafe extern "C" fn run_before(before: *mut c_void) -> c_int {
+    // SAFETY: what `run` handed over, borrowed for as long as the launch goes on.
+    let before = unsafe { &mut *before.cast::<Before<'_>>() };
+    // The runtime's state is the thread's: another launch needs another thread.
+    std::thread::scope(|scope| scope.spawn(|| before.run()).join().is_err()).into()
+}
+
 /// # Safety
 /// As for [`Device::launch`].
-unsafe fn run(schedule: Schedule, launch: &Launch<'_>) -> Result<(), Error> {
+unsafe fn run(schedule: Schedule, launch: &Started, before: &mut Before<'_>) -> Result<(), Error> {
     let entry = entries()
         .get(launch.kernel)
         .ok_or_else(|| Error::Unsupported(format!("there is no kernel {}", launch.kernel)))?;
     // SAFETY: a constant string of the entry's.
     let wanted = unsafe { CStr::from_ptr(entry.signature) }.to_string_lossy();
-    let given = signature(launch.arguments);
+    let given = signature(&launch.arguments);
     if wanted != given {
         return Err(Error::Device(format!("kernel {} takes arguments {wanted}, not {given}", launch.kernel)));
     }
@@ -185,6 +278,9 @@ unsafe fn run(schedule: Schedule, launch: &Launch<'_>) -> Result<(), Error> {
             pointers.as_mut_ptr(),
             schedule.number(),
             schedule.early.into(),
+            launch.dependent.into(),
+            if before.chain.is_empty() { None } else { Some(run_before) },
+            std::ptr::from_mut(before).cast(),
             message.as_mut_ptr().cast(),
             message.len(),
         )
@@ -211,6 +307,8 @@ impl Device for Twin {
     }
 
     unsafe fn free(&self, address: Address) {
+        let finished = self.finish();
+        assert!(finished.is_ok() || std::thread::panicking(), "{finished:?}");
         // SAFETY: the caller's promise.
         let result = unsafe { ffi::twin_free(address.0 as *mut c_void) };
         // Never while a test already fails: a second panic would hide the first.
@@ -218,36 +316,34 @@ impl Device for Twin {
     }
 
     unsafe fn write(&self, to: Address, bytes: &[u8]) -> Result<(), Error> {
+        self.finish()?;
         // SAFETY: the caller's promise.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0 as *mut u8, bytes.len()) };
         Ok(())
     }
 
     unsafe fn read(&self, from: Address, bytes: &mut [u8]) -> Result<(), Error> {
+        self.finish()?;
         // SAFETY: the caller's promise.
         unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
     }
 
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<(), Error> {
-        if !self.record(|| Recorded::Copy { to, from, bytes }) {
-            // SAFETY: the caller's promise.
-            unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, to.0 as *mut u8, bytes) };
-        }
-        Ok(())
+        // SAFETY: the caller's promise.
+        unsafe { self.start(Recorded::Copy { to, from, bytes }) }
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
-        self.launched.lock().unwrap_or_else(PoisonError::into_inner).insert(launch.kernel);
-        let recorded = self.record(|| Recorded::Launch {
-            kernel: launch.kernel,
-            grid: launch.grid,
-            block: launch.block,
-            shared: launch.shared,
-            arguments: launch.arguments.to_vec(),
-        });
+        lock(&self.launched).insert(launch.kernel);
         // SAFETY: the caller's promise.
-        if recorded { Ok(()) } else { unsafe { run(self.schedule, launch) } }
+        unsafe { self.start(Recorded::launch(launch, false)) }
+    }
+
+    unsafe fn launch_dependent(&self, launch: &Launch<'_>) -> Result<(), Error> {
+        lock(&self.launched).insert(launch.kernel);
+        // SAFETY: the caller's promise.
+        unsafe { self.start(Recorded::launch(launch, true)) }
     }
 
     fn tensor_map(&self, tile: &Tile) -> Result<TensorMap, Error> {
@@ -268,24 +364,24 @@ impl Device for Twin {
     }
 
     fn synchronize(&self) -> Result<(), Error> {
-        Ok(())
+        self.finish()
     }
 
     fn capture(&self, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<Box<dyn Graph>, Error> {
-        let set = |value| {
-            let mut recording = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *recording, value)
-        };
+        self.finish()?;
+        let set = |value| std::mem::replace(&mut *lock(&self.recording), value);
         set(Some(Vec::new()));
         let worked = work();
         let recorded = set(None).unwrap_or_default();
         worked?;
-        Ok(Box::new(TwinGraph { schedule: self.schedule, recorded }))
+        Ok(Box::new(TwinGraph { schedule: self.schedule, chain: self.chain.clone(), recorded }))
     }
 
     fn time(&self, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<Duration, Error> {
+        self.finish()?;
         let start = Instant::now();
         work()?;
+        self.finish()?;
         Ok(start.elapsed())
     }
 }
@@ -294,19 +390,30 @@ impl Device for Twin {
 
 impl Graph for TwinGraph {
     unsafe fn launch(&self) -> Result<(), Error> {
-        for recorded in &self.recorded {
-            match recorded {
-                Recorded::Launch { kernel, grid, block, shared, arguments } => {
-                    let launch = Launch { kernel, grid: *grid, block: *block, shared: *shared, arguments };
-                    // SAFETY: the caller's promise.
-                    unsafe { run(self.schedule, &launch)? };
-                }
-                Recorded::Copy { to, from, bytes } => {
-                    // SAFETY: the caller's promise.
-                    unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, to.0 as *mut u8, *bytes) };
-                }
-            }
-        }
-        Ok(())
+        finish(self.schedule, &self.chain)?;
+        let mut chains = self
+            .recorded
+            .chunk_by(|before, next| next.is_dependent() && !matches!(before, Recorded::Copy { .. }));
+        // SAFETY: the caller's promise.
+        chains.try_for_each(|chain| unsafe { run_chain(self.schedule, chain) })
+    }
+}
+
+// === impl Recorded ===
+
+impl Recorded {
+    fn launch(launch: &Launch<'_>, dependent: bool) -> Self {
+        Self::Launch(Started {
+            kernel: launch.kernel,
+            grid: launch.grid,
+            block: launch.block,
+            shared: launch.shared,
+            arguments: launch.arguments.to_vec(),
+            dependent,
+        })
+    }
+
+    fn is_dependent(&self) -> bool {
+        matches!(self, Self::Launch(Started { dependent: true, .. }))
     }
 }

@@ -20,7 +20,7 @@ fn launch(
 ) -> Result<(), String> {
     let launch = Launch { kernel: kernel.leak(), grid: [1, 1, 1], block: [block, 1, 1], shared, arguments };
     // SAFETY: the arguments are the kernel's; what its bugs do is what the twin is asked to find.
-    unsafe { device.launch(&launch) }.map_err(|error| error.to_string())
+    unsafe { device.launch(&launch) }.and_then(|()| device.synchronize()).map_err(|error| error.to_string())
 }
 
 /// A kernel that takes `in` and `out`, with `len` numbers 1, 2, … in.
@@ -39,39 +39,79 @@ fn simple(name: &str, bug: u32, shared: usize, len: usize, schedule: Schedule) -
     Ok(out.read().unwrap())
 }
 
-fn tile(bug: u32, schedule: Schedule) -> Outcome {
-    const K: usize = 384;
-    let device = Twin::device(schedule);
-    let map = |memory: &Memory<bf16>| {
-        let tile = Tile {
-            base: memory.view().address(),
-            element: ElementType::Bf16,
-            rows: 64,
-            columns: K,
-            pitch: 2 * K,
-            box_rows: 64,
-            box_columns: 64,
-            swizzle: 128,
-        };
-        device.tensor_map(&tile).unwrap()
+/// Inputs of a product of tiles.
+const K: usize = 384;
+
+/// A matrix of 64 rows, in boxes of 64 × 64.
+fn map(matrix: &Memory<bf16>) -> Argument {
+    let tile = Tile {
+        base: matrix.view().address(),
+        element: ElementType::Bf16,
+        rows: 64,
+        columns: K,
+        pitch: 2 * K,
+        box_rows: 64,
+        box_columns: 64,
+        swizzle: 128,
     };
+    matrix.device().tensor_map(&tile).unwrap().into()
+}
+
+fn tile(bug: u32, schedule: Schedule) -> Outcome {
+    let device = Twin::device(schedule);
     let (a, b) = (tile_input(7), tile_input(11));
     let (a, b) = (Memory::from_slice(&device, &a).unwrap(), Memory::from_slice(&device, &b).unwrap());
     let mut c = Memory::<f32>::new(&device, 64 * 64).unwrap();
-    let arguments = [map(&a).into(), map(&b).into(), (&c.view_mut()).into(), (K as i32).into()];
+    let arguments = [map(&a), map(&b), (&c.view_mut()).into(), (K as i32).into()];
     launch(&device, format!("bug_tile_{bug}"), 160, 2 * 16384 + 32, &arguments)?;
     Ok(c.read().unwrap())
 }
 
 /// Small integers, whose sums are exact in any order.
 fn tile_input(step: usize) -> Vec<bf16> {
-    (0..64 * 384).map(|i| bf16::from_f64((i * step % 13) as f64 - 6.0)).collect()
+    (0..64 * K).map(|i| bf16::from_f64((i * step % 13) as f64 - 6.0)).collect()
 }
 
-fn tile_product() -> Vec<f32> {
+/// Over the first `k` inputs.
+fn tile_product(k: usize) -> Vec<f32> {
     let (a, b) = (tile_input(7), tile_input(11));
-    let dot = |i: usize, j: usize| (0..384).map(|k| a[i * 384 + k].to_f32() * b[j * 384 + k].to_f32()).sum();
+    let dot = |i: usize, j: usize| (0..k).map(|k| a[i * K + k].to_f32() * b[j * K + k].to_f32()).sum();
     (0..64 * 64).map(|i| dot(i / 64, i % 64)).collect()
+}
+
+/// Over 64 inputs, with one factor in registers.
+fn fragment(bug: u32, schedule: Schedule) -> Outcome {
+    let device = Twin::device(schedule);
+    let (a, b) = (tile_input(7), Memory::from_slice(&device, &tile_input(11)).unwrap());
+    let word = |i: usize| {
+        let (step, thread, register) = (i / 512, i / 4 % 128, i % 4);
+        let row = thread / 32 * 16 + thread / 4 % 8 + register % 2 * 8;
+        let at = row * K + step * 16 + thread % 4 * 2 + register / 2 * 8;
+        u32::from(a[at].to_bits()) | u32::from(a[at + 1].to_bits()) << 16
+    };
+    let a = Memory::from_slice(&device, &(0..4 * 512).map(word).collect::<Vec<_>>()).unwrap();
+    let mut c = Memory::<f32>::new(&device, 64 * 64).unwrap();
+    let arguments = [a.view().into(), map(&b), (&c.view_mut()).into()];
+    launch(&device, format!("bug_fragment_{bug}"), 128, 8192 + 8, &arguments)?;
+    Ok(c.read().unwrap())
+}
+
+/// From one array to another, and back by a dependent launch.
+fn dependent(bug: u32, schedule: Schedule) -> Outcome {
+    let device = Twin::device(schedule);
+    let numbers: Vec<f32> = (1..=128).map(|i| i as f32).collect();
+    let mut x = Memory::from_slice(&device, &numbers).unwrap();
+    let mut y = Memory::<f32>::filled(&device, 128, 0).unwrap();
+    let kernel: &str = format!("bug_dependent_{bug}").leak();
+    let there = [x.view().into(), (&y.view_mut()).into()];
+    let back = [y.view().into(), (&x.view_mut()).into()];
+    let launch = |arguments| Launch { kernel, grid: [1; 3], block: [128, 1, 1], shared: 0, arguments };
+    // SAFETY: the arguments are the kernel's, and both arrays still exist when they are read.
+    unsafe {
+        device.launch(&launch(&there)).unwrap();
+        device.launch_dependent(&launch(&back)).unwrap();
+    }
+    x.read().map_err(|error| error.to_string())
 }
 
 /// Variant 0 is right under every schedule, each other one wrong under at least one.
@@ -105,7 +145,14 @@ fn a_missing_wait_for_cp_async_is_found() {
 
 #[test]
 fn a_missing_wait_for_an_mbarrier_or_wgmma_is_found() {
-    only_the_right_one_passes(&tile_product(), 5, tile);
+    only_the_right_one_passes(&tile_product(K), 6, tile);
+    only_the_right_one_passes(&tile_product(64), 2, fragment);
+}
+
+#[test]
+fn a_missing_wait_for_the_launch_before_is_found() {
+    let expected: Vec<f32> = (1..=128).map(|i| (i + 2) as f32).collect();
+    only_the_right_one_passes(&expected, 3, dependent);
 }
 
 #[test]

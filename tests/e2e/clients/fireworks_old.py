@@ -36,7 +36,7 @@ assert fireworks.client.Completion.create(**TEXT).choices[0].text == text
 
 async def later():
     later = AsyncFireworks(**at)
-    answer = await later.chat.completions.acreate(**CHAT)
+    answer = await later.chat.completions.acreate(**CHAT, stream=False)  # it would stream by itself
     assert answer.choices[0].message.content == said
     assert content([chunk async for chunk in later.chat.completions.acreate(**CHAT, stream=True)]) == said
 

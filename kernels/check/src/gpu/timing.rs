@@ -11,9 +11,7 @@ const TIMED: usize = 11;
 
 /// Seconds that a step of a timing takes.
 pub(super) fn measure(speed: &Speed, device: &Arc<dyn Device>) -> Result<f64, Error> {
-    let mut step = (speed.set_up)(device)?;
-    step(0)?; // first launches set attributes, which can't be captured
-    median(device, speed.steps, step)
+    median(device, speed.steps, (speed.set_up)(device)?)
 }
 
 /// Seconds that a step takes: `steps` of them in a graph, which is launched several times, timed by events.
@@ -22,6 +20,8 @@ pub(super) fn median(
     steps: usize,
     mut step: impl FnMut(usize) -> Result<(), Error>,
 ) -> Result<f64, Error> {
+    step(0)?; // first launches set attributes and load code, which can't be captured
+    device.synchronize()?;
     let graph = device.capture(&mut || (0..steps).try_for_each(&mut step))?;
     let mut times = Vec::with_capacity(TIMED);
     for i in 0..WARM_UP + TIMED {

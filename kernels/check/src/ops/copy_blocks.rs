@@ -9,21 +9,18 @@ use super::Operation;
 use crate::{Case, Output, Random, Speed, Trial, Work};
 
 pub(super) fn operation() -> Operation {
-    Operation { name: "copy_blocks", kernels: &["copy_blocks"], cases, speeds }
+    Operation { name: "copy_blocks", kernels: &["copy_blocks"], cases, any, speeds }
 }
 
 fn cases(random: &mut Random) -> Vec<Case> {
     let mut cases = vec![case(1, 2, 16, 1), case(3, 9, 2048, 4), case(2, 5, 12304, 2), case(2, 4, 64, 0)];
-    for _ in 0..3 {
-        let pages = random.between(2, 12);
-        cases.push(case(
-            random.between(1, 4),
-            pages,
-            16 * random.between(1, 200),
-            random.between(0, pages / 2),
-        ));
-    }
+    cases.extend((0..3).map(|_| any(random)));
     cases
+}
+
+fn any(random: &mut Random) -> Case {
+    let (layers, pages) = (random.between(1, 4), random.between(2, 12));
+    case(layers, pages, 16 * random.between(1, 200), random.between(0, pages / 2))
 }
 
 fn case(layers: usize, pages: usize, page_bytes: usize, copies: usize) -> Case {

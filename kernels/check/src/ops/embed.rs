@@ -10,15 +10,17 @@ use super::Operation;
 use crate::{Case, Output, Random, Speed, Trial, Work, unwritten};
 
 pub(super) fn operation() -> Operation {
-    Operation { name: "embed", kernels: &["embed"], cases, speeds }
+    Operation { name: "embed", kernels: &["embed"], cases, any, speeds }
 }
 
 fn cases(random: &mut Random) -> Vec<Case> {
     let mut cases = vec![case(1, 1, 8, 1.0), case(7, 50, 576, 1.0), case(3, 9, 2304, 48.0)];
-    for _ in 0..4 {
-        cases.push(case(random.between(1, 20), random.between(1, 90), 8 * random.between(1, 80), 1.0));
-    }
+    cases.extend((0..4).map(|_| any(random)));
     cases
+}
+
+fn any(random: &mut Random) -> Case {
+    case(random.between(1, 20), random.between(1, 90), 8 * random.between(1, 80), 1.0)
 }
 
 fn case(rows: usize, vocabulary: usize, columns: usize, scale: f32) -> Case {

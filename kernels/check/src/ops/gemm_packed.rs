@@ -38,6 +38,7 @@ pub(super) fn operation() -> Operation {
             "gemm_fp8_sm90_256x128",
         ],
         cases,
+        any,
         speeds,
     }
 }
@@ -49,6 +50,7 @@ fn cases(random: &mut Random) -> Vec<Case> {
         let k = if kind == Kind::Int4(128) { 1152 } else { 1088 };
         cases.push(case(kind, random.between(1, 60), 136, k, true));
         cases.push(case(kind, 300, 264, 128, false));
+        cases.push(any(random));
         cases.push(large(
             kind,
             random.between(64, 900),
@@ -57,6 +59,15 @@ fn cases(random: &mut Random) -> Vec<Case> {
         ));
     }
     cases
+}
+
+fn any(random: &mut Random) -> Case {
+    let (kind, m, n) = (random.pick(&KINDS), random.between(1, 140), 8 * random.between(1, 20));
+    let k = match kind {
+        Kind::Int4(group) => group * random.between(1, 512 / group),
+        _ => 8 * random.between(1, 64),
+    };
+    case(kind, m, n, k, random.between(0, 1) == 1)
 }
 
 fn case(kind: Kind, m: usize, n: usize, k: usize, extras: bool) -> Case {
@@ -77,10 +88,10 @@ fn trial(random: &mut Random, kind: Kind, (m, n, k): (usize, usize, usize), extr
     let a = random.bf16(m * stride, 1.0);
     let (bias, before) = (random.bf16(n, 1.0), random.bf16(m * n, 1.0));
     let weights: Vec<f64> = (0..n * k).map(|i| packed.weight(i / k, i % k)).collect();
+    let inputs: Vec<f64> = a.iter().map(|x| x.to_f64()).collect();
     let mut expected = Vec::with_capacity(m * n);
     for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
-        let (x, w) = (&a[i * stride..][..k], &weights[j * k..][..k]);
-        let sum: f64 = x.iter().zip(w).map(|(x, w)| x.to_f64() * w).sum();
+        let sum = super::dot(&inputs[i * stride..][..k], &weights[j * k..][..k]);
         expected.push(sum + if extras { bias[j].to_f64() + before[i * n + j].to_f64() } else { 0.0 });
     }
     let tolerance = if matches!(kind, Kind::Int8 | Kind::E4m3) { EXACT } else { ROUNDED };

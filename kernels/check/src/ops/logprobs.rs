@@ -12,7 +12,7 @@ use crate::{Case, Output, Random, Speed, Trial, Work, unwritten};
 const TOLERANCE: f64 = 2e-6;
 
 pub(super) fn operation() -> Operation {
-    Operation { name: "logprobs", kernels: &["logprobs"], cases, speeds }
+    Operation { name: "logprobs", kernels: &["logprobs"], cases, any, speeds }
 }
 
 fn cases(random: &mut Random) -> Vec<Case> {
@@ -20,8 +20,13 @@ fn cases(random: &mut Random) -> Vec<Case> {
         vec![case(1, 1.0, 0, 0), case(5, 1.0, 20, 0), case(600, 0.0, 20, 0), case(3001, 3.0, 128, 7)];
     cases.push(case(3001, 0.0, 5, 0)); // all equal
     cases.push(case(40, 1.0, 20, 40)); // nothing possible
-    cases.extend((0..3).map(|_| case(random.between(2, 5000), 2.0, random.between(1, 30), 1)));
+    cases.extend((0..3).map(|_| any(random)));
     cases
+}
+
+fn any(random: &mut Random) -> Case {
+    let tokens = random.between(1, 5000);
+    case(tokens, 2.0, random.between(0, 30), random.between(0, tokens.min(9)))
 }
 
 /// `impossible`: so many tokens are −∞ or NaN.

@@ -10,14 +10,15 @@ use super::Operation;
 use crate::{Case, Output, Random, Speed, Trial, Work, unwritten};
 
 const EPSILON: f32 = 1e-5;
-/// An output is rounded to bf16 once: at most 2⁻⁹ of it, on average less.
-const TOLERANCE: f64 = 3e-3;
+/// An output is rounded to bf16 once: by 2⁻⁸ of it at most.
+const TOLERANCE: f64 = 4e-3;
 
 pub(super) fn operation() -> Operation {
     Operation {
         name: "rms_norm",
         kernels: &["rms_norm_1", "rms_norm_2", "rms_norm_4", "rms_norm_8"],
         cases,
+        any,
         speeds,
     }
 }
@@ -28,11 +29,13 @@ fn cases(random: &mut Random) -> Vec<Case> {
         cases.push(case(rows, columns, true));
         cases.push(case(rows, columns, false));
     }
-    for _ in 0..6 {
-        cases.push(case(random.between(1, 9), 8 * random.between(1, 600), random.between(0, 1) == 1));
-    }
+    cases.extend((0..6).map(|_| any(random)));
     cases.push(alone_and_among_others(4096));
     cases
+}
+
+fn any(random: &mut Random) -> Case {
+    case(random.between(1, 9), 8 * random.between(1, 600), random.between(0, 1) == 1)
 }
 
 fn case(rows: usize, columns: usize, residual: bool) -> Case {

@@ -12,7 +12,7 @@ use super::Operation;
 use crate::{Case, Output, Random, Speed, Trial, Work, unwritten};
 
 pub(super) fn operation() -> Operation {
-    Operation { name: "sample", kernels: &["sample"], cases, speeds }
+    Operation { name: "sample", kernels: &["sample"], cases, any, speeds }
 }
 
 const GREEDY: DrawRow = DrawRow {
@@ -56,13 +56,15 @@ fn cases(random: &mut Random) -> Vec<Case> {
     ] {
         cases.push(case(tokens, spread, filters(random, tokens)));
     }
-    for _ in 0..4 {
-        let spread = random.pick(&[Spread::Normal(4.0), Spread::Normal(1.0), Spread::Steps(2.0)]);
-        let tokens = random.between(2, 4000);
-        cases.push(case(tokens, spread, filters(random, tokens)));
-    }
+    cases.extend((0..4).map(|_| any(random)));
     cases.push(masked());
     cases
+}
+
+fn any(random: &mut Random) -> Case {
+    let spreads = [Spread::Equal, Spread::Odd, Spread::Normal(4.0), Spread::Normal(1.0), Spread::Steps(2.0)];
+    let (spread, tokens) = (random.pick(&spreads), random.between(1, 4000));
+    case(tokens, spread, filters(random, tokens))
 }
 
 /// Rows that between them take every path.

@@ -34,6 +34,7 @@ pub(super) fn operation() -> Operation {
             "wrap_wgmma_96",
         ],
         cases,
+        any,
         speeds: Vec::new,
     }
 }
@@ -53,6 +54,12 @@ fn cases(_: &mut Random) -> Vec<Case> {
     ];
     cases.extend(kernels.map(|(kernel, n)| wgmma(kernel, n)));
     cases
+}
+
+/// Their shapes are fixed.
+fn any(random: &mut Random) -> Case {
+    let mut cases = cases(random);
+    cases.swap_remove(random.between(0, cases.len() - 1))
 }
 
 /// One block of a kernel.

@@ -6,7 +6,7 @@ use half::bf16;
 
 use super::{
     attention_plan::{AttentionCapacity, AttentionKernel, AttentionPlan, OPERATION},
-    int, require, require_len,
+    int, require, require_aligned, require_len,
 };
 use crate::{
     Error,
@@ -201,6 +201,13 @@ impl KvPages<'_> {
             Self::E4m3 { k, v, .. } => (k.len(), v.len()),
         }
     }
+
+    fn addresses(&self) -> (Address, Address) {
+        match self {
+            Self::Bf16 { k, v } => (k.address(), v.address()),
+            Self::E4m3 { k, v, .. } => (k.address(), v.address()),
+        }
+    }
 }
 
 // === impl Attention ===
@@ -226,6 +233,9 @@ impl Attention<'_> {
         require(OPERATION, self.scratch.len() >= scratch, || {
             format!("scratch has {} elements, the plan needs {scratch}", self.scratch.len())
         })?;
+        let (k, v) = self.pages.addresses();
+        let (q, out, scratch) = (self.q.address(), self.out.address(), self.scratch.address());
+        require_aligned(OPERATION, &[("q", q), ("out", out), ("scratch", scratch), ("k", k), ("v", v)])?;
         let page = shape.kv_heads * shape.page_tokens * shape.dim;
         let (k, v) = self.pages.lens();
         require(OPERATION, k == v && k.is_multiple_of(page), || {

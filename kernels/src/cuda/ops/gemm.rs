@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{int, require, require_len};
+use super::{int, require, require_aligned, require_len};
 use crate::{
     Error,
     cuda::{Address, Argument, Device, Element, ElementType, Launch, Properties, Tile, View, ViewMut},
@@ -136,12 +136,12 @@ impl<C: GemmOutput> Gemm<'_, C> {
             format!("a_stride must be at least k, {}, not {}", self.k, self.a_stride)
         })?;
         let rows = if self.m == 0 { 0 } else { (self.m - 1) * self.a_stride + self.k };
-        let (a, b) = match &self.factors {
-            Factors::Bf16 { a, b } => (a.len(), b.len()),
+        let ((a, a_at), (b, b_at)) = match &self.factors {
+            Factors::Bf16 { a, b } => ((a.len(), a.address()), (b.len(), b.address())),
             Factors::E4m3 { a, b, a_scales, b_scales } => {
                 require_len(OPERATION, "a_scales", a_scales.len(), self.m)?;
                 require_len(OPERATION, "b_scales", b_scales.len(), self.n)?;
-                (a.len(), b.len())
+                ((a.len(), a.address()), (b.len(), b.address()))
             }
         };
         require(OPERATION, a >= rows, || format!("a has {a} elements, not {rows}"))?;
@@ -150,9 +150,8 @@ impl<C: GemmOutput> Gemm<'_, C> {
         if let Some(bias) = &self.bias {
             require_len(OPERATION, "bias", bias.len(), self.n)?;
         }
-        let aligned = self.c.address().0.is_multiple_of(16)
-            && self.bias.is_none_or(|bias| bias.address().0.is_multiple_of(16));
-        require(OPERATION, aligned, || "c and bias must start at multiples of 16 bytes".into())
+        let bias = self.bias.map_or(Address(0), |bias| bias.address());
+        require_aligned(OPERATION, &[("a", a_at), ("b", b_at), ("c", self.c.address()), ("bias", bias)])
     }
 
     fn element(&self) -> ElementType {

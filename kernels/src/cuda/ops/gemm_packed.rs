@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{gemm::GemmOutput, int, require, require_len, skinny::DeviceWeights};
+use super::{gemm::GemmOutput, int, require, require_aligned, require_len, skinny::DeviceWeights};
 use crate::{
     Error,
     cuda::{Address, Argument, Device, ElementType, Launch, Memory, PackedFormat, Tile, View, ViewMut},
@@ -110,7 +110,6 @@ fn check<C: GemmOutput>(op: &PackedGemm<'_, C>, n: usize, k: usize) -> Result<()
     require(OPERATION, op.a.len() >= rows, || format!("a has {} elements, not {rows}", op.a.len()))?;
     require_len(OPERATION, "c", op.c.len(), op.m * n)?;
     require_len(OPERATION, "bias", op.bias.map_or(n, |bias| bias.len()), n)?;
-    let aligned =
-        op.c.address().0.is_multiple_of(16) && op.bias.is_none_or(|bias| bias.address().0.is_multiple_of(16));
-    require(OPERATION, aligned, || "c and bias must start at multiples of 16 bytes".into())
+    let bias = op.bias.map_or(Address(0), |bias| bias.address());
+    require_aligned(OPERATION, &[("a", op.a.address()), ("c", op.c.address()), ("bias", bias)])
 }

@@ -12,7 +12,9 @@ const THREADS: u32 = 512;
 const CHUNK: usize = 512;
 const SELECTION_BYTES: usize = 4 * (3 * 1024 + 2 * 2048 + 2 * 128) + 8 * (32 + 1) + 4 * 9 + 4;
 
-/// How one row is drawn from: what the CPU's `Draw` says, but for what `logits_edit` and the masks do.
+/// How one row is drawn from: what the CPU's `Draw` says, but for what `logits_edit` and the masks do. Typical-p and
+/// mirostat are the CPU's alone: they rank tokens by surprise, and mirostat's bound follows each draw. A row that asks
+/// for one of them is read back and drawn from there.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C)]
 pub struct DrawRow {

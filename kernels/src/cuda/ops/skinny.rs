@@ -2,9 +2,9 @@
 //!
 //! A number's bits depend on its row, its token, the matrix's shape and the device only. So a backend that computes
 //! every linear layer here, whatever the number of tokens, is batch-invariant: that is the whole of its flag. One that
-//! need not be takes the tensor-core products from some 64 tokens on, which read the weights less often:
-//! [`gemm`](super::gemm()), or for packed weights [`gemm_packed`](super::gemm_packed()) on Hopper and
-//! [`dequantize`](super::dequantize()) before `gemm` elsewhere.
+//! need not be takes the products with larger tiles from some 64 tokens on: [`gemm`](super::gemm()), or for packed
+//! weights [`gemm_packed`](super::gemm_packed()) on Hopper. Elsewhere packed weights stay here up to some 500 tokens,
+//! from where [`dequantize`](super::dequantize()) before `gemm` should pay (computed from an A100's rates, not measured).
 
 use std::sync::Arc;
 
@@ -22,6 +22,8 @@ const STEP: usize = 64;
 /// Rows that splits are chosen for, whatever the tile.
 const SPLIT_ROWS: usize = 128;
 const MAX_SPLITS: usize = 16;
+/// Tokens of the largest tile.
+const MOST_TOKENS: usize = 64;
 /// Steps that are worth a split.
 const SPLIT_STEPS: usize = 4;
 
@@ -48,7 +50,8 @@ pub struct Skinny<'a> {
 /// A matrix of outputs × inputs.
 #[derive(Clone, Copy)]
 pub enum SkinnyWeights<'a> {
-    /// `[rows, cols]`, as a checkpoint has it.
+    /// `[rows, cols]`, as a checkpoint has it. Not what the launch just before writes: a product starts to read its
+    /// weights before that has ended.
     Bf16 {
         /// The numbers.
         numbers: View<'a, bf16>,
@@ -122,11 +125,17 @@ impl DeviceWeights {
 // === impl SkinnyScratch ===
 
 impl SkinnyScratch {
-    /// Room for the sums of 32 tokens of matrices of up to `rows` outputs, in all their splits. Products of more
+    /// Room for the sums of 64 tokens of matrices of up to `rows` outputs, in all their splits. Products of more
     /// tokens go through it in turns.
     pub fn new(device: &Arc<dyn Device>, rows: usize) -> Result<Self, Error> {
         let tiles = rows.div_ceil(64).max(1);
-        let partial = Memory::new(device, MAX_SPLITS * 32 * rows)?;
+        let processors = device.properties().processors as usize;
+        // Matrices with more inputs have more splits, those with more outputs fewer.
+        let sums = (1..=rows.div_ceil(SPLIT_ROWS)).map(|tiles| {
+            let rows = rows.min(tiles * SPLIT_ROWS);
+            rows * splits(rows, usize::MAX, processors.max(1))
+        });
+        let partial = Memory::new(device, MOST_TOKENS * sums.max().unwrap_or(0))?;
         Ok(Self { partial, arrived: Memory::from_slice(device, &vec![0; tiles])? })
     }
 }
@@ -144,7 +153,7 @@ impl SkinnyWeights<'_> {
 
     /// The kernel for so many tokens.
     fn instance(&self, tokens: usize) -> Instance {
-        let choice = usize::from(tokens > 8) + usize::from(tokens > 16);
+        let choice = [8, 16, 32].iter().filter(|&&most| tokens > most).count();
         let format = match self {
             Self::Bf16 { .. } => None,
             Self::Packed(packed) => Some(packed.format),
@@ -153,19 +162,24 @@ impl SkinnyWeights<'_> {
         match (format, choice) {
             (None, 0) => of("skinny_bf16_8", 64, 36864),
             (None, 1) => of("skinny_bf16_16", 64, 40960),
-            (None, _) => of("skinny_bf16_32", 128, 61440),
+            (None, 2) => of("skinny_bf16_32", 128, 61440),
+            (None, _) => of("skinny_bf16_64", 128, 73728),
             (Some(PackedFormat::Int8), 0) => of("skinny_w8_8", 64, 40960),
             (Some(PackedFormat::Int8), 1) => of("skinny_w8_16", 64, 49152),
-            (Some(PackedFormat::Int8), _) => of("skinny_w8_32", 128, 49152),
+            (Some(PackedFormat::Int8), 2) => of("skinny_w8_32", 128, 49152),
+            (Some(PackedFormat::Int8), _) => of("skinny_w8_64", 128, 65536),
             (Some(PackedFormat::Int8Grouped), 0) => of("skinny_w8_grouped_8", 64, 45056),
             (Some(PackedFormat::Int8Grouped), 1) => of("skinny_w8_grouped_16", 64, 53248),
-            (Some(PackedFormat::Int8Grouped), _) => of("skinny_w8_grouped_32", 128, 53248),
+            (Some(PackedFormat::Int8Grouped), 2) => of("skinny_w8_grouped_32", 128, 53248),
+            (Some(PackedFormat::Int8Grouped), _) => of("skinny_w8_grouped_64", 128, 69632),
             (Some(PackedFormat::Int4Grouped), 0) => of("skinny_w4_8", 128, 49152),
             (Some(PackedFormat::Int4Grouped), 1) => of("skinny_w4_16", 128, 57344),
-            (Some(PackedFormat::Int4Grouped), _) => of("skinny_w4_32", 128, 55296),
+            (Some(PackedFormat::Int4Grouped), 2) => of("skinny_w4_32", 128, 55296),
+            (Some(PackedFormat::Int4Grouped), _) => of("skinny_w4_64", 128, 53248),
             (Some(PackedFormat::E4m3), 0) => of("skinny_fp8_8", 64, 40960),
             (Some(PackedFormat::E4m3), 1) => of("skinny_fp8_16", 64, 49152),
-            (Some(PackedFormat::E4m3), _) => of("skinny_fp8_32", 128, 49152),
+            (Some(PackedFormat::E4m3), 2) => of("skinny_fp8_32", 128, 49152),
+            (Some(PackedFormat::E4m3), _) => of("skinny_fp8_64", 128, 65536),
         }
     }
 
@@ -251,7 +265,8 @@ pub fn skinny(device: &dyn Device, op: &mut Skinny<'_>) -> Result<(), Error> {
             ],
         };
         // SAFETY: the views are as long as the kernel reads and writes, as checked; the scratch has room for `turn`.
-        unsafe { device.launch(&launch)? }
+        // Before it waits, the kernel reads weights only, which `SkinnyWeights` says nothing has just written.
+        unsafe { device.launch_dependent(&launch)? }
     }
     Ok(())
 }
@@ -280,7 +295,15 @@ fn check(op: &Skinny<'_>, rows: usize, cols: usize) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::splits;
+    use super::{SPLIT_ROWS, splits};
+
+    #[test]
+    fn more_inputs_never_mean_fewer_splits() {
+        for rows in (1..300).map(|tiles| tiles * SPLIT_ROWS) {
+            let most = splits(rows, usize::MAX, 132);
+            assert!((1..200).all(|steps| splits(rows, steps * 64, 132) <= most), "{rows} outputs");
+        }
+    }
 
     #[test]
     fn the_matrices_of_an_8b_model_are_spread_evenly_over_an_h100() {

@@ -45,10 +45,15 @@ KERNEL VARIANT(bug_tile_)(TMAP_PARAM a, TMAP_PARAM b, float* c, int k) {
     uint64_t at = desc_sw128(ring + s * 16384), bt = desc_sw128(ring + s * 16384 + 8192);
     for (int j = 0; j < 4; j++) wgmma_bf16(d, at + 2 * j, bt + 2 * j);
     wgmma_commit();
+#if BUG == 6  // lets the tile go just before the product that reads it is waited for
+    mbar_arrive(empty + s);
+#endif
 #if BUG != 3  // lets the tile go while the product reads it
     wgmma_wait<0>();
 #endif
+#if BUG != 6
     mbar_arrive(empty + s);
+#endif
   }
 #if BUG == 3
   wgmma_wait<0>();

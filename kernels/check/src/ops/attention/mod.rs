@@ -40,6 +40,7 @@ pub(super) fn operation() -> Operation {
             "attention_merge",
         ],
         cases,
+        any,
         speeds: speeds::speeds,
     }
 }
@@ -56,6 +57,7 @@ pub(super) fn hopper() -> Operation {
             "attention_merge",
         ],
         cases: hopper_cases,
+        any: any_hopper,
         speeds: speeds::hopper_speeds,
     }
 }
@@ -112,6 +114,7 @@ fn cases(random: &mut Random) -> Vec<Case> {
         cases.push(one_row_many_ways(shape(4, 1, dim, 16, e4m3)));
         cases.push(one_row_many_ways(window(shape(2, 1, dim, 16, e4m3))));
     }
+    cases.extend((0..6).map(|_| any(random)));
     for _ in 0..6 {
         let (group, kv_heads, dim) = (random.between(1, 9), random.between(1, 8), random.pick(&DIMS));
         let s = shape(group, kv_heads, dim, 16 * random.between(1, 4), random.between(0, 1) == 1);
@@ -129,6 +132,38 @@ fn cases(random: &mut Random) -> Vec<Case> {
     cases
 }
 
+/// Some heads, and some sequences of which each starts near the border of a page.
+fn any(random: &mut Random) -> Case {
+    let (group, kv_heads, e4m3) = (random.between(1, 9), random.between(1, 2), random.between(0, 1) == 1);
+    let s = any_shape(random, group, kv_heads, e4m3);
+    let most = random.pick(&[1, 1, 3, 20]);
+    let runs = (0..random.between(1, 4)).map(|_| any_run(random, s.page_tokens, 1, most)).collect();
+    let (invariant, parts) = (random.between(0, 1) == 1, random.between(0, 1) == 1);
+    // Whether another plan can take a plan's place depends on the kernel, and that on the tokens.
+    let graph = most == 1 && !invariant && random.between(0, 1) == 1;
+    case("any", s, runs, Limits { invariant, parts, graph }).on(&[80, 90])
+}
+
+fn any_shape(random: &mut Random, group: usize, kv_heads: usize, e4m3: bool) -> AttentionShape {
+    let s = shape(group, kv_heads, random.pick(&DIMS), 16 * random.between(1, 4), e4m3);
+    let window = random.pick(&[None, None, Some(1), Some(17), Some(64), Some(100)]);
+    AttentionShape { window, softcap: random.pick(&[None, None, Some(2.0)]), ..s }
+}
+
+fn any_run(random: &mut Random, page_tokens: usize, least: usize, most: usize) -> Run {
+    let border = page_tokens * random.between(0, 6);
+    ((border + random.between(0, 2)).saturating_sub(1), random.between(least, most))
+}
+
+/// More than 64 rows, from where on the kernel is chosen.
+fn any_hopper(random: &mut Random) -> Case {
+    let (group, kv_heads) = (random.between(3, 5), random.between(1, 2));
+    let s = any_shape(random, group, kv_heads, false);
+    let mut runs = vec![any_run(random, s.page_tokens, 22, 40)];
+    runs.extend((0..random.between(0, 2)).map(|_| any_run(random, s.page_tokens, 1, 9)));
+    case("any", s, runs, Limits { parts: random.between(0, 1) == 1, ..FREE })
+}
+
 fn hopper_cases(random: &mut Random) -> Vec<Case> {
     let mut cases = Vec::new();
     for dim in DIMS {
@@ -143,6 +178,7 @@ fn hopper_cases(random: &mut Random) -> Vec<Case> {
     cases.push(case("parts", s, vec![(530, 17)], FREE));
     cases.push(case("window", AttentionShape { window: Some(50), ..s }, vec![(170, 40)], FREE));
     cases.push(case("soft-cap", AttentionShape { softcap: Some(2.0), ..s }, vec![(100, 20)], FREE));
+    cases.extend((0..4).map(|_| any_hopper(random)));
     for _ in 0..6 {
         let s = shape(
             random.between(1, 8),

@@ -31,7 +31,16 @@ pub(super) fn hopper_speeds() -> Vec<Speed> {
     vec![prefill(shape(4, 8, 128, 16, false), 8192, 0.55)]
 }
 
-/// A cache of zeros is as fast to read as any; `copies` of it are rotated over where one could stay in L2.
+/// Keys and values for a timing. A cache of zeros is as fast to read as any, but not to multiply: it costs less power.
+fn cache(device: &Arc<dyn Device>, bytes: usize, zeros: bool) -> Result<Memory<u8>, Error> {
+    if zeros {
+        return Memory::filled(device, bytes, 0);
+    }
+    let block: Vec<u8> = Random::new(3).bf16(1 << 18, 1.0).iter().flat_map(|x| x.to_le_bytes()).collect();
+    Memory::from_slice(device, &block.iter().copied().cycle().take(bytes).collect::<Vec<u8>>())
+}
+
+/// `copies` of the cache are rotated over where one could stay in L2.
 fn timed(
     shape: AttentionShape,
     batch: usize,
@@ -59,7 +68,7 @@ fn timed(
         let elements = batch * per * shape.page_tokens * shape.kv_heads * shape.dim;
         let bytes = elements * if shape.e4m3 { 1 } else { 2 };
         let caches: Vec<[Memory<u8>; 2]> = (0..copies)
-            .map(|_| Ok([Memory::filled(&device, bytes, 0)?, Memory::filled(&device, bytes, 0)?]))
+            .map(|_| Ok([cache(&device, bytes, run.1 == 1)?, cache(&device, bytes, run.1 == 1)?]))
             .collect::<Result<_, Error>>()?;
         let scales = Memory::from_slice(&device, &vec![1.0f32; 2 * shape.kv_heads])?;
         let q = Memory::from_slice(&device, &Random::new(2).bf16(batch * run.1 * columns, 1.0))?;

@@ -14,7 +14,11 @@ use volley_kernels::{
     },
 };
 
-use crate::{Random, ops::e4m3, unwritten};
+use crate::{
+    Random,
+    ops::{dot, e4m3},
+    unwritten,
+};
 
 /// (position, new tokens) of a sequence in a launch.
 pub(super) type Run = (usize, usize);
@@ -175,39 +179,46 @@ impl World {
 
     /// By definition, in f64.
     pub(super) fn reference(&self, runs: &[(usize, Run)]) -> Vec<f64> {
-        let shape = &self.shape;
+        let AttentionShape { heads, kv_heads, dim, .. } = self.shape;
         let mut out = Vec::new();
         for &(s, (position, tokens)) in runs {
-            for (at, h) in (position..position + tokens).flat_map(|at| (0..shape.heads).map(move |h| (at, h)))
-            {
-                let q = &self.queries[s][(at * shape.heads + h) * shape.dim..][..shape.dim];
-                let head = h / shape.group();
-                let keys = (at + 1).saturating_sub(shape.window.unwrap_or(at + 1))..at + 1;
-                let scores: Vec<f64> = keys
-                    .clone()
-                    .map(|key| {
-                        let k = self.at(s, key, head);
-                        let dot: f64 = q
-                            .iter()
-                            .enumerate()
-                            .map(|(d, q)| q.to_f64() * self.value(&self.k, k + d, head))
-                            .sum();
-                        let score = dot * f64::from(shape.scale);
-                        shape.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
-                    })
-                    .collect();
-                let most = scores.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
-                let weights: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
-                let sum: f64 = weights.iter().sum();
-                for d in 0..shape.dim {
-                    let values = keys
-                        .clone()
-                        .map(|key| self.value(&self.v, self.at(s, key, head) + d, shape.kv_heads + head));
-                    out.push(weights.iter().zip(values).map(|(w, v)| w * v).sum::<f64>() / sum);
+            let mut rows = vec![0.0; tokens * heads * dim];
+            for head in 0..kv_heads {
+                let gather = |of: &[u16], scale: usize| -> Vec<f64> {
+                    let places = (0..position + tokens).map(|key| self.at(s, key, head));
+                    places.flat_map(|at| (at..at + dim).map(move |at| self.value(of, at, scale))).collect()
+                };
+                let (keys, values) = (gather(&self.k, head), gather(&self.v, kv_heads + head));
+                let group = head * self.shape.group()..(head + 1) * self.shape.group();
+                for (token, h) in (0..tokens).flat_map(|token| group.clone().map(move |h| (token, h))) {
+                    let at = position + token;
+                    let q = &self.queries[s][(at * heads + h) * dim..][..dim];
+                    let q: Vec<f64> = q.iter().map(|x| x.to_f64()).collect();
+                    self.attend(at, &q, &keys, &values, &mut rows[(token * heads + h) * dim..][..dim]);
                 }
             }
+            out.extend(rows);
         }
         out
+    }
+
+    /// One query's row, from the keys and values `[key, dim]` of its head.
+    fn attend(&self, at: usize, q: &[f64], keys: &[f64], values: &[f64], out: &mut [f64]) {
+        let AttentionShape { dim, scale, softcap, window, .. } = self.shape;
+        let seen = (at + 1).saturating_sub(window.unwrap_or(at + 1))..at + 1;
+        let score = |key: usize| {
+            let score = dot(q, &keys[key * dim..][..dim]) * f64::from(scale);
+            softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+        };
+        let scores: Vec<f64> = seen.clone().map(score).collect();
+        let most = scores.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
+        let weights: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        for (key, weight) in seen.zip(weights) {
+            for (out, value) in out.iter_mut().zip(&values[key * dim..][..dim]) {
+                *out += weight / sum * value;
+            }
+        }
     }
 }
 
