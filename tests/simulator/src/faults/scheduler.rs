@@ -1,13 +1,16 @@
 //! A scheduler: the real placement and planners, and the real assembly of submissions, with simulated tasks between
 //! them. The front and each runner hear each other through queues, in their own time, as in the real one.
 
+mod claims;
+mod front;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use volley_proto::v1;
 use volley_scheduler::{
     core::{
         blocks::Change,
-        placement::{Action, Placement},
+        placement::Placement,
         planner::{Limits, Planner},
         sequence::{Output, Sequence},
         types::{LinkId, SequenceKey, WorkerId},
@@ -17,9 +20,9 @@ use volley_scheduler::{
 
 use super::{
     Event,
-    etcd::{Claim, Etcd, View},
+    etcd::{Claim, View},
     net::{End, MILLI, Message, Micros, Net, Process, SECOND},
-    runner::{Command, Lost, Runner, facts},
+    runner::{Lost, Runner},
     silence::Silence,
 };
 
@@ -29,8 +32,6 @@ const DEADLINE: Micros = 5 * SECOND;
 const DRAIN: Micros = SECOND;
 /// Between attempts to reach a worker.
 const PAUSE: (Micros, Micros) = (100 * MILLI, 2 * SECOND);
-/// Until a claim that etcd didn't answer is tried again.
-const CLAIM_AGAIN: Micros = SECOND;
 
 enum ToFront {
     Up(LinkId),
@@ -80,7 +81,7 @@ pub(super) struct Scheduler {
     silence: Silence,
 }
 
-// === impl Scheduler: what it hears ===
+// === impl Scheduler ===
 
 impl Scheduler {
     pub(super) fn new(number: usize, limits: Limits) -> Self {
@@ -289,219 +290,5 @@ impl Scheduler {
             net.random.between(0, 100)
         };
         net.after(wait, self.process(), Event::Front);
-    }
-}
-
-// === impl Scheduler: the front ===
-
-impl Scheduler {
-    /// The front takes in one thing that it was told.
-    pub(super) fn front(&mut self, net: &mut Net) {
-        let runners_first = net.random.chance(0.5);
-        let (first, second) = match runners_first {
-            true => (&mut self.from_runners, &mut self.from_links),
-            false => (&mut self.from_links, &mut self.from_runners),
-        };
-        let Some(event) = first.pop_front().or_else(|| second.pop_front()) else { return };
-        let mut actions = Vec::new();
-        match event {
-            ToFront::Up(id) => {
-                if let Some(link) = self.links.get(&id) {
-                    self.known_links.insert(id, link.end);
-                    net.send(link.end, Message::Models(!self.joined.is_empty()));
-                }
-            }
-            ToFront::Submit(mut request) => {
-                for sequence in &mut request {
-                    self.arrivals += 1;
-                    sequence.arrival = self.arrivals;
-                }
-                request.iter().for_each(|sequence| self.silence.submitted(sequence.key, net.now));
-                self.placement.submit(request, &mut actions);
-            }
-            ToFront::Cancel(link, cancel) => {
-                self.silence.cancelled(link, cancel.request, cancel.choice, net.now);
-                self.placement.cancel(link, cancel.request, cancel.choice, &mut actions);
-            }
-            ToFront::Down(id) => {
-                self.known_links.remove(&id);
-                self.silence.link_lost(id, net.now);
-                self.placement.link_lost(id, &mut actions);
-            }
-            ToFront::Joined(id) => {
-                self.placement.worker_joined(id, facts(&self.limits));
-                self.joined.insert(id);
-                self.models_changed(self.joined.len() == 1, net);
-            }
-            ToFront::Ended(keys) => keys.iter().for_each(|key| self.placement.ended(key)),
-            ToFront::Cache(id, changes) => self.placement.cache_changed(id, &changes),
-            ToFront::Drains(id, sequences) => self.worker_left(id, sequences, &mut actions, net),
-            ToFront::Left(id, sequences) => self.worker_left(id, sequences, &mut actions, net),
-        }
-        self.act(actions, net);
-    }
-
-    fn worker_left(&mut self, id: WorkerId, sequences: Vec<Sequence>, out: &mut Vec<Action>, net: &mut Net) {
-        if self.joined.remove(&id) {
-            self.models_changed(self.joined.is_empty(), net);
-        }
-        self.placement.worker_left(id, sequences, out);
-    }
-
-    /// Routers learn what is served here, when that changes.
-    fn models_changed(&self, changed: bool, net: &mut Net) {
-        let serves = !self.joined.is_empty();
-        self.known_links.values().filter(|_| changed).for_each(|&end| net.send(end, Message::Models(serves)));
-    }
-
-    fn act(&mut self, actions: Vec<Action>, net: &mut Net) {
-        let mut todo = VecDeque::from(actions);
-        let mut reports: BTreeMap<LinkId, Vec<v1::SequenceOutput>> = BTreeMap::new();
-        while let Some(action) = todo.pop_front() {
-            match action {
-                Action::Report(output) => {
-                    reports.entry(output.key.link).or_default().push(output.message);
-                }
-                Action::Cancel { worker, keys } => self.command(worker, Command::Cancel(keys), net),
-                Action::Run { worker, sequences } => {
-                    let link = sequences.first().map(|sequence| sequence.key.link);
-                    let mut more = Vec::new();
-                    if !link.is_some_and(|link| self.known_links.contains_key(&link)) {
-                        sequences.iter().for_each(|sequence| self.placement.ended(&sequence.key));
-                    } else if self.runners.contains_key(&worker) {
-                        self.command(worker, Command::Run(sequences), net);
-                    } else {
-                        self.worker_left(worker, sequences, &mut more, net);
-                    }
-                    todo.extend(more);
-                }
-            }
-        }
-        for (id, sequences) in reports {
-            if let Some(link) = self.links.get(&id) {
-                net.send(link.end, Message::Output(v1::StepOutput { sequences }));
-            }
-        }
-    }
-
-    fn command(&mut self, worker: WorkerId, command: Command, net: &mut Net) {
-        if let Some(runner) = self.runners.get_mut(&worker) {
-            runner.commands.push_back(command);
-            let wait = net.random.between(0, 100);
-            net.after(wait, Process::Scheduler(self.number), Event::Runner(worker));
-        }
-    }
-}
-
-// === impl Scheduler: claims and connections ===
-
-impl Scheduler {
-    /// The cluster has changed: claims what may be claimed.
-    pub(super) fn follow(&mut self, etcd: &mut Etcd, net: &mut Net) {
-        match etcd.away(self.process(), net.now) {
-            0 => self.view = etcd.view().clone(),
-            wait => return net.after(wait + MILLI, self.process(), Event::Watch),
-        }
-        let schedulers = self.view.schedulers().count().max(1);
-        let share = self.view.workers().count().div_ceil(schedulers);
-        let owner = |worker: &usize| self.view.claims.get(worker).map(|claim| claim.scheduler);
-        let mut mine = self.view.workers().filter(|worker| owner(worker) == Some(self.number)).count();
-        let surplus: Vec<_> =
-            self.view.workers().filter(|w| owner(w) == Some(self.number)).skip(share).collect();
-        let free: Vec<_> = self.view.workers().filter(|w| !self.view.claims.contains_key(w)).collect();
-        for worker in free {
-            mine += 1;
-            if mine > share {
-                break;
-            }
-            match etcd.claim(worker, self.number, net) {
-                Ok(Some(claim)) => self.own(worker, claim, net),
-                Ok(None) => {}
-                Err(_) => return net.after(CLAIM_AGAIN, self.process(), Event::Watch),
-            }
-        }
-        for worker in surplus {
-            if let Some(owned) = self.owned.get_mut(&worker).filter(|owned| !owned.drains) {
-                owned.drains = true;
-                self.drain(worker, net);
-            }
-        }
-        // One may have been given up while etcd couldn't be told.
-        self.released.retain(|worker, revision| {
-            self.view.claims.get(worker).is_some_and(|claim| claim.revision == *revision)
-        });
-        let ours =
-            self.view.claims.iter().filter(|(worker, claim)| {
-                claim.scheduler == self.number && !self.released.contains_key(worker)
-            });
-        let there = ours.filter(|(worker, _)| self.view.members.contains(&Process::Worker(**worker)));
-        let there: Vec<_> = there.map(|(&worker, &claim)| (worker, claim)).collect();
-        there.into_iter().for_each(|(worker, claim)| self.own(worker, claim, net));
-    }
-
-    fn own(&mut self, worker: usize, claim: Claim, net: &mut Net) {
-        if let Some(owned) = self.owned.get_mut(&worker) {
-            if owned.claim.revision < claim.revision {
-                owned.claim = claim;
-            }
-            return;
-        }
-        net.say(|| format!("scheduler {} claims worker {worker}", self.number));
-        self.owned.insert(worker, Owned { claim, pause: PAUSE.0, drains: false });
-        net.after(0, self.process(), Event::Connect(worker));
-    }
-
-    /// Connects to a worker that is registered and ours, or gives it up. What to do at the worker: a claim came.
-    pub(super) fn connect(&mut self, worker: usize, etcd: &mut Etcd, net: &mut Net) {
-        let process = self.process();
-        let Some(owned) = self.owned.get_mut(&worker) else { return };
-        let revision = owned.claim.revision;
-        let superseded = self.view.claims.get(&worker).is_some_and(|claim| claim.revision > revision);
-        if superseded || owned.drains || !self.view.members.contains(&Process::Worker(worker)) {
-            if let Some(owned) = self.owned.remove(&worker) {
-                if etcd.release(worker, owned.claim, net) {
-                    self.released.insert(worker, owned.claim.revision);
-                }
-                net.after(0, process, Event::Watch);
-            }
-            return;
-        }
-        let Some(end) = net.connect(process, Process::Worker(worker)) else {
-            let pause = owned.pause;
-            owned.pause = (pause * 2).min(PAUSE.1);
-            return net.after(pause, process, Event::Connect(worker));
-        };
-        self.connections += 1;
-        let id = WorkerId(self.connections);
-        self.runners.insert(id, Runner::new(worker, end, net.now));
-        net.send(end, Message::Claim((revision, self.connections)));
-        self.watch(id, net);
-    }
-
-    /// What is left when all is over.
-    pub(super) fn leaks(&self) -> Vec<String> {
-        let mut leaks = Vec::new();
-        if self.placement.live() > 0 {
-            leaks.push(format!("scheduler {} thinks {} sequences live", self.number, self.placement.live()));
-        }
-        for runner in self.runners.values() {
-            let Some(planner) = &runner.planner else { continue };
-            let load = planner.load();
-            if load.running + load.waiting + planner.in_flight() > 0 || load.free_blocks != load.total_blocks
-            {
-                leaks.push(format!("scheduler {} at worker {}: {load:?}", self.number, runner.worker));
-            }
-        }
-        leaks
-    }
-
-    /// Rows computed in vain, and preemptions, at the workers that it has.
-    pub(super) fn totals(&self) -> (u64, u64) {
-        let totals = self.runners.values().filter_map(|runner| runner.planner.as_ref().map(Planner::totals));
-        totals.fold((0, 0), |(waste, preempted), t| (waste + t.wasted_tokens, preempted + t.preemptions))
-    }
-
-    pub(super) fn moves(&self) -> u64 {
-        self.placement.moves()
     }
 }
