@@ -112,7 +112,7 @@ impl Outbox {
 
     /// Writes the `id` of the event that is written next.
     pub(crate) fn id(&mut self, id: &impl Display) {
-        let _ = write!((&mut self.buffer).writer(), "id: {id}\n"); // a buffer in memory takes it
+        let _ = writeln!((&mut self.buffer).writer(), "id: {id}"); // a buffer in memory takes it
     }
 
     /// Writes `event: <name>` above JSON that is written already.

@@ -8,7 +8,7 @@
 //! its prefix cache doesn't spare it. [`Holders`] knows the caches exactly; [`Sessions`] knows
 //! where a session's last request went, whose blocks may not be filled yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use volley_proto::v1::{self, failure::Reason};
 
@@ -115,12 +115,15 @@ impl Placement {
         if let Some(worker) = self.workers.remove(&id) {
             self.holders.leave(worker.place);
         }
+        let request = |sequence: &Sequence| (sequence.key.link, sequence.key.request);
+        // One choice stands for all: another would take one more worker with it.
+        let guilty: BTreeSet<_> = sequences.iter().filter(|s| s.deaths >= GUILTY).map(request).collect();
         let mut moving = Vec::new();
         for sequence in sequences {
             if !self.live.contains_key(&sequence.key) {
                 continue; // Cancelled on the way.
             }
-            if sequence.deaths >= GUILTY {
+            if guilty.contains(&request(&sequence)) {
                 self.live.remove(&sequence.key);
                 let message = "workers die of this request: the last one ran nothing else";
                 out.push(Action::Report(sequence.fail(failure(Reason::GaveUp, message))));

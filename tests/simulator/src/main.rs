@@ -46,8 +46,9 @@ enum Command {
         policy: Option<PolicyName>,
         #[arg(long, default_value = "h100")]
         device: DeviceName,
-        /// What arrives, as a part of what the workers could do without a prefix cache.
-        #[arg(long, default_value_t = 0.7)]
+        /// What arrives, as a part of what the workers could do without a prefix cache, 64 sequences at a time.
+        /// More fit side by side: at 2 they have little to spare.
+        #[arg(long, default_value_t = 2.0)]
         load: f64,
         #[arg(long, default_value_t = 0)]
         seed: u64,

@@ -107,10 +107,13 @@ fn sequences_of_a_lost_worker_move_within_their_class_if_they_can() {
 fn a_request_whose_worker_died_of_it_fails() {
     let mut placement = Placement::default();
     join(&mut placement, A, "");
-    submit(&mut placement, vec![sequence(1, 0, 10)]);
+    join(&mut placement, B, "");
+    let guilty = Sequence { deaths: GUILTY, ..sequence(1, 1, 10) };
+    submit(&mut placement, vec![sequence(1, 0, 10), sequence(1, 1, 10)]);
     let mut out = Vec::new();
-    placement.worker_left(A, vec![Sequence { deaths: GUILTY, ..sequence(1, 0, 10) }], &mut out);
-    assert_eq!(reasons(&out), [Reason::GaveUp]);
+    placement.worker_left(A, vec![sequence(1, 0, 10), guilty], &mut out);
+    assert_eq!(reasons(&out), [Reason::GaveUp; 2], "another choice of it would take one more worker");
+    assert_eq!(placement.live(), 0);
 }
 
 #[test]

@@ -114,13 +114,14 @@ impl Etcd {
         Ok(Some(claim))
     }
 
-    /// Gives a worker up, if the claim still holds and etcd answers.
-    pub(super) fn release(&mut self, worker: usize, claim: Claim, net: &mut Net) {
+    /// Gives a worker up, if the claim still holds. False: etcd doesn't answer.
+    pub(super) fn release(&mut self, worker: usize, claim: Claim, net: &mut Net) -> bool {
         let answers = self.away(Process::Scheduler(claim.scheduler), net.now) == 0;
         if answers && self.view.claims.get(&worker) == Some(&claim) {
             self.view.claims.remove(&worker);
             self.changed(net);
         }
+        answers
     }
 
     /// It is away for everybody.

@@ -46,6 +46,8 @@ enum Event {
     Runner(WorkerId),
     /// A worker may have been silent for too long.
     Deadline(WorkerId),
+    /// A worker that another scheduler is to have has had its time.
+    Drained(WorkerId),
     /// A scheduler connects to that worker.
     Connect(usize),
     /// A router links up with that scheduler.

@@ -8,7 +8,7 @@ use volley_scheduler::core::{
     placement::Facts,
     planner::{Limits, Planner},
     sequence::{Output, Sequence},
-    types::SequenceKey,
+    types::{Millis, SequenceKey},
 };
 
 use super::net::{End, Message, Micros, Net};
@@ -33,11 +33,18 @@ pub(super) struct Runner {
     busy_since: Micros,
     /// A check of the deadline is under way.
     pub(super) watched: bool,
+    /// Another scheduler is to have it: what runs may still end here.
+    pub(super) drains: bool,
 }
 
-/// The worker can't be what it says.
+/// Why a worker is lost.
 #[derive(Debug)]
-pub(super) struct Lost(pub(super) String);
+pub(super) enum Lost {
+    /// What it ran may be the reason.
+    Death(String),
+    /// Another scheduler has it, or is to have it.
+    Taken,
+}
 
 pub(super) fn facts(limits: &Limits) -> Facts {
     let kv_tokens = limits.blocks.iter().min().map_or(0, |&blocks| blocks as usize) * limits.block_tokens;
@@ -47,6 +54,7 @@ pub(super) fn facts(limits: &Limits) -> Facts {
         kv_tokens,
         block_tokens: limits.block_tokens,
         context: CONTEXT,
+        block_tokens: limits.block_tokens,
     }
 }
 
@@ -55,16 +63,17 @@ pub(super) fn facts(limits: &Limits) -> Facts {
 impl Runner {
     pub(super) fn new(worker: usize, end: End, now: Micros) -> Self {
         let commands = VecDeque::new();
-        Self { worker, end, planner: None, commands, busy_since: now, watched: false }
+        Self { worker, end, planner: None, commands, busy_since: now, watched: false, drains: false }
     }
 
     /// A result has come.
     pub(super) fn hear(&mut self, message: Message, out: &mut Vec<Output>, now: Micros) -> Result<(), Lost> {
         let (Message::Result(result), Some(planner)) = (message, &mut self.planner) else {
-            return Err(Lost("it speaks out of turn".into()));
+            return Err(Lost::Death("it speaks out of turn".into()));
         };
         self.busy_since = now;
-        planner.complete(result, out).map_err(|error| Lost(error.to_string()))
+        planner.at(Millis(now / 1000));
+        planner.complete(result, out).map_err(|error| Lost::Death(error.to_string()))
     }
 
     /// Does what the front has said so far, and sends what can run.
@@ -73,6 +82,7 @@ impl Runner {
             self.obey(command, out);
         }
         let Some(planner) = &mut self.planner else { return };
+        planner.at(Millis(net.now / 1000));
         if planner.in_flight() == 0 {
             self.busy_since = net.now;
         }
@@ -100,8 +110,13 @@ impl Runner {
         awaits.then(|| (self.busy_since + deadline).saturating_sub(now))
     }
 
-    /// Everything that isn't over, what has only just been said included.
-    pub(super) fn leave(mut self) -> Vec<Sequence> {
+    /// Whether it is drained: nothing runs any more.
+    pub(super) fn drained(&self) -> bool {
+        self.drains && self.planner.as_ref().is_none_or(Planner::is_idle)
+    }
+
+    /// Everything that isn't over, what has only just been said included. What ran may be the reason of a `death`.
+    pub(super) fn leave(mut self, death: bool) -> Vec<Sequence> {
         let mut late = Vec::new();
         while let Some(command) = self.commands.pop_front() {
             match (command, &mut self.planner) {
@@ -110,7 +125,11 @@ impl Runner {
                 (Command::Cancel(_), None) => {}
             }
         }
-        let mut sequences = self.planner.map_or_else(Vec::new, Planner::lost);
+        let mut sequences = match self.planner {
+            Some(planner) if death => planner.lost(),
+            Some(planner) => planner.let_go(),
+            None => Vec::new(),
+        };
         sequences.extend(late);
         sequences
     }

@@ -1,13 +1,16 @@
 //! A scheduler: the real placement and planners, and the real assembly of submissions, with simulated tasks between
 //! them. The front and each runner hear each other through queues, in their own time, as in the real one.
 
+mod claims;
+mod front;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use volley_proto::v1;
 use volley_scheduler::{
     core::{
         blocks::Change,
-        placement::{Action, Placement},
+        placement::Placement,
         planner::{Limits, Planner},
         sequence::{Output, Sequence},
         types::{LinkId, SequenceKey, WorkerId},
@@ -17,18 +20,18 @@ use volley_scheduler::{
 
 use super::{
     Event,
-    etcd::{Claim, Etcd, View},
+    etcd::{Claim, View},
     net::{End, MILLI, Message, Micros, Net, Process, SECOND},
-    runner::{Command, Lost, Runner, facts},
+    runner::{Lost, Runner},
     silence::Silence,
 };
 
 /// A worker that hasn't answered for so long is lost.
 const DEADLINE: Micros = 5 * SECOND;
+/// How long sequences may go on at a worker that another scheduler is to have.
+const DRAIN: Micros = SECOND;
 /// Between attempts to reach a worker.
 const PAUSE: (Micros, Micros) = (100 * MILLI, 2 * SECOND);
-/// Until a claim that etcd didn't answer is tried again.
-const CLAIM_AGAIN: Micros = SECOND;
 
 enum ToFront {
     Up(LinkId),
@@ -38,6 +41,7 @@ enum ToFront {
     Joined(WorkerId),
     Ended(Vec<SequenceKey>),
     Cache(WorkerId, Vec<Change>),
+    Drains(WorkerId, Vec<Sequence>),
     Left(WorkerId, Vec<Sequence>),
 }
 
@@ -50,6 +54,8 @@ struct Link {
 struct Owned {
     claim: Claim,
     pause: Micros,
+    /// Another scheduler is to have it.
+    drains: bool,
 }
 
 pub(super) struct Scheduler {
@@ -67,13 +73,15 @@ pub(super) struct Scheduler {
     from_runners: VecDeque<ToFront>,
     view: View,
     owned: BTreeMap<usize, Owned>,
+    /// Released claims, which the view may still have.
+    released: BTreeMap<usize, u64>,
     next_link: u64,
     connections: u64,
     arrivals: u64,
     silence: Silence,
 }
 
-// === impl Scheduler: what it hears ===
+// === impl Scheduler ===
 
 impl Scheduler {
     pub(super) fn new(number: usize, limits: Limits) -> Self {
@@ -89,6 +97,7 @@ impl Scheduler {
             from_runners: VecDeque::new(),
             view: View::default(),
             owned: BTreeMap::new(),
+            released: BTreeMap::new(),
             next_link: 0,
             connections: 0,
             arrivals: 0,
@@ -122,7 +131,7 @@ impl Scheduler {
         if let Some((&id, _)) = self.links.iter().find(|(_, link)| link.end == end) {
             self.link_down(id, net);
         } else if let Some((&id, _)) = self.runners.iter().find(|(_, runner)| runner.end == end) {
-            self.lose(id, "the connection broke", net);
+            self.lose(id, Lost::Death("the connection broke".into()), net);
         }
     }
 
@@ -161,12 +170,12 @@ impl Scheduler {
                 self.tell_from_runner(ToFront::Joined(id), net);
                 return;
             }
-            Message::Close => Err(Lost("it closed the stream".into())),
+            Message::Close => Err(Lost::Taken),
             result => runner.hear(result, &mut out, net.now),
         };
         match heard {
             Ok(()) => self.go_on(id, out, net),
-            Err(Lost(why)) => self.lose(id, &why, net),
+            Err(why) => self.lose(id, why, net),
         }
     }
 
@@ -178,12 +187,16 @@ impl Scheduler {
     fn go_on(&mut self, id: WorkerId, mut out: Vec<Output>, net: &mut Net) {
         let Some(runner) = self.runners.get_mut(&id) else { return };
         runner.go_on(&mut out, net);
-        let changes = runner.cache_changes();
+        let changes = runner.planner.as_mut().map_or_else(Vec::new, Planner::cache_changes);
+        let drained = runner.drained();
+        self.watch(id, net);
+        self.report(out, net);
         if !changes.is_empty() {
             self.tell_from_runner(ToFront::Cache(id, changes), net);
         }
-        self.watch(id, net);
-        self.report(out, net);
+        if drained {
+            self.lose(id, Lost::Taken, net);
+        }
     }
 
     fn watch(&mut self, id: WorkerId, net: &mut Net) {
@@ -200,10 +213,28 @@ impl Scheduler {
         let Some(runner) = self.runners.get_mut(&id) else { return };
         runner.watched = false;
         match runner.patience(DEADLINE, net.now) {
-            Some(0) => self.lose(id, "it said nothing for too long", net),
+            Some(0) => self.lose(id, Lost::Death("it said nothing for too long".into()), net),
             Some(_) => self.watch(id, net),
             None => {}
         }
+    }
+
+    /// A worker is to go to another scheduler: it takes nothing new, and what waits begins elsewhere.
+    fn drain(&mut self, worker: usize, net: &mut Net) {
+        let process = self.process();
+        let found = self.runners.iter_mut().find(|(_, runner)| runner.worker == worker);
+        let Some((&id, runner)) = found else { return };
+        runner.drains = true;
+        net.say(|| format!("{process:?} drains worker {worker}"));
+        net.after(DRAIN, process, Event::Drained(id));
+        let waiting = runner.planner.as_mut().map_or_else(Vec::new, Planner::let_waiting_go);
+        self.tell_from_runner(ToFront::Drains(id, waiting), net);
+        self.go_on(id, Vec::new(), net);
+    }
+
+    /// Its sequences had their time.
+    pub(super) fn drained(&mut self, id: WorkerId, net: &mut Net) {
+        self.lose(id, Lost::Taken, net);
     }
 
     /// What sequences have to say: a message per link; and to the front, who is done.
@@ -224,13 +255,17 @@ impl Scheduler {
         }
     }
 
-    fn lose(&mut self, id: WorkerId, why: &str, net: &mut Net) {
+    fn lose(&mut self, id: WorkerId, why: Lost, net: &mut Net) {
         let Some(runner) = self.runners.remove(&id) else { return };
-        net.say(|| format!("scheduler {} loses worker {}: {why}", self.number, runner.worker));
+        let said = match &why {
+            Lost::Death(how) => how,
+            Lost::Taken => "another scheduler has it",
+        };
+        net.say(|| format!("scheduler {} loses worker {}: {said}", self.number, runner.worker));
         net.close(runner.end);
         let worker = runner.worker;
         if runner.planner.is_some() {
-            self.tell_from_runner(ToFront::Left(id, runner.leave()), net);
+            self.tell_from_runner(ToFront::Left(id, runner.leave(matches!(why, Lost::Death(_)))), net);
         }
         let Some(owned) = self.owned.get_mut(&worker) else { return };
         let pause = owned.pause;
@@ -255,202 +290,5 @@ impl Scheduler {
             net.random.between(0, 100)
         };
         net.after(wait, self.process(), Event::Front);
-    }
-}
-
-// === impl Scheduler: the front ===
-
-impl Scheduler {
-    /// The front takes in one thing that it was told.
-    pub(super) fn front(&mut self, net: &mut Net) {
-        let runners_first = net.random.chance(0.5);
-        let (first, second) = match runners_first {
-            true => (&mut self.from_runners, &mut self.from_links),
-            false => (&mut self.from_links, &mut self.from_runners),
-        };
-        let Some(event) = first.pop_front().or_else(|| second.pop_front()) else { return };
-        let mut actions = Vec::new();
-        match event {
-            ToFront::Up(id) => {
-                if let Some(link) = self.links.get(&id) {
-                    self.known_links.insert(id, link.end);
-                    net.send(link.end, Message::Models(!self.joined.is_empty()));
-                }
-            }
-            ToFront::Submit(mut request) => {
-                for sequence in &mut request {
-                    self.arrivals += 1;
-                    sequence.arrival = self.arrivals;
-                }
-                request.iter().for_each(|sequence| self.silence.submitted(sequence.key, net.now));
-                self.placement.submit(request, &mut actions);
-            }
-            ToFront::Cancel(link, cancel) => {
-                self.silence.cancelled(link, cancel.request, cancel.choice, net.now);
-                self.placement.cancel(link, cancel.request, cancel.choice, &mut actions);
-            }
-            ToFront::Down(id) => {
-                self.known_links.remove(&id);
-                self.silence.link_lost(id, net.now);
-                self.placement.link_lost(id, &mut actions);
-            }
-            ToFront::Joined(id) => {
-                self.placement.worker_joined(id, facts(&self.limits));
-                self.joined.insert(id);
-                self.models_changed(self.joined.len() == 1, net);
-            }
-            ToFront::Ended(keys) => keys.iter().for_each(|key| self.placement.ended(key)),
-            ToFront::Cache(id, changes) => self.placement.cache_changed(id, &changes),
-            ToFront::Left(id, sequences) => self.worker_left(id, sequences, &mut actions, net),
-        }
-        self.act(actions, net);
-    }
-
-    fn worker_left(&mut self, id: WorkerId, sequences: Vec<Sequence>, out: &mut Vec<Action>, net: &mut Net) {
-        if self.joined.remove(&id) {
-            self.models_changed(self.joined.is_empty(), net);
-        }
-        self.placement.worker_left(id, sequences, out);
-    }
-
-    /// Routers learn what is served here, when that changes.
-    fn models_changed(&self, changed: bool, net: &mut Net) {
-        let serves = !self.joined.is_empty();
-        self.known_links.values().filter(|_| changed).for_each(|&end| net.send(end, Message::Models(serves)));
-    }
-
-    fn act(&mut self, actions: Vec<Action>, net: &mut Net) {
-        let mut todo = VecDeque::from(actions);
-        let mut reports: BTreeMap<LinkId, Vec<v1::SequenceOutput>> = BTreeMap::new();
-        while let Some(action) = todo.pop_front() {
-            match action {
-                Action::Report(output) => {
-                    reports.entry(output.key.link).or_default().push(output.message);
-                }
-                Action::Cancel { worker, keys } => self.command(worker, Command::Cancel(keys), net),
-                Action::Run { worker, sequences } => {
-                    let link = sequences.first().map(|sequence| sequence.key.link);
-                    let mut more = Vec::new();
-                    if !link.is_some_and(|link| self.known_links.contains_key(&link)) {
-                        sequences.iter().for_each(|sequence| self.placement.ended(&sequence.key));
-                    } else if self.runners.contains_key(&worker) {
-                        self.command(worker, Command::Run(sequences), net);
-                    } else {
-                        self.worker_left(worker, sequences, &mut more, net);
-                    }
-                    todo.extend(more);
-                }
-            }
-        }
-        for (id, sequences) in reports {
-            if let Some(link) = self.links.get(&id) {
-                net.send(link.end, Message::Output(v1::StepOutput { sequences }));
-            }
-        }
-    }
-
-    fn command(&mut self, worker: WorkerId, command: Command, net: &mut Net) {
-        if let Some(runner) = self.runners.get_mut(&worker) {
-            runner.commands.push_back(command);
-            let wait = net.random.between(0, 100);
-            net.after(wait, Process::Scheduler(self.number), Event::Runner(worker));
-        }
-    }
-}
-
-// === impl Scheduler: claims and connections ===
-
-impl Scheduler {
-    /// The cluster has changed: claims what may be claimed.
-    pub(super) fn follow(&mut self, etcd: &mut Etcd, net: &mut Net) {
-        match etcd.away(self.process(), net.now) {
-            0 => self.view = etcd.view().clone(),
-            wait => return net.after(wait + MILLI, self.process(), Event::Watch),
-        }
-        let schedulers = self.view.schedulers().count().max(1);
-        let share = self.view.workers().count().div_ceil(schedulers);
-        let owner = |worker: &usize| self.view.claims.get(worker).map(|claim| claim.scheduler);
-        let mut mine = self.view.workers().filter(|worker| owner(worker) == Some(self.number)).count();
-        let free: Vec<_> = self.view.workers().filter(|w| !self.view.claims.contains_key(w)).collect();
-        for worker in free {
-            mine += 1;
-            if mine > share {
-                break;
-            }
-            match etcd.claim(worker, self.number, net) {
-                Ok(Some(claim)) => self.own(worker, claim, net),
-                Ok(None) => {}
-                Err(_) => return net.after(CLAIM_AGAIN, self.process(), Event::Watch),
-            }
-        }
-        // One may have been given up while etcd couldn't be told.
-        let ours = self.view.claims.iter().filter(|(_, claim)| claim.scheduler == self.number);
-        let there = ours.filter(|(worker, _)| self.view.members.contains(&Process::Worker(**worker)));
-        let there: Vec<_> = there.map(|(&worker, &claim)| (worker, claim)).collect();
-        there.into_iter().for_each(|(worker, claim)| self.own(worker, claim, net));
-    }
-
-    fn own(&mut self, worker: usize, claim: Claim, net: &mut Net) {
-        if let Some(owned) = self.owned.get_mut(&worker) {
-            if owned.claim.revision < claim.revision {
-                owned.claim = claim;
-            }
-            return;
-        }
-        net.say(|| format!("scheduler {} claims worker {worker}", self.number));
-        self.owned.insert(worker, Owned { claim, pause: PAUSE.0 });
-        net.after(0, self.process(), Event::Connect(worker));
-    }
-
-    /// Connects to a worker that is registered and ours, or gives it up. What to do at the worker: a claim came.
-    pub(super) fn connect(&mut self, worker: usize, etcd: &mut Etcd, net: &mut Net) {
-        let process = self.process();
-        let Some(owned) = self.owned.get_mut(&worker) else { return };
-        let revision = owned.claim.revision;
-        let superseded = self.view.claims.get(&worker).is_some_and(|claim| claim.revision > revision);
-        if superseded || !self.view.members.contains(&Process::Worker(worker)) {
-            if let Some(owned) = self.owned.remove(&worker) {
-                etcd.release(worker, owned.claim, net);
-                net.after(0, process, Event::Watch);
-            }
-            return;
-        }
-        let Some(end) = net.connect(process, Process::Worker(worker)) else {
-            let pause = owned.pause;
-            owned.pause = (pause * 2).min(PAUSE.1);
-            return net.after(pause, process, Event::Connect(worker));
-        };
-        self.connections += 1;
-        let id = WorkerId(self.connections);
-        self.runners.insert(id, Runner::new(worker, end, net.now));
-        net.send(end, Message::Claim((revision, self.connections)));
-        self.watch(id, net);
-    }
-
-    /// What is left when all is over.
-    pub(super) fn leaks(&self) -> Vec<String> {
-        let mut leaks = Vec::new();
-        if self.placement.live() > 0 {
-            leaks.push(format!("scheduler {} thinks {} sequences live", self.number, self.placement.live()));
-        }
-        for runner in self.runners.values() {
-            let Some(planner) = &runner.planner else { continue };
-            let load = planner.load();
-            if load.running + load.waiting + planner.in_flight() > 0 || load.free_blocks != load.total_blocks
-            {
-                leaks.push(format!("scheduler {} at worker {}: {load:?}", self.number, runner.worker));
-            }
-        }
-        leaks
-    }
-
-    /// Rows computed in vain, and preemptions, at the workers that it has.
-    pub(super) fn totals(&self) -> (u64, u64) {
-        let totals = self.runners.values().filter_map(|runner| runner.planner.as_ref().map(Planner::totals));
-        totals.fold((0, 0), |(waste, preempted), t| (waste + t.wasted_tokens, preempted + t.preemptions))
-    }
-
-    pub(super) fn moves(&self) -> u64 {
-        self.placement.moves()
     }
 }

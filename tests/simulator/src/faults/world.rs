@@ -120,6 +120,7 @@ impl World {
             (Process::Scheduler(n), Event::Front) => self.schedulers[n].front(net),
             (Process::Scheduler(n), Event::Runner(id)) => self.schedulers[n].runner_wakes(id, net),
             (Process::Scheduler(n), Event::Deadline(id)) => self.schedulers[n].deadline(id, net),
+            (Process::Scheduler(n), Event::Drained(id)) => self.schedulers[n].drained(id, net),
             (Process::Scheduler(n), Event::Connect(worker)) => self.schedulers[n].connect(worker, etcd, net),
             (Process::Scheduler(n), Event::Watch) => self.schedulers[n].follow(etcd, net),
             (Process::Router(n), Event::Watch) => self.routers[n].follow(etcd, net),
@@ -275,11 +276,17 @@ impl World {
 
     /// Looks at what is left when nothing happens any more.
     fn look_back(&mut self) {
-        let wrong = self.faults.len() as u64 + self.outcome.poisoned;
+        let wrong = self.faults.len() as u64;
+        if wrong == 0 && self.outcome.poisoned > 3 {
+            self.broken.push(format!("a request took {} workers with it", self.outcome.poisoned));
+        }
         for (number, client) in self.clients.iter().enumerate() {
             match &client.state {
                 State::Done => self.outcome.whole += 1,
                 State::Left => self.outcome.left += 1,
+                State::Failed(_) if self.poison.as_ref() == Some(&client.generation.id) => {
+                    self.outcome.ended += 1
+                }
                 State::Failed(error) if allowed(error, wrong) => self.outcome.ended += 1,
                 State::Failed(error) => self.broken.push(format!("client {number}: {error}")),
                 state => self.broken.push(format!("client {number} waits for ever: {state:?}")),
@@ -394,6 +401,7 @@ fn limits(random: &mut Random) -> Limits {
         block_tokens,
         blocks: vec![blocks as u32; groups],
         context: CONTEXT,
+        prefix_cache: random.chance(0.8),
         depth: 1 + random.below(2),
         prefix_cache: random.chance(0.9),
         max_waiting: 64,

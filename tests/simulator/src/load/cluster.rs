@@ -12,7 +12,7 @@ use volley_scheduler::core::{
     placement::Facts,
     planner::{Limits, Planner},
     sequence::{Output, Sequence, Spec},
-    types::{LinkId, SequenceKey},
+    types::{LinkId, Millis, SequenceKey},
 };
 
 use super::{
@@ -180,6 +180,7 @@ impl Cluster {
             kind: v1::Kind::Generate,
             sampling: Sampling { seed: mix(self.seed ^ number as u64), ..Sampling::default() },
             max_tokens: ask.output,
+            session: ask.turns.map(|(conversation, _)| conversation),
             cache_salt: tenant.clone(),
             tenant,
             ..Spec::default()
@@ -192,6 +193,7 @@ impl Cluster {
         let turn = ask.turns.is_some().then(|| (ask.clone(), Vec::new()));
         self.live.push(Some(Live { worker, tenant: ask.tenant, arrival: self.now, last: None, turn }));
         let mut out = Vec::new();
+        self.nodes[worker].planner.at(Millis(self.now / 1000));
         self.nodes[worker].planner.submit(sequences, &mut out);
         self.figures.prompt_tokens += prompt_tokens as u64;
         for refusal in out {
@@ -209,6 +211,7 @@ impl Cluster {
         while let Some(plan) = node.planner.plan() {
             node.plans.push_back((self.now + WIRE, plan));
         }
+        self.chooser.cache_changed(worker, &node.planner.cache_changes());
         self.start(worker)
     }
 
@@ -231,8 +234,8 @@ impl Cluster {
         let node = &mut self.nodes[worker];
         let Some(result) = node.results.pop_front() else { return Ok(()) };
         let mut out = Vec::new();
+        node.planner.at(Millis(self.now / 1000));
         node.planner.complete(result, &mut out).map_err(|error| Violation(error.to_string()))?;
-        self.chooser.cache_changed(worker, &node.planner.cache_changes());
         for output in out {
             self.take(output)?;
         }
@@ -275,5 +278,5 @@ impl Cluster {
 
 fn facts(limits: &Limits) -> Facts {
     let kv_tokens = limits.blocks.iter().min().map_or(0, |&blocks| blocks as usize) * limits.block_tokens;
-    Facts { kv_tokens, block_tokens: limits.block_tokens, context: limits.context, ..Facts::default() }
+    Facts { kv_tokens, context: limits.context, block_tokens: limits.block_tokens, ..Facts::default() }
 }

@@ -67,6 +67,7 @@ impl Setup {
             block_tokens,
             blocks: vec![(kv / cost.kv_bytes) as u32 / block_tokens as u32],
             context: 16 << 10,
+            prefix_cache: true,
             depth: 2,
             prefix_cache: true,
             max_waiting: 1024,

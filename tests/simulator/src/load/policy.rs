@@ -81,7 +81,7 @@ impl Chooser {
         Some((worker, vec![sequence]))
     }
 
-    /// What a worker has cached has changed.
+    /// What a worker's prefix cache has has changed.
     pub(super) fn cache_changed(&mut self, worker: usize, changes: &[Change]) {
         if let Self::Volley(placement) = self {
             placement.cache_changed(WorkerId(worker as u64), changes);
