@@ -52,8 +52,13 @@ def events(routers, path, body, attempts=20, wait=0.5):
 if __name__ == "__main__":
     *addresses, question = sys.argv[1:]
     ask = {"model": "", "messages": [{"role": "user", "content": question}], "stream": True}
-    with urllib.request.urlopen(addresses[0] + "/v1/models") as models:
-        ask["model"] = json.load(models)["data"][0]["id"]
+    for address in addresses:
+        try:
+            with urllib.request.urlopen(address + "/v1/models") as models:
+                ask["model"] = json.load(models)["data"][0]["id"]
+            break
+        except OSError:
+            continue  # it is down: another may know
     for chunk in events(addresses, "/v1/chat/completions", ask):
         for choice in chunk["choices"]:
             print(choice["delta"].get("content", ""), end="", flush=True)

@@ -70,6 +70,17 @@ def test_system_and_blocks_are_the_conversation(claude):
     assert counted == usage.input_tokens + usage.cache_read_input_tokens
 
 
+def test_a_call_goes_back_as_the_sdk_writes_it_out(claude):
+    schema = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
+    ask = ASK | {"max_tokens": 60, "tools": [{"name": "paint", "input_schema": schema}]}
+    called = claude.messages.create(**ask, tool_choice={"type": "any"})
+    assert called.stop_reason == "tool_use" and called.content[0].input["colour"] in ("red", "blue")
+    result = {"type": "tool_result", "tool_use_id": called.content[0].id, "content": "done"}
+    said = [{"role": "assistant", "content": [block.model_dump() for block in called.content]}]
+    messages = [*ASK["messages"], *said, {"role": "user", "content": [result]}]
+    assert claude.messages.create(**ask | {"messages": messages}).role == "assistant"
+
+
 def test_errors_are_the_sdks_own(claude):
     with pytest.raises(anthropic.NotFoundError) as missing:
         claude.messages.create(**ASK | {"model": "none"})

@@ -55,6 +55,18 @@ def test_a_conversation_goes_on_from_a_kept_response(client):
     assert client.responses.create(**ASK | {"input": again}).output_text == second.output_text
 
 
+def test_a_call_goes_back_as_the_sdk_writes_it_out(client):
+    tool = {"type": "function", "name": "paint", "strict": True, "parameters": {
+        "type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}}  # fmt: skip
+    ask = ASK | {"max_output_tokens": 60}
+    called = client.responses.create(**ask, tools=[tool], tool_choice="required")
+    [call] = called.output
+    assert call.type == "function_call" and call.name == "paint"
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "done"}
+    again = [{"role": "user", "content": ASK["input"]}, call.model_dump(), result]
+    assert client.responses.create(**ask | {"input": again}).output_text
+
+
 def test_a_response_is_kept_until_it_is_deleted(client):
     response = client.responses.create(**ASK)
     assert client.responses.retrieve(response.id) == response

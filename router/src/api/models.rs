@@ -56,7 +56,10 @@ pub(crate) async fn retrieve<E: Generate>(
     let path = request.uri().path();
     let id = path::decode(path.strip_prefix("/models/").unwrap_or(path));
     let model = app.model(&id).await?;
-    Ok(Json(app.entry(&model.card)))
+    let entry = app.entry(&model.card);
+    // An alias is listed under its own name.
+    let listed = app.config.aliases.iter().any(|(alias, _)| *alias == id);
+    Ok(Json(if listed { Entry { id: id.into_owned(), ..entry } } else { entry }))
 }
 
 // === impl App ===

@@ -144,6 +144,13 @@ async fn a_response_is_kept_until_it_is_deleted_and_for_its_tenant_alone() {
 }
 
 #[tokio::test]
+async fn unknown_nulls_are_nothing() {
+    let client = Client::new();
+    let item = json!({"role": "user", "content": "a", "phase": null});
+    assert_eq!(ask(&client, json!({"input": [item], "conversation_of": null})).await.status, 200);
+}
+
+#[tokio::test]
 async fn what_is_not_to_be_stored_is_not() {
     let client = Client::new();
     let response = ask(&client, json!({"store": false})).await.json();

@@ -59,8 +59,17 @@ fn refusal(message: &str) -> Error {
     let lower = message.to_lowercase();
     match complex.iter().any(|sign| lower.contains(sign)) {
         true => too_complex(message),
-        // After the first line come stacks and pictures.
-        false => Error::Invalid(first_line(message).to_owned()),
+        false => Error::Invalid(brief(message)),
+    }
+}
+
+/// The first line, without the stacks and pictures behind it; where it only announces an error, that error.
+fn brief(message: &str) -> String {
+    let first = first_line(message);
+    let error = message.lines().filter_map(|line| line.trim().strip_prefix("error: ")).next_back();
+    match error.filter(|_| first.ends_with(':')) {
+        Some(error) => format!("{first} {error}"),
+        None => first.to_owned(),
     }
 }
 

@@ -22,6 +22,9 @@ const QUOTED: usize = 120;
 /// is lost would write nothing else.
 const SPACE: &str = r"[ ]|\r?\n[ \t]{0,32}";
 
+/// Formats that strings are held to. Others describe a value and bind nobody, as JSON Schema has it.
+const FORMATS: [&str; 10] =
+    ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"];
 /// Keywords whose value is a schema.
 const ONE: [&str; 7] =
     ["additionalProperties", "items", "not", "if", "then", "else", "unevaluatedProperties"];
@@ -183,9 +186,12 @@ fn is_part(map: &Map<String, Value>) -> bool {
     keywords > 1 || map.get("allOf").and_then(Value::as_array).is_some_and(|list| list.len() > 1)
 }
 
-/// Closes the objects of a schema.
+/// Closes the objects of a schema, and leaves out formats that nobody knows.
 fn close(schema: &mut Value, part: bool, path: &str, open: &HashSet<String>) {
     let Value::Object(map) = schema else { return };
+    if map.get("format").and_then(Value::as_str).is_some_and(|format| !FORMATS.contains(&format)) {
+        map.remove("format");
+    }
     let together = part || is_part(map) || open.contains(path);
     let lists = |keyword: &str| LISTS.contains(&keyword);
     for (keyword, inner) in map.iter_mut() {

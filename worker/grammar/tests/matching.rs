@@ -190,11 +190,20 @@ fn schemas_that_cannot_be_served_are_refused_with_the_reason() {
         (json!(false), "nsatisfiable"),
         (json!({"type": "array", "uniqueItems": true}), "uniqueItems"),
         (json!({"type": "string", "pattern": "(?=a)b"}), ""),
-        (json!({"type": "string", "pattern": "("}), ""),
+        (json!({"type": "string", "pattern": "("}), "unclosed group"),
     ] {
         let error = compiler.compile(&schema(bad.clone())).map(|_| ()).unwrap_err();
         assert!(matches!(&error, Error::Invalid(message) if message.contains(reason)), "{bad}: {error:?}");
     }
+}
+
+#[test]
+fn a_format_that_nobody_knows_binds_nobody() {
+    let compiler = compiler();
+    let any = schema(json!({"type": "object", "properties": {"a": {"type": "string", "format": "path"}}}));
+    assert_allows(&compiler, &any, &[r#"{"a":"/x y"}"#], &[r#"{"a":1}"#]);
+    let ip = schema(json!({"type": "string", "format": "ipv4"}));
+    assert_allows(&compiler, &ip, &[r#""10.0.0.1""#], &[r#""x""#]);
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub struct ChatRequest {
     pub messages: Option<Vec<Message>>,
     /// Whether special-token strings inside messages stay text (the default).
     pub safe_tokenization: Option<bool>,
-    /// Evict the oldest turns of a prompt that is longer, tokens. Without effect beside `safe_tokenization: true`.
+    /// Evict the oldest turns of a prompt that is longer, tokens. Without effect beside a `safe_tokenization: true` that is written out.
     pub prompt_truncate_len: Option<Integer>,
     /// Functions that the model may call.
     pub tools: Option<Vec<ToolField>>,

@@ -304,9 +304,9 @@ impl Ask {
             prompts: self.prompts.into_iter().map(|tokens| Prompt { tokens }).collect(),
             n: settings.best_of,
             max_tokens,
-            min_tokens: settings.min_tokens.min(max_tokens),
             include_stop: settings.include_stop,
             // A text that its grammar lets only end must end.
+            min_tokens: if self.grammar.is_none() { settings.min_tokens.min(max_tokens) } else { 0 },
             ignore_eos: settings.ignore_eos && self.grammar.is_none(),
             echo: settings.echo,
             logprobs: settings.logprobs.map(|logprobs| logprobs.top).or(ranked),

@@ -232,7 +232,11 @@ fn typed<T: DeserializeOwned>(object: &Value) -> Result<(T, Vec<Path>), ApiError
             ignored.push(steps(&path))
         });
     match read {
-        Ok(value) => Ok((value, ignored)),
+        Ok(value) => {
+            // Null is as good as nothing: SDKs that write their own objects out send every field that they know.
+            ignored.retain(|path| !at(object, path).is_some_and(Value::is_null));
+            Ok((value, ignored))
+        }
         Err(error) => Err(mistyped(&track.path().to_string(), &error.to_string())),
     }
 }
@@ -244,12 +248,15 @@ fn mistyped(path: &str, reason: &str) -> ApiError {
     ApiError::with_code(code, path, format!("{path}: {}", shortened(reason, 4 * QUOTED)))
 }
 
-fn stray(object: &Value, path: &[Step]) -> ApiError {
-    let value = path.iter().try_fold(object, |value, step| match step {
+fn at<'a>(object: &'a Value, path: &[Step]) -> Option<&'a Value> {
+    path.iter().try_fold(object, |value, step| match step {
         Step::Key(key) => value.get(key),
         Step::Index(index) => value.get(index),
-    });
-    let value = value.map(Value::to_string).unwrap_or_default();
+    })
+}
+
+fn stray(object: &Value, path: &[Step]) -> ApiError {
+    let value = at(object, path).map(Value::to_string).unwrap_or_default();
     let field = shortened(&dotted(path), 4 * QUOTED).into_owned();
     let message =
         format!("Extra inputs are not permitted, field: '{field}', value: {}", shortened(&value, QUOTED));

@@ -103,6 +103,11 @@ pub(crate) async fn retrieve<E: Generate>(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    let query = request.uri().query().unwrap_or_default();
+    if query.split('&').any(|field| field == "stream=true") {
+        body::discard(request);
+        return Err(ApiError::unsupported("stream"));
+    }
     match app.here(&id, request).await? {
         Known::Elsewhere(answer) => Ok(answer),
         Known::Here(Tenant(tenant)) => {

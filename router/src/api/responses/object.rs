@@ -146,7 +146,7 @@ impl Object {
 
     /// It ends as its generation did.
     pub(super) fn finish(&mut self, finish: Finish, tally: &Tally) {
-        self.completed_at = Some(now());
+        self.completed_at = (finish.reason == Reason::Stop).then(now);
         self.usage = Some(usage(tally));
         self.status = match finish.reason {
             Reason::Stop => Status::Completed,
@@ -159,7 +159,7 @@ impl Object {
 
     /// Its client has stopped it.
     pub(super) fn cancel(&mut self) {
-        self.completed_at = Some(now());
+        self.completed_at = None;
         self.status = Status::Cancelled;
     }
 

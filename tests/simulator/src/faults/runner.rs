@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 
 use volley_scheduler::core::{
-    blocks::Change,
     placement::Facts,
     planner::{Limits, Planner},
     sequence::{Output, Sequence},
@@ -52,7 +51,6 @@ pub(super) fn facts(limits: &Limits) -> Facts {
         model_hash: model::model().card.hash.clone(),
         numerics_class: model::model().card.numerics_class.clone(),
         kv_tokens,
-        block_tokens: limits.block_tokens,
         context: CONTEXT,
         block_tokens: limits.block_tokens,
     }
@@ -89,11 +87,6 @@ impl Runner {
         while let Some(plan) = planner.plan() {
             net.send(self.end, Message::Plan(plan));
         }
-    }
-
-    /// How the worker's cache has changed.
-    pub(super) fn cache_changes(&mut self) -> Vec<Change> {
-        self.planner.as_mut().map_or_else(Vec::new, Planner::cache_changes)
     }
 
     fn obey(&mut self, command: Command, out: &mut Vec<Output>) {

@@ -69,7 +69,6 @@ impl Setup {
             context: 16 << 10,
             prefix_cache: true,
             depth: 2,
-            prefix_cache: true,
             max_waiting: 1024,
             max_waiting_tokens: 4 << 20,
         };
