@@ -139,7 +139,8 @@ def test_models_are_listed_and_found_by_every_name(client):
     listed = client.models.list().data
     assert MODEL in [model.id for model in listed]
     for name in (MODEL, "accounts/fireworks/models/llama-v2-7b-chat"):
-        assert client.models.retrieve(name).id == MODEL
+        assert client.models.retrieve(name).id == name and name in [model.id for model in listed]
+    assert client.models.retrieve("smollm2-135m-instruct").id == MODEL
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("accounts/fireworks/models/none")
 

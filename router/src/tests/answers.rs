@@ -218,7 +218,8 @@ async fn a_model_answers_to_all_its_names_and_the_answer_repeats_them() {
         assert_eq!(answer.json()["model"], name);
         let encoded = name.replace('/', "%2F").replace('#', "%23");
         let found = client.get(&format!("/v1/models/{encoded}")).await;
-        assert_eq!(found.json()["id"], "accounts/fireworks/models/tiny", "{name}");
+        let listed = if listed.iter().any(|id| id == name) { name } else { "accounts/fireworks/models/tiny" };
+        assert_eq!(found.json()["id"], listed, "{name}");
     }
     let slashes = client.get("/v1/models/accounts/fireworks/models/tiny/").await;
     assert_eq!(slashes.json()["id"], "accounts/fireworks/models/tiny");
