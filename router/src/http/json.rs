@@ -5,6 +5,9 @@ use std::io::{self, Write};
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
+/// The most text in an event, bytes: escaped it may be six times as long, and old clients fail at long lines.
+const PIECE: usize = 4 << 10;
+
 /// Compact JSON in which U+0085, U+2028 and U+2029 are `\uXXXX`: valid JSON either way, but line readers such
 /// as httpx-sse split an event there.
 struct LineSafe;
@@ -53,6 +56,15 @@ pub(crate) fn finite(value: f32) -> f32 {
 pub(crate) fn split(text: &str, limit: usize) -> (&str, &str) {
     let fits = |at: &usize| text.is_char_boundary(*at);
     text.split_at((0..=limit.min(text.len())).rev().find(fits).unwrap_or(0))
+}
+
+/// A text in pieces of an event each.
+pub(crate) fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
+    std::iter::from_fn(move || {
+        let (piece, rest) = split(text, PIECE);
+        text = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //!  Deltas ─ batch per step ─▶ EventStream ─ Events (the endpoint's chunks) ─▶ Outbox ─▶ one frame per event
 //!                                 ├─ silence:  ": keep-alive" every 15 s, an empty chunk every 45 s
 //!                                 ├─ the end:  "data: [DONE]", or as the endpoint has it
-//!                                 └─ a fault:  an error event, then the connection is cut
+//!                                 └─ a fault:  an error event; the connection is cut, unless the event says all
 //! ```
 //!
 //! Dropping it (the client is gone) drops the deltas, which cancels the generation.

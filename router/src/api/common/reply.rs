@@ -19,8 +19,6 @@ use crate::{
     text::output::Part,
 };
 
-/// The most text in a chunk, bytes: escaped it may be six times as long, and old clients fail at long lines.
-const TEXT: usize = 4 << 10;
 /// The most log-probabilities in a chunk, bytes of JSON.
 const LOGPROBS: usize = 24 << 10;
 
@@ -278,7 +276,7 @@ impl<S: Shape> Chunks<S> {
             write(marks, choice_index, &head.frame(S::CHUNK, &[said], None), out);
         };
         for part in parts {
-            let (mut text, index) = match part {
+            let (text, index) = match part {
                 Part::Reasoning(text) | Part::Content(text) => (text.as_str(), 0),
                 Part::Arguments { index, text } => (text.as_str(), *index),
                 Part::Call { index, name } => {
@@ -287,9 +285,7 @@ impl<S: Shape> Chunks<S> {
                     continue;
                 }
             };
-            while !text.is_empty() {
-                let (piece, rest) = crate::http::json::split(text, TEXT);
-                text = rest;
+            for piece in crate::http::json::pieces(text) {
                 let piece = match part {
                     Part::Reasoning(_) => Piece::Reasoning(piece),
                     Part::Arguments { .. } => Piece::Arguments { index, text: piece },

@@ -20,7 +20,7 @@ use crate::{
     engine::{ChatOptions, Deltas, Generate, Model},
     generation::Finish,
     http::{error::ApiError, exchange::Exchange},
-    text::output::{Format, Thinking},
+    text::output::{Format, Part, Thinking},
 };
 
 /// A conversation to go on with.
@@ -114,22 +114,34 @@ fn ask(
 
 /// Waits for all of the one answer.
 pub(crate) async fn whole(
-    mut deltas: Deltas,
+    deltas: Deltas,
     hearing: &Hearing,
     tally: &mut Tally,
     exchange: &Exchange,
 ) -> Result<Whole, ApiError> {
-    let (mut listener, mut saying) = (Listener::new(hearing), Saying::default());
+    let mut saying = Saying::default();
+    let hear = |parts, listener: &Listener| saying.extend(parts, listener);
+    let finish = until_over(deltas, hearing, tally, exchange, hear).await?;
+    Ok(Whole { saying, finish })
+}
+
+/// Hears the one answer to its end.
+pub(crate) async fn until_over(
+    mut deltas: Deltas,
+    hearing: &Hearing,
+    tally: &mut Tally,
+    exchange: &Exchange,
+    mut hear: impl FnMut(Vec<Part>, &Listener),
+) -> Result<Finish, ApiError> {
+    let mut listener = Listener::new(hearing);
     while let Some(batch) = deltas.try_next().await? {
         for mut delta in batch {
             let parts = listener.hear(&mut delta);
-            saying.extend(parts, &listener);
+            hear(parts, &listener);
             if let Some(finish) = delta.finish {
                 exchange.generated(finish.completion_tokens.into());
-                tally.finish(0, finish);
-                tally.reason(listener.reasoning_tokens());
-                tally.record();
-                return Ok(Whole { saying, finish });
+                tally.close(finish, listener.reasoning_tokens());
+                return Ok(finish);
             }
         }
     }

@@ -70,6 +70,13 @@ impl Tally {
         }
     }
 
+    /// Counts and records an answer of one choice that is over.
+    pub(crate) fn close(&mut self, finish: Finish, reasoning: u32) {
+        self.finish(0, finish);
+        self.reason(reasoning);
+        self.record();
+    }
+
     /// Counts tokens of reasoning; they are completion tokens too.
     pub(crate) fn reason(&mut self, tokens: u32) {
         self.reasoning_tokens += u64::from(tokens);

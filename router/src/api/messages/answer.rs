@@ -12,14 +12,11 @@ use crate::{
     generation::{Delta, Finish, Reason},
     http::{
         error::ApiError,
-        json::{line, split},
+        json::{line, pieces},
         sse::{self, Outbox},
     },
     text::output::Part,
 };
-
-/// The most text in an event, bytes.
-const TEXT: usize = 4 << 10;
 
 /// What is known of an answer before it begins.
 pub(super) struct Head {
@@ -187,12 +184,10 @@ impl Events {
     }
 
     /// Adds to the open block.
-    fn say(&self, mut text: &str, [kind, field]: [&str; 2], out: &mut Outbox) {
-        while !text.is_empty() {
-            let (piece, rest) = split(text, TEXT);
+    fn say(&self, text: &str, [kind, field]: [&str; 2], out: &mut Outbox) {
+        for piece in pieces(text) {
             let delta = json!({"type": kind, field: piece});
             send(out, "content_block_delta", json!({"index": self.blocks.saturating_sub(1), "delta": delta}));
-            text = rest;
         }
     }
 
@@ -203,9 +198,7 @@ impl Events {
     }
 
     fn finish(&mut self, finish: Finish, out: &mut Outbox) {
-        self.tally.finish(0, finish);
-        self.tally.reason(self.listener.reasoning_tokens());
-        self.tally.record();
+        self.tally.close(finish, self.listener.reasoning_tokens());
         self.close(out);
         let (stop_reason, stop_sequence) = self.head.reason(finish, self.listener.called());
         let delta = json!({"stop_reason": stop_reason, "stop_sequence": stop_sequence});

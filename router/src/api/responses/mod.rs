@@ -20,7 +20,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream as streams};
+use futures::{StreamExt, stream as streams};
 use serde_json::{Value, json};
 
 pub use self::request::ResponsesRequest;
@@ -38,7 +38,7 @@ use super::{
         generate::{self, Begun, Caller},
         listen::{Hearing, Listener},
         parse,
-        turn::{Limit, Turn},
+        turn::{self, Limit, Turn},
         usage::Tally,
     },
 };
@@ -268,31 +268,22 @@ fn unknown(id: &str, param: &'static str) -> ApiError {
 
 /// Waits for all of a response.
 async fn whole(
-    mut deltas: Deltas,
+    deltas: Deltas,
     hearing: &Hearing,
     tally: &mut Tally,
     object: &mut Object,
     exchange: &Exchange,
 ) -> Result<Output, ApiError> {
-    let (mut listener, mut output, mut events) = (Listener::new(hearing), Output::default(), Vec::new());
-    while let Some(batch) = deltas.try_next().await? {
-        for mut delta in batch {
-            let parts = listener.hear(&mut delta);
-            output.take(parts, &listener, &mut events);
-            events.clear(); // nobody follows
-            if let Some(finish) = delta.finish {
-                exchange.generated(finish.completion_tokens.into());
-                tally.finish(0, finish);
-                tally.reason(listener.reasoning_tokens());
-                tally.record();
-                object.finish(finish, tally);
-                output.end(object.status.of_items(), &mut events);
-                object.output.clone_from(&output.items);
-                return Ok(output);
-            }
-        }
-    }
-    Err(ApiError::Internal("the output ended early".into()))
+    let (mut output, mut events) = (Output::default(), Vec::new());
+    let hear = |parts, listener: &Listener| {
+        output.take(parts, listener, &mut events);
+        events.clear(); // nobody follows
+    };
+    let finish = turn::until_over(deltas, hearing, tally, exchange, hear).await?;
+    object.finish(finish, tally);
+    output.end(object.status.of_items(), &mut events);
+    object.output.clone_from(&output.items);
+    Ok(output)
 }
 
 /// A cancelled response ends where it is.

@@ -5,12 +5,9 @@ use serde_json::{Value, json};
 use super::object::{Content, Item, Status};
 use crate::{
     api::common::listen::{Listener, Saying},
-    http::json::split,
+    http::json::pieces,
     text::output::Part,
 };
-
-/// The most text in an event, bytes.
-const TEXT: usize = 4 << 10;
 
 /// The items so far; the last one may be open.
 #[derive(Default)]
@@ -118,18 +115,16 @@ impl Output {
     }
 
     /// Adds to the open item.
-    fn say(&mut self, mut text: &str, name: &'static str, events: &mut Vec<Event>) {
+    fn say(&mut self, text: &str, name: &'static str, events: &mut Vec<Event>) {
         let index = self.items.len().saturating_sub(1);
         let Some(item) = self.items.last_mut() else { return };
         item.push(text);
-        while !text.is_empty() {
-            let (piece, rest) = split(text, TEXT);
+        for piece in pieces(text) {
             let delta = match item {
                 Item::Message { .. } => json!({"delta": piece, "logprobs": []}),
                 _ => json!({"delta": piece}),
             };
             events.push((name, within(item, index, delta)));
-            text = rest;
         }
     }
 

@@ -64,7 +64,7 @@ pub struct ResponsesRequest {
     pub user: Option<String>,
     /// Accepted.
     pub safety_identifier: Option<String>,
-    /// Accepted.
+    /// Without effect here.
     pub service_tier: Option<String>,
     /// Requests of one are likely to share a prefix.
     pub prompt_cache_key: Option<String>,

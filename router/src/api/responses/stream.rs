@@ -72,9 +72,7 @@ impl Events {
     }
 
     fn finish(&mut self, finish: Finish, out: &mut Outbox) {
-        self.tally.finish(0, finish);
-        self.tally.reason(self.listener.reasoning_tokens());
-        self.tally.record();
+        self.tally.close(finish, self.listener.reasoning_tokens());
         if self.running.cancel.is_cancelled() {
             self.object.cancel();
         } else {

@@ -15,7 +15,8 @@ pub(super) struct Object {
     raw: String,
     /// Arguments that came before the name.
     early: Option<String>,
-    said: Said,
+    /// Whether some of the arguments were passed on.
+    spoke: bool,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -42,14 +43,6 @@ pub(super) struct Value {
     in_string: bool,
     escaped: bool,
     scalar: bool,
-}
-
-/// What is known of the arguments' end.
-#[derive(Default, PartialEq, Eq)]
-enum Said {
-    #[default]
-    Nothing,
-    Some,
 }
 
 /// What became of a character.
@@ -147,14 +140,14 @@ impl Object {
             self.feed(c, index, names, &mut arguments, out);
         }
         if !arguments.is_empty() {
-            self.said = Said::Some;
+            self.spoke = true;
             out.push(Part::Arguments { index, text: arguments });
         }
         if self.is_done() && self.name.is_none() {
             self.state = State::Broken;
         }
-        if self.is_done() && self.said == Said::Nothing {
-            self.said = Said::Some;
+        if self.is_done() && !self.spoke {
+            self.spoke = true;
             out.push(Part::Arguments { index, text: "{}".to_owned() });
         }
         taken
