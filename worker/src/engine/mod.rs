@@ -7,6 +7,7 @@
 //! Fencing lives here too, since here everything has an order: the highest epoch owns the worker, what
 //! carries a lower one is dropped, and a new owner finds all slots empty.
 
+mod draft;
 mod guide;
 mod metrics;
 mod pool;

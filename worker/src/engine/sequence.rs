@@ -6,6 +6,7 @@ use volley_proto::v1::{Kind, NewSequence, Sampling};
 
 use super::{
     Limits,
+    draft::{Drafter, Guess},
     guide::{Guide, Guides},
     pool::Pool,
     shaping::{Shaping, cannot_shape},
@@ -28,6 +29,7 @@ pub(super) struct Sequence {
     score: Option<(usize, u32)>,
     banned: Vec<u32>,
     min_tokens: usize,
+    drafter: Drafter,
     /// Says what may be drawn.
     pub(super) guide: Option<Guide>,
     pub(super) blocks: Vec<BlockId>,
@@ -46,8 +48,10 @@ pub(super) struct Run {
     pub(super) tokens: Vec<u32>,
     /// Scores of known tokens: row (counted from the run's first) and what to score.
     pub(super) scores: Vec<(usize, Draw)>,
-    /// The draw of a new token, from the run's last row.
-    pub(super) sample: Option<Draw>,
+    /// The draw of a new token, if all that is known has run; with a guess, those of the rows after it.
+    pub(super) samples: Vec<(usize, Draw)>,
+    /// Tokens that were guessed: the last rows.
+    pub(super) guess: Option<Guess>,
     /// How many of the last rows go into its embedding.
     pub(super) pooled: usize,
     /// Whether all that is known has run.
@@ -77,7 +81,9 @@ impl Sequence {
         // Where it stands in its grammar follows from what was generated, here or elsewhere.
         let guide = grammar.map(|grammar| guides.guide(grammar, new.tokens[prompt_tokens..].to_vec()));
         let sampling = new.sampling.take().unwrap_or_default();
+        let prediction = new.prediction.iter().copied().take_while(|&token| (token as usize) < limits.vocab);
         Ok(Self {
+            drafter: Drafter::new(prediction.collect()),
             kind,
             shaping: Shaping::new(&new, &sampling),
             tokens: new.tokens,
@@ -101,8 +107,15 @@ impl Sequence {
         self.failure.as_deref()
     }
 
-    /// Computes the next `rows` tokens. The error is a plan that contradicts itself.
-    pub(super) fn run(&mut self, slot: u32, rows: usize, limits: &Limits) -> Result<Run, String> {
+    /// Computes the next `rows` tokens, and up to `drafts` that are guessed. The error is a plan that contradicts
+    /// itself.
+    pub(super) fn run(
+        &mut self,
+        slot: u32,
+        rows: usize,
+        drafts: usize,
+        limits: &Limits,
+    ) -> Result<Run, String> {
         let known = self.tokens.len();
         let (position, end) = (self.computed, self.computed + rows);
         if rows == 0 || end > known {
@@ -111,13 +124,14 @@ impl Sequence {
                 known - position
             ));
         }
-        if end > limits.context {
-            return Err(format!("slot {slot}: run to token {end} of a context of {}", limits.context));
+        if end + drafts > limits.context {
+            let last = end + drafts;
+            return Err(format!("slot {slot}: run to token {last} of a context of {}", limits.context));
         }
-        if end > self.blocks.len() * BLOCK_TOKENS {
-            let have = self.blocks.len();
+        if end + drafts > self.blocks.len() * BLOCK_TOKENS {
+            let (have, need) = (self.blocks.len(), end + drafts);
             return Err(format!(
-                "slot {slot}: {have} blocks of {BLOCK_TOKENS} tokens cannot hold {end} tokens"
+                "slot {slot}: {have} blocks of {BLOCK_TOKENS} tokens cannot hold {need} tokens"
             ));
         }
         self.computed = end;
@@ -128,10 +142,24 @@ impl Sequence {
                 (scored - 1 - position, self.score_at(scored, alternatives.min(limits.vocab as u32)))
             })
             .collect();
-        let sample = (self.kind == Kind::Generate && end == known).then(|| self.draw_at_end(limits));
-        let ends = end == known;
+        let (ends, mut tokens) = (end == known, self.tokens[position..end].to_vec());
+        let samples = self.kind == Kind::Generate && ends;
+        let guess = if samples { self.guess(drafts) } else { None };
+        let guessed = guess.as_ref().map_or(&[][..], |guess| &guess.tokens);
+        tokens.extend(guessed);
+        let draws = if samples { 0..guessed.len() + 1 } else { 0..0 };
+        let samples = draws.map(|nth| (rows - 1 + nth, self.draw_after(&guessed[..nth], limits))).collect();
         let pooled = self.pool.as_ref().map_or(0, |pool| pool.wants(rows, ends));
-        Ok(Run { position, tokens: self.tokens[position..end].to_vec(), scores, sample, pooled, ends })
+        Ok(Run { position, tokens, scores, samples, guess, pooled, ends })
+    }
+
+    /// What may come next. Not where a draw depends on more than the tokens before it: on a mask that is
+    /// computed from the last one, or on how surprising that was.
+    fn guess(&mut self, most: usize) -> Option<Guess> {
+        if self.guide.is_some() || self.sampling.mirostat_target.is_some() {
+            return None;
+        }
+        self.drafter.guess(&self.tokens, self.prompt_tokens, most)
     }
 
     /// Keeps a drawn token: the next run may start with it.
@@ -141,6 +169,11 @@ impl Sequence {
         if let Some(guide) = &mut self.guide {
             guide.push(drawn.token);
         }
+    }
+
+    /// A guess was right: its row counts, and the next draw is the one after it.
+    pub(super) fn accept(&mut self) {
+        self.computed += 1;
     }
 
     /// Takes back the last row, from which nothing could be drawn: the next run starts with it.
@@ -153,10 +186,12 @@ impl Sequence {
         self.failure = Some(problem);
     }
 
-    fn draw_at_end(&self, limits: &Limits) -> Draw {
-        let generated = self.tokens.len() - self.prompt_tokens;
+    /// The draw after all that is known and `guess`: what it would be if that were known too.
+    fn draw_after(&self, guess: &[u32], limits: &Limits) -> Draw {
+        let known = self.tokens.len() + guess.len();
+        let generated = known - self.prompt_tokens;
         let sampling = &self.sampling;
-        self.shaping.shape(Draw {
+        let draw = Draw {
             temperature: sampling.temperature,
             top_p: sampling.top_p.unwrap_or(1.0),
             top_k: sampling.top_k.unwrap_or(0),
@@ -164,11 +199,12 @@ impl Sequence {
             typical_p: sampling.typical_p.unwrap_or(1.0),
             seed: sampling.seed,
             choice: self.choice,
-            position: self.tokens.len() as u32,
+            position: known as u32,
             banned: if generated < self.min_tokens { self.banned.clone() } else { Vec::new() },
             logprobs: sampling.logprobs.map(|alternatives| alternatives.min(limits.vocab as u32)),
             ..Draw::default()
-        })
+        };
+        self.shaping.shape(draw, guess)
     }
 
     fn score_at(&self, position: usize, alternatives: u32) -> Draw {

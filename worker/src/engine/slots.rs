@@ -3,7 +3,7 @@
 use std::{collections::HashSet, ops::Range, time::Duration};
 
 use volley_kernels::{self as kernels, Batch, BlockId, Draw, Drawn};
-use volley_proto::v1::{Logprobs, SlotResult, SlotRun, StepPlan};
+use volley_proto::v1::{Drafted, Logprobs, SlotResult, SlotRun, StepPlan};
 
 use super::{
     Limits,
@@ -36,6 +36,8 @@ pub(crate) struct Step {
     pub(crate) draws: Vec<Draw>,
     /// Beside `draws`: the slot result that each belongs to.
     owners: Vec<usize>,
+    /// Beside `draws`: the token that the next row takes each for, if that one is guessed.
+    guesses: Vec<Option<u32>>,
     /// Rows whose final hidden states go into embeddings.
     pub(crate) pooled: Vec<Pooled>,
     /// One for each run of the plan, to be filled.
@@ -114,7 +116,7 @@ impl Slots {
         Ok(step)
     }
 
-    fn run(&mut self, SlotRun { slot, tokens }: SlotRun, step: &mut Step) -> Result<(), String> {
+    fn run(&mut self, SlotRun { slot, tokens, drafts }: SlotRun, step: &mut Step) -> Result<(), String> {
         let limits = self.limits;
         let sequence = self.sequence(slot)?;
         let mut result = SlotResult { slot, ..SlotResult::default() };
@@ -124,20 +126,29 @@ impl Slots {
             return Ok(());
         }
         let first_row = step.batch.tokens.len();
-        if first_row + tokens as usize > limits.rows {
+        let (tokens, drafts) = (tokens as usize, drafts as usize);
+        if first_row + tokens + drafts > limits.rows {
             return Err(format!("more than {} rows", limits.rows));
         }
-        let run = sequence.run(slot, tokens as usize, &limits)?;
+        let run = sequence.run(slot, tokens, drafts, &limits)?;
         let rows = run.tokens.len();
         let blocks = sequence.blocks.clone();
         step.batch.tokens.extend(run.tokens);
         step.batch.sequences.push(kernels::Sequence { first_row, rows, position: run.position, blocks });
-        let sample = run.sample.map(|draw| (rows - 1, draw));
-        for (row, draw) in run.scores.into_iter().chain(sample) {
+        let guess = run.guess.as_ref().map_or(&[][..], |guess| &guess.tokens);
+        let guesses = guess.iter().copied().map(Some).chain(std::iter::repeat(None));
+        let scores = run.scores.into_iter().map(|score| (score, None));
+        for ((row, draw), guess) in scores.chain(run.samples.into_iter().zip(guesses)) {
             step.rows.push(first_row + row);
             step.draws.push(draw);
             step.owners.push(step.results.len());
+            step.guesses.push(guess);
         }
+        result.drafted = run.guess.map(|guess| Drafted {
+            tokens: guess.tokens.len() as u32,
+            accepted: 0,
+            predicted: guess.predicted,
+        });
         if run.pooled > 0 {
             let rows = first_row + rows - run.pooled..first_row + rows;
             step.pooled.push(Pooled { rows, owner: step.results.len(), ends: run.ends });
@@ -193,6 +204,7 @@ impl Slots {
             step.rows.remove(draw);
             step.draws.remove(draw);
             step.owners.remove(draw);
+            step.guesses.remove(draw);
         }
     }
 
@@ -206,20 +218,28 @@ impl Slots {
         Some(self.slots.get(slot)?.as_ref()?.guide.as_ref()?.readiness())
     }
 
-    /// Keeps what a step drew; `drawn` is beside its draws.
+    /// Keeps what a step drew, up to the first token that was guessed wrong; `drawn` is beside its draws.
     pub(crate) fn settle(&mut self, step: Step, drawn: Vec<Drawn>) -> Vec<SlotResult> {
-        let Step { mut results, owners, draws, .. } = step;
-        for ((drawn, draw), owner) in drawn.into_iter().zip(draws).zip(owners) {
+        let Step { mut results, owners, draws, guesses, .. } = step;
+        for (((drawn, draw), owner), guess) in drawn.into_iter().zip(draws).zip(owners).zip(guesses) {
             let result = &mut results[owner];
             if draw.given.is_some() {
                 result.scored.extend(drawn.logprobs.map(to_wire));
                 continue;
             }
             drop(draw); // it shares the history of tokens, which grows in place
+            let accepted = result.drafted.map_or(0, |drafted| drafted.accepted as usize);
+            if result.tokens.len() > accepted {
+                continue; // this row ran what was guessed, and something else was drawn
+            }
             result.tokens.push(drawn.token);
             result.mirostat = drawn.mirostat;
             if let Some(Some(sequence)) = self.slots.get_mut(result.slot as usize) {
                 sequence.push(&drawn);
+                if guess == Some(drawn.token) {
+                    sequence.accept();
+                    result.drafted.iter_mut().for_each(|drafted| drafted.accepted += 1);
+                }
             }
             result.logprobs.extend(drawn.logprobs.map(to_wire));
         }

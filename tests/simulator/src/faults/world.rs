@@ -403,6 +403,7 @@ fn limits(random: &mut Random) -> Limits {
         context: CONTEXT,
         prefix_cache: random.chance(0.8),
         depth: 1 + random.below(2),
+        drafts: 0,
         max_waiting: 64,
         max_waiting_tokens: 1 << 16,
     }

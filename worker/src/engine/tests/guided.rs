@@ -48,13 +48,13 @@ fn admission(guided: Grammar) -> StepPlan {
     StepPlan {
         admit: vec![sequence(0, Some(guided)), sequence(1, None)],
         append: (0..2).map(|slot| BlockAppend { slot, group: 0, blocks: vec![slot] }).collect(),
-        run: (0..2).map(|slot| SlotRun { slot, tokens: 3 }).collect(),
+        run: (0..2).map(|slot| SlotRun { slot, tokens: 3, drafts: 0 }).collect(),
         ..Default::default()
     }
 }
 
 fn runs(slots: &[u32]) -> StepPlan {
-    let run = slots.iter().map(|&slot| SlotRun { slot, tokens: 1 }).collect();
+    let run = slots.iter().map(|&slot| SlotRun { slot, tokens: 1, drafts: 0 }).collect();
     StepPlan { run, ..Default::default() }
 }
 
@@ -133,6 +133,7 @@ fn numbers(seed: u64) -> Request {
         generate: 12,
         chunk: 3,
         arrival: seed as usize % 7,
+        drafts: 0,
     }
 }
 

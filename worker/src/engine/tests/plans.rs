@@ -22,7 +22,7 @@ fn append(slot: u32, blocks: &[u32]) -> BlockAppend {
 }
 
 fn run(slot: u32, tokens: u32) -> SlotRun {
-    SlotRun { slot, tokens }
+    SlotRun { slot, tokens, drafts: 0 }
 }
 
 /// Slot 0 holds a sequence of 20 tokens in two blocks, 16 of them computed.
