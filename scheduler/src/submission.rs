@@ -5,11 +5,12 @@ use std::{collections::HashMap, sync::Arc};
 use volley_proto::v1;
 
 use crate::{
+    MAX_DRAFTS,
     core::{
         sequence::{Sequence, Spec},
         types::{LinkId, Millis, SequenceKey, TokenId},
     },
-    MAX_DRAFTS, telemetry,
+    telemetry,
 };
 
 /// Tokens of submissions that aren't complete yet, per link: far above what a router has under way at a time.

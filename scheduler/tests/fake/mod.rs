@@ -207,7 +207,8 @@ impl Slot {
                 break; // this one is wrong
             }
             for (&group, table) in &self.tables {
-                let cells = kv.get_mut(&(group, table[self.computed / block_tokens])).expect("it was written");
+                let cells =
+                    kv.get_mut(&(group, table[self.computed / block_tokens])).expect("it was written");
                 cells[self.computed % block_tokens] = Some(self.tokens[self.computed]);
             }
             self.computed += 1;

@@ -112,7 +112,8 @@ impl Planner {
 
     /// How many tokens each of the sequences that decode may guess.
     fn drafts(&mut self, decodes: &[Rank]) -> Vec<TokenCount> {
-        let (room, batch) = (self.limits.batch_tokens.saturating_sub(decodes.len()), self.limits.batch_tokens);
+        let (room, batch) =
+            (self.limits.batch_tokens.saturating_sub(decodes.len()), self.limits.batch_tokens);
         // Prompts have their part of the step.
         let room = room.min(batch - batch / PROMPT_SHARE_BESIDE_DECODES);
         let decoding = |rank: &&Rank| decodes.binary_search(rank).is_ok();

@@ -66,7 +66,11 @@ mod tests {
     fn the_longest_and_latest_like_is_continued() {
         // "2 3" was followed by 4 last, but "1 2 3" by 5.
         assert_eq!(guess(&[1, 2, 3, 5, 6, 9, 2, 3, 4, 1, 2, 3], 3), Some(vec![5, 6, 9]));
-        assert_eq!(guess(&[2, 3, 4, 2, 3, 5, 0, 2, 3], 8), Some(vec![5, 0]), "the latest, as long as the match");
+        assert_eq!(
+            guess(&[2, 3, 4, 2, 3, 5, 0, 2, 3], 8),
+            Some(vec![5, 0]),
+            "the latest, as long as the match"
+        );
         assert_eq!(guess(&[1, 2, 3, 4, 5, 3], 8), None, "one token is no match");
     }
 
@@ -79,7 +83,8 @@ mod tests {
 
     #[test]
     fn the_end_of_a_long_text_is_indexed() {
-        let text: Vec<u32> = (0..2 * INDEXED as u32).chain([5, 6, 2 * INDEXED as u32 - 9, 2 * INDEXED as u32 - 8]).collect();
+        let text: Vec<u32> =
+            (0..2 * INDEXED as u32).chain([5, 6, 2 * INDEXED as u32 - 9, 2 * INDEXED as u32 - 8]).collect();
         assert_eq!(guess(&text, 8).unwrap().len(), 2);
         let forgotten: Vec<u32> = (0..2 * INDEXED as u32).chain([5, 6]).collect();
         assert_eq!(guess(&forgotten, 8), None);

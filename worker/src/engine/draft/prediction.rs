@@ -102,6 +102,10 @@ mod tests {
     fn of_equal_places_the_next_one_is_taken() {
         let text = [7, 8, 1, 7, 8, 2, 7, 8, 3];
         assert_eq!(after(&text, &[7, 8, 1, 5, 7, 8], 1), Some(vec![2]));
-        assert_eq!(after(&text, &[7, 8, 1, 7, 8, 2, 7, 8, 5, 7, 8], 1), Some(vec![3]), "the last, if none is next");
+        assert_eq!(
+            after(&text, &[7, 8, 1, 7, 8, 2, 7, 8, 5, 7, 8], 1),
+            Some(vec![3]),
+            "the last, if none is next"
+        );
     }
 }

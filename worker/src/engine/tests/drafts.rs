@@ -81,7 +81,8 @@ fn guided_sequences_and_mirostat_are_not_guessed() {
     let mut driver = Driver::start("tiny-llama", 2, 64);
     let mut request = request(16);
     (request.generate, request.drafts) = (12, 8);
-    request.sequence.sampling = Some(Sampling { mirostat_target: Some(4.0), temperature: 1.0, ..Sampling::default() });
+    request.sequence.sampling =
+        Some(Sampling { mirostat_target: Some(4.0), temperature: 1.0, ..Sampling::default() });
     let whole = alone(&mut driver, &request);
     request.sequence.prediction = whole.tokens.clone();
     let output = driver.run(&[request]).remove(0);
