@@ -10,8 +10,8 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use self::values::{
-    Activations, BenchEndpoint, BenchMode, Device, LogFormat, Pooling, StopWord, Switch, ToolParser,
-    UnknownFields,
+    Activations, BenchEndpoint, BenchMode, Device, LogFormat, Pooling, Speculation, StopWord, Switch,
+    ToolParser, UnknownFields,
 };
 use self::values::{alias, device, gigabytes, positive, url, weight};
 use crate::models;
@@ -300,6 +300,10 @@ pub(crate) struct AdmissionArgs {
     /// costs its full time, for measuring.
     #[arg(long, env = "VOLLEY_PREFIX_CACHE", default_value = "on", value_name = "SWITCH")]
     pub(crate) prefix_cache: Switch,
+    /// Whether steps guess tokens from the text so far, from a request's `prediction`, and with a draft model: `auto`
+    /// does where that makes answers faster, by measurement. Bytes are the same either way.
+    #[arg(long, env = "VOLLEY_SPECULATION", default_value = "auto", value_name = "auto|off")]
+    pub(crate) speculation: Speculation,
     /// What an API key gets of a busy cluster beside others: twice as much with weight 2 as with 1, the default.
     ///
     /// A key is named by the first 16 digits of its BLAKE3 hash, so that schedulers see none:

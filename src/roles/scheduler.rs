@@ -5,10 +5,10 @@ use std::sync::Arc;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 use volley_proto::transport::Transport;
-use volley_scheduler::Config;
+use volley_scheduler::{Config, MAX_DRAFTS};
 
 use super::{Error, address, admin, cluster, fresh_id, parts::Parts, shutdown};
-use crate::cli::{AdmissionArgs, SchedulerArgs, Switch};
+use crate::cli::{AdmissionArgs, SchedulerArgs, Speculation, Switch};
 
 /// Serves until a signal, then hands its workers over.
 pub(crate) async fn run(args: SchedulerArgs, metrics: PrometheusHandle) -> Result<(), Error> {
@@ -37,6 +37,7 @@ pub(crate) async fn run(args: SchedulerArgs, metrics: PrometheusHandle) -> Resul
 pub(super) fn config(args: &AdmissionArgs, id: String, address: String) -> Config {
     Config {
         max_waiting_sequences: args.max_waiting,
+        drafts: if args.speculation == Speculation::Auto { MAX_DRAFTS } else { 0 },
         prefix_cache: args.prefix_cache == Switch::On,
         tenant_weights: Arc::new(args.tenant_weight.iter().cloned().collect()),
         ..Config::new(id, address)

@@ -179,6 +179,7 @@ impl<E: Generate> App<E> {
             echo: 0,
             logprobs: None,
             grammar: None,
+            prediction: Vec::new(),
             shown: Vec::new(),
             sampling: Sampling::default(),
             tenant: caller.tenant.0.clone(),

@@ -38,6 +38,7 @@ fn generation() -> Generation {
         echo: 0,
         logprobs: None,
         grammar: None,
+        prediction: Vec::new(),
         shown: Vec::new(),
         sampling: Sampling::default(),
         tenant: String::new(),
