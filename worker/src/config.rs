@@ -19,6 +19,8 @@ pub struct Config {
     pub device: Device,
     /// Kernel threads; none: as many as this process may run side by side.
     pub threads: Option<usize>,
+    /// A small model of the same vocabulary that guesses tokens: a file or folder, as `model` is.
+    pub draft: Option<PathBuf>,
     /// Bytes for keys and values; none: a quarter of the memory that is free, and no more than
     /// `max_sequences` full contexts take. Touched as it is used.
     pub kv_cache_bytes: Option<u64>,
@@ -73,6 +75,7 @@ impl Config {
             cache: None,
             device: Device::Auto,
             threads: None,
+            draft: None,
             kv_cache_bytes: None,
             max_batch_tokens: Self::MAX_BATCH_TOKENS,
             max_sequences: Self::MAX_SEQUENCES,

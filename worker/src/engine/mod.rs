@@ -26,7 +26,8 @@ use tonic::Status;
 use volley_kernels::Backend;
 use volley_proto::v1::{self, ResultMessage, StepPlan, StepResult, WorkerHello, result_message::Message};
 
-pub(crate) use self::{guide::Guides, metrics::describe, slots::Slots};
+use self::slots::{PlanError, Step};
+pub(crate) use self::{draft::DraftModel, guide::Guides, metrics::describe, slots::Slots};
 use crate::{config::Pooling, decoder::Decoder};
 
 /// Plans that may wait for the step thread: a scheduler is one step ahead.
@@ -74,6 +75,8 @@ pub(crate) enum Job {
 /// The thread's state.
 pub(crate) struct Engine<B: Backend> {
     decoder: Decoder<B>,
+    /// Guesses, where there is one.
+    draft_model: Option<DraftModel<B>>,
     slots: Slots,
     /// The highest epoch seen; its connection may be gone.
     epoch: Option<Epoch>,
@@ -93,9 +96,15 @@ struct Owner {
 // === impl Engine ===
 
 impl<B: Backend> Engine<B> {
-    pub(crate) fn new(decoder: Decoder<B>, limits: Limits, guides: Guides) -> Self {
+    pub(crate) fn new(
+        decoder: Decoder<B>,
+        draft_model: Option<DraftModel<B>>,
+        limits: Limits,
+        guides: Guides,
+    ) -> Self {
         Self {
             decoder,
+            draft_model,
             slots: Slots::new(limits, guides),
             epoch: None,
             owner: None,
@@ -150,6 +159,15 @@ impl<B: Backend> Engine<B> {
         }
     }
 
+    /// Applies a plan's deltas, guesses, and lays out the rows.
+    fn lay_out(&mut self, plan: StepPlan) -> Result<Step, PlanError> {
+        let mut planned = self.slots.apply(plan)?;
+        if let Some(model) = &mut self.draft_model {
+            model.guess(&mut self.slots, &mut planned);
+        }
+        self.slots.lay_out(planned)
+    }
+
     fn step(&mut self, epoch: Epoch, plan: StepPlan) {
         let Some(owner) = &mut self.owner else { return };
         let started = Instant::now();
@@ -161,7 +179,7 @@ impl<B: Backend> Engine<B> {
             let problem = format!("step {step_id} after step {last}; expected the next");
             return self.disown(Some(Status::invalid_argument(problem)));
         }
-        let mut step = match self.slots.apply(plan) {
+        let mut step = match self.lay_out(plan) {
             Ok(step) => step,
             Err(error) => return self.disown(Some(Status::invalid_argument(error.to_string()))),
         };

@@ -30,6 +30,8 @@ pub(super) struct Sequence {
     banned: Vec<u32>,
     min_tokens: usize,
     drafter: Drafter,
+    /// Tokens that a draft model has in its own KV cache, if it has looked; those it guessed among them.
+    pub(super) mirrored: Option<usize>,
     /// Says what may be drawn.
     pub(super) guide: Option<Guide>,
     pub(super) blocks: Vec<BlockId>,
@@ -91,6 +93,7 @@ impl Sequence {
             prompt_tokens,
             sampling,
             choice: new.choice,
+            mirrored: None,
             score: new.score.map(|score| (score.from.max(1) as usize, score.alternatives)),
             banned: new.banned,
             min_tokens: new.min_tokens as usize,
@@ -107,13 +110,45 @@ impl Sequence {
         self.failure.as_deref()
     }
 
-    /// Computes the next `rows` tokens, and up to `drafts` that are guessed. The error is a plan that contradicts
-    /// itself.
+    /// All that is known.
+    pub(super) fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Of it, what is in the KV cache.
+    pub(super) fn computed(&self) -> usize {
+        self.computed
+    }
+
+    /// The blocks that a run of so many rows writes.
+    pub(super) fn touched(&self, rows: usize) -> &[BlockId] {
+        let end = (self.computed + rows).div_ceil(BLOCK_TOKENS).min(self.blocks.len());
+        self.blocks.get(self.computed / BLOCK_TOKENS..end).unwrap_or_default()
+    }
+
+    /// Whether what a run of `rows` tokens draws can be guessed on from. Not where a draw depends on more than the
+    /// tokens before it: on a mask that is computed from the last one, or on how surprising that was.
+    pub(super) fn is_guessable(&self, rows: usize) -> bool {
+        let draws = self.kind == Kind::Generate && self.computed + rows == self.tokens.len();
+        let exact = self.guide.is_none() && self.sampling.mirostat_target.is_none();
+        draws && exact && self.failure.is_none()
+    }
+
+    /// Up to `most` tokens that may come after a run of `rows` tokens.
+    pub(super) fn guess(&mut self, rows: usize, most: usize) -> Option<Guess> {
+        match most > 0 && self.is_guessable(rows) {
+            true => self.drafter.guess(&self.tokens, self.prompt_tokens, most),
+            false => None,
+        }
+    }
+
+    /// Computes the next `rows` tokens, and those guessed to come after, at most `drafts`. The error is a plan that
+    /// contradicts itself.
     pub(super) fn run(
         &mut self,
         slot: u32,
-        rows: usize,
-        drafts: usize,
+        (rows, drafts): (usize, usize),
+        guess: Option<Guess>,
         limits: &Limits,
     ) -> Result<Run, String> {
         let known = self.tokens.len();
@@ -144,22 +179,12 @@ impl Sequence {
             .collect();
         let (ends, mut tokens) = (end == known, self.tokens[position..end].to_vec());
         let samples = self.kind == Kind::Generate && ends;
-        let guess = if samples { self.guess(drafts) } else { None };
         let guessed = guess.as_ref().map_or(&[][..], |guess| &guess.tokens);
         tokens.extend(guessed);
         let draws = if samples { 0..guessed.len() + 1 } else { 0..0 };
         let samples = draws.map(|nth| (rows - 1 + nth, self.draw_after(&guessed[..nth], limits))).collect();
         let pooled = self.pool.as_ref().map_or(0, |pool| pool.wants(rows, ends));
         Ok(Run { position, tokens, scores, samples, guess, pooled, ends })
-    }
-
-    /// What may come next. Not where a draw depends on more than the tokens before it: on a mask that is
-    /// computed from the last one, or on how surprising that was.
-    fn guess(&mut self, most: usize) -> Option<Guess> {
-        if self.guide.is_some() || self.sampling.mirostat_target.is_some() {
-            return None;
-        }
-        self.drafter.guess(&self.tokens, self.prompt_tokens, most)
     }
 
     /// Keeps a drawn token: the next run may start with it.
@@ -187,7 +212,7 @@ impl Sequence {
     }
 
     /// The draw after all that is known and `guess`: what it would be if that were known too.
-    fn draw_after(&self, guess: &[u32], limits: &Limits) -> Draw {
+    pub(super) fn draw_after(&self, guess: &[u32], limits: &Limits) -> Draw {
         let known = self.tokens.len() + guess.len();
         let generated = known - self.prompt_tokens;
         let sampling = &self.sampling;

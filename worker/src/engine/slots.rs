@@ -7,6 +7,7 @@ use volley_proto::v1::{Drafted, Logprobs, SlotResult, SlotRun, StepPlan};
 
 use super::{
     Limits,
+    draft::Guess,
     guide::{Guides, Readiness, patience, restrict},
     sequence::Sequence,
 };
@@ -24,6 +25,15 @@ pub(crate) struct Slots {
     limits: Limits,
     guides: Guides,
     slots: Vec<Option<Sequence>>,
+}
+
+/// A plan whose deltas have been applied.
+#[derive(Debug, Default)]
+pub(crate) struct Planned {
+    step: u64,
+    pub(crate) copies: Vec<(BlockId, BlockId)>,
+    /// What is to run, and what is guessed to come after.
+    pub(super) runs: Vec<(SlotRun, Option<Guess>)>,
 }
 
 /// A checked plan, ready to compute.
@@ -61,6 +71,16 @@ impl Slots {
         Self { slots: (0..limits.sequences).map(|_| None).collect(), limits, guides }
     }
 
+    /// What plans may ask for.
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// The sequence in a slot.
+    pub(super) fn sequence_mut(&mut self, slot: u32) -> Option<&mut Sequence> {
+        self.slots.get_mut(slot as usize)?.as_mut()
+    }
+
     /// Slots that hold a sequence.
     pub(crate) fn taken(&self) -> usize {
         self.slots.iter().flatten().count()
@@ -71,13 +91,24 @@ impl Slots {
         self.slots.fill_with(|| None);
     }
 
-    /// Applies a plan's deltas and lays out its rows. After an error the slots are of no more use.
-    pub(crate) fn apply(&mut self, plan: StepPlan) -> Result<Step, PlanError> {
+    /// Applies a plan's deltas, and guesses from what sequences hold. After an error the slots are of no more use.
+    pub(crate) fn apply(&mut self, plan: StepPlan) -> Result<Planned, PlanError> {
         let step = plan.step_id;
-        self.changes(plan).map_err(|problem| PlanError { step, problem })
+        let planned = self.changes(plan).map_err(|problem| PlanError { step, problem })?;
+        Ok(Planned { step, ..planned })
     }
 
-    fn changes(&mut self, plan: StepPlan) -> Result<Step, String> {
+    /// Lays out the rows. After an error the slots are of no more use.
+    pub(crate) fn lay_out(&mut self, planned: Planned) -> Result<Step, PlanError> {
+        let mut step = Step { copies: planned.copies, ..Step::default() };
+        for (run, guess) in planned.runs {
+            let done = self.run(run, guess, &mut step);
+            done.map_err(|problem| PlanError { step: planned.step, problem })?;
+        }
+        Ok(step)
+    }
+
+    fn changes(&mut self, plan: StepPlan) -> Result<Planned, String> {
         for slot in plan.release {
             let freed = self.slot(slot)?.take();
             freed.ok_or_else(|| format!("release of slot {slot}, which is empty"))?;
@@ -101,22 +132,28 @@ impl Slots {
                 return Err(format!("slot {slot}: a table of {} blocks; there are {limit}", table.len()));
             }
         }
-        let mut step = Step::default();
+        let mut planned = Planned::default();
         for copy in plan.copy {
             self.group(copy.group)?;
-            step.copies.push((self.block(copy.from)?, self.block(copy.to)?));
+            planned.copies.push((self.block(copy.from)?, self.block(copy.to)?));
         }
         let mut ran = HashSet::new();
         for run in plan.run {
             if !ran.insert(run.slot) {
                 return Err(format!("slot {} runs twice", run.slot));
             }
-            self.run(run, &mut step)?;
+            let guess = self.sequence(run.slot)?.guess(run.tokens as usize, run.drafts as usize);
+            planned.runs.push((run, guess));
         }
-        Ok(step)
+        Ok(planned)
     }
 
-    fn run(&mut self, SlotRun { slot, tokens, drafts }: SlotRun, step: &mut Step) -> Result<(), String> {
+    fn run(
+        &mut self,
+        SlotRun { slot, tokens, drafts }: SlotRun,
+        guess: Option<Guess>,
+        step: &mut Step,
+    ) -> Result<(), String> {
         let limits = self.limits;
         let sequence = self.sequence(slot)?;
         let mut result = SlotResult { slot, ..SlotResult::default() };
@@ -130,7 +167,7 @@ impl Slots {
         if first_row + tokens + drafts > limits.rows {
             return Err(format!("more than {} rows", limits.rows));
         }
-        let run = sequence.run(slot, tokens, drafts, &limits)?;
+        let run = sequence.run(slot, (tokens, drafts), guess, &limits)?;
         let rows = run.tokens.len();
         let blocks = sequence.blocks.clone();
         step.batch.tokens.extend(run.tokens);

@@ -7,8 +7,10 @@
 //! | --- | --- |
 //! | `lookup.rs` | the sequence itself: what followed its last tokens before |
 //! | `prediction.rs` | the text that the client expects |
+//! | `model.rs` | a small model, where neither has anything |
 
 mod lookup;
+mod model;
 mod prediction;
 
 use std::{
@@ -16,6 +18,7 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
 };
 
+pub(crate) use self::model::DraftModel;
 use self::{lookup::Lookup, prediction::Prediction};
 
 /// Longest and shortest run of tokens that is looked up.

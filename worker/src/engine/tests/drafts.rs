@@ -89,3 +89,18 @@ fn guided_sequences_and_mirostat_are_not_guessed() {
     assert_eq!((&output, output.drafted.0), (&whole, 0));
     driver.stop();
 }
+
+#[test]
+fn streams_with_a_draft_model_are_those_without() {
+    let right = |target: &str, draft: &str| {
+        let mut driver = Driver::drafting(target, draft, 48, 256);
+        let requests: Vec<_> = (0..64).map(|number| guessing(&mut driver, number)).collect();
+        let Count(guessed, right) = together(&mut driver, &requests);
+        driver.stop();
+        assert!(guessed > 2000, "{guessed} guesses");
+        f64::from(right) / f64::from(guessed)
+    };
+    // One that thinks alike draws alike, warm or cold, with penalties and biases.
+    let (alike, other) = (right("tiny-llama", "tiny-llama"), right("tiny-llama", "tiny-qwen2"));
+    assert!(alike == 2.0, "{alike} of its own, {other} of another's");
+}

@@ -18,7 +18,8 @@ use crate::{
     Activations,
     config::Pooling,
     decoder::Capacity,
-    engine::{Engine, Epoch, Guides, Job, Limits, WAITING_JOBS, WAITING_RESULTS},
+    engine::{DraftModel, Engine, Epoch, Guides, Job, Limits, WAITING_JOBS, WAITING_RESULTS},
+    model::Model,
     testing,
     worker::compiler,
 };
@@ -83,19 +84,37 @@ struct Live {
 
 impl Driver {
     pub(super) fn start(model: &str, sequences: usize, rows: usize) -> Self {
-        Self::embedding(model, sequences, rows, None)
+        Self::with(model, sequences, rows, None, None)
+    }
+
+    /// With a draft model.
+    pub(super) fn drafting(model: &str, draft: &str, sequences: usize, rows: usize) -> Self {
+        Self::with(model, sequences, rows, None, Some(draft))
     }
 
     pub(super) fn embedding(model: &str, sequences: usize, rows: usize, pooling: Option<Pooling>) -> Self {
+        Self::with(model, sequences, rows, pooling, None)
+    }
+
+    fn with(
+        model: &str,
+        sequences: usize,
+        rows: usize,
+        pooling: Option<Pooling>,
+        draft: Option<&str>,
+    ) -> Self {
         let model = testing::fixture(model).model;
         let (context, vocab) = (model.description.context, model.description.vocab);
         let limits = Limits { sequences, rows, blocks: sequences * 12, context, vocab, pooling };
-        let backend =
-            CpuBackend::new(CpuOptions { threads: 2, activations: Activations::Int8, isa: None }).unwrap();
-        let decoder = testing::decoder(backend, &model, Capacity { rows, blocks: limits.blocks });
+        let options = CpuOptions { threads: 2, activations: Activations::Int8, isa: None };
+        let capacity = Capacity { rows, blocks: limits.blocks };
+        let decoder = |model: &Model| testing::decoder(CpuBackend::new(options).unwrap(), model, capacity);
+        let draft = draft.map(|draft| testing::fixture(draft).model);
+        let draft = draft.map(|draft| DraftModel::new(decoder(&draft), rows, limits.blocks));
+        let decoder = decoder(&model);
         let guides = Guides::start(compiler(&model.text, vocab)).unwrap();
         let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
-        let thread = std::thread::spawn(move || Engine::new(decoder, limits, guides).run(waiting));
+        let thread = std::thread::spawn(move || Engine::new(decoder, draft, limits, guides).run(waiting));
         Self { jobs, thread, connections: 0, limits }
     }
 

@@ -2,7 +2,8 @@ use volley_proto::v1::{Kind, NewSequence, SlotRun, StepPlan};
 
 use super::{
     driver::{Driver, Request},
-    guided, plans,
+    guided,
+    plans::{self, lay_out},
 };
 use crate::{config::Pooling, engine::Limits};
 
@@ -69,7 +70,7 @@ fn a_worker_that_cannot_embed_fails_that_sequence_only() {
         let mut slots = guided::slots(Limits { pooling, ..plans::LIMITS });
         let run = vec![SlotRun { slot: 0, tokens: 1, drafts: 0 }];
         let plan = StepPlan { admit: vec![embed(computed)], run, ..Default::default() };
-        let step = slots.apply(plan).unwrap();
+        let step = lay_out(&mut slots, plan).unwrap();
         slots.settle(step, vec![]).remove(0).failure.unwrap()
     };
     assert_eq!(failure(None, 0), "this worker computes no embeddings");
