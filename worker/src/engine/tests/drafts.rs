@@ -100,7 +100,8 @@ fn streams_with_a_draft_model_are_those_without() {
         assert!(guessed > 2000, "{guessed} guesses");
         f64::from(right) / f64::from(guessed)
     };
-    // One that thinks alike draws alike, warm or cold, with penalties and biases.
+    // One that thinks alike draws alike, warm or cold, with penalties and biases. (Some guesses are still from
+    // the text.)
     let (alike, other) = (right("tiny-llama", "tiny-llama"), right("tiny-llama", "tiny-qwen2"));
-    assert!(alike == 2.0, "{alike} of its own, {other} of another's");
+    assert!(alike > 0.9 && other < 0.5, "{alike} of its own were right, {other} of another's");
 }
