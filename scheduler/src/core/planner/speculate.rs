@@ -241,7 +241,10 @@ mod tests {
         let free = World::new(10_000, 1).guesses(64, 400, 6);
         assert!(free > 2.0, "{free} guesses where rows cost nothing");
         // Where a step costs its rows and nothing else, not even guesses that are always right pay.
-        let linear = World::new(0, 2_000).guesses(8, 2000, 8);
+        let mut world = World::new(10_000, 500);
+        assert!(world.guesses(8, 400, 8) > 4.0);
+        (world.base, world.row) = (0, 2_000);
+        let linear = world.guesses(8, 2000, 8);
         assert!(linear < 0.5, "{linear} guesses, all right, that save nothing");
     }
 
