@@ -26,9 +26,10 @@ const LIKELY: f64 = 0.6;
 const ROW: f64 = 0.25;
 const LEAST_ROW: f64 = 0.02;
 /// Gains must exceed costs by this: both are estimates.
-const MARGIN: f64 = 1.1;
-/// A try has so many guesses, and comes after so many steps without.
-const TRY: TokenCount = 2;
+const MARGIN: f64 = 1.2;
+/// A sequence begins with so many guesses at most; each that was right allows two more.
+const BEGIN: TokenCount = 2;
+/// A try has one guess, and comes after so many steps without.
 const PAUSE: (u32, u32) = (4, 64);
 
 /// What guesses cost and bring on one worker.
@@ -105,14 +106,15 @@ impl Speculation {
         let row = self.costs.row();
         let (mut tokens, mut micros) = (decodes, self.costs.step(decodes, row));
         let mut choose = |record: &mut Record| {
-            let likely = record.likely(self.usual);
+            let (most, likely) = (self.most.min(rows).min(record.most()), record.likely(self.usual));
             let (mut guesses, mut gain) = (0, likely);
-            while guesses < self.most.min(rows) && gain * micros > MARGIN * row * tokens {
+            while guesses < most && gain * micros > MARGIN * row * tokens {
                 (guesses, tokens, micros) = (guesses + 1, tokens + gain, micros + row);
                 gain *= likely;
             }
-            if guesses == 0 && record.tries() {
-                guesses = TRY.min(self.most).min(rows);
+            // It is no use to try where not even a guess that is always right would pay.
+            if guesses == 0 && micros > MARGIN * row * tokens && record.tries() {
+                guesses = most.min(1);
             }
             rows -= guesses;
             guesses
@@ -137,9 +139,14 @@ impl Record {
         (self.right + PRIOR * usual) / (self.guessed + PRIOR)
     }
 
+    /// How many guesses may be made, for those that were right.
+    fn most(&self) -> TokenCount {
+        BEGIN + (2.0 * self.right) as TokenCount
+    }
+
     /// Guesses don't pay. Now and then some are made all the same.
     fn tries(&mut self) -> bool {
-        self.idle += 1;
+        self.idle = self.idle.saturating_add(1);
         self.idle > self.pause
     }
 }
@@ -251,7 +258,9 @@ mod tests {
     #[test]
     fn guesses_stay_within_the_rows_and_none_are_made_where_they_are_off() {
         let mut records = vec![Record::default(); 3];
-        let chosen = Speculation::new(MOST).choose(records.iter_mut().map(Some), 5);
+        let mut eager = Speculation::new(MOST);
+        records.iter_mut().for_each(|record| eager.learn(record, 8, 8));
+        let chosen = eager.choose(records.iter_mut().map(Some), 5);
         assert_eq!(chosen.iter().sum::<usize>(), 5);
         let off = Speculation::new(0).choose(records.iter_mut().map(Some), 500);
         assert_eq!(off, [0, 0, 0]);
