@@ -1,0 +1,126 @@
+"""Thirty-two streams of every kind at once, and what each of them said."""
+
+import http.client
+import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Lock
+from urllib.parse import urlsplit
+
+from volley import MODEL, spent
+
+# A part that lost its worker must not be waited for: a read that takes longer than this is a stall.
+STALL = 40
+# Events of each stream before all count as under way.
+BEGUN = 4
+
+ALL = {"model": MODEL, "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 110}
+STORY = {"type": "object", "required": ["story"], "properties": {"story": {"type": "string", "minLength": 300}}}
+TOOL = {"type": "function", "function": {"name": "save", "parameters": STORY}}
+
+
+def text(number, **more):
+    prompt = f"Story {number}. Once upon a time, there was"
+    return "/v1/completions", {**ALL, "prompt": prompt, "seed": number, "ignore_eos": True, **more}
+
+
+def chat(number, **more):
+    messages = [{"role": "user", "content": f"Tell me story {number}, of a king."}]
+    return "/v1/chat/completions", {**ALL, "messages": messages, "seed": number, "ignore_eos": True, **more}
+
+
+def streams():
+    """By name: the path and the body of each stream."""
+    kinds = {
+        "greedy": lambda i: text(i, temperature=0),
+        "seeded": lambda i: text(i, temperature=1.2, top_p=0.9),
+        "greedy chat": lambda i: chat(i, temperature=0),
+        "seeded chat": lambda i: chat(i, temperature=1, top_k=40, min_p=0.02),
+        "schema": lambda i: chat(i, response_format={"type": "json_schema", "json_schema": {
+            "name": "story", "schema": STORY}}),
+        "expression": lambda i: text(i, guided_regex="([a-z]{2,9} ){150}"),
+        "call": lambda i: chat(i, tools=[TOOL], tool_choice="required"),
+        "two choices": lambda i: (text if i % 2 else chat)(i, n=2),
+        "penalties": lambda i: text(i, frequency_penalty=0.6, presence_penalty=0.3, repetition_penalty=1.1),
+        "mirostat": lambda i: chat(i, mirostat_target=3),
+        "log-probabilities": lambda i: chat(i, logprobs=True, top_logprobs=3),
+        "old log-probabilities": lambda i: text(i, logprobs=2),
+        "stop": lambda i: text(i, stop=["\n\n\n", "castle"], temperature=1),
+        "echo": lambda i: text(i, echo=True, logprobs=1),
+    }  # fmt: skip
+    wanted = [name for name in kinds for _ in range(3 if name in ("seeded", "schema", "call", "stop") else 2)]
+    return {f"{name} {i}": kinds[name](i) for i, name in enumerate(wanted)}
+
+
+def events(url, path, body):
+    """The data of each event of a stream; it ends without an error, or this fails."""
+    address = urlsplit(url)
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=STALL)
+    try:
+        connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+        response = connection.getresponse()
+        assert response.status == 200, response.read()
+        for line in response:
+            if line.startswith(b"data: {"):
+                event = json.loads(line.removeprefix(b"data: "))
+                assert "error" not in event, event
+                yield event
+            elif line.startswith(b"data: [DONE]"):
+                return
+        raise AssertionError("the stream ended early")
+    finally:
+        connection.close()
+
+
+def said(events):
+    """All that a stream's events have but the answer's id and time: each choice's, in order, and the usage."""
+    choices, usage = {}, None
+    for event in events:
+        usage = event["usage"] or usage
+        for choice in event["choices"]:
+            for call in choice.get("delta", {}).get("tool_calls", []):
+                call.pop("id", None)  # made of the answer's
+            choices.setdefault(choice["index"], []).append(choice)
+    return {index: choices[index] for index in sorted(choices)}, spent(usage)
+
+
+class Mix:
+    """The streams, begun at the routers in turn; what each said is in `results()`."""
+
+    def __init__(self, urls, events=events):
+        self.asks = streams()
+        self.begun, self.lock, self.all_begun = set(), Lock(), Event()
+        self.pool = ThreadPoolExecutor(len(self.asks))
+        self.running = {
+            name: self.pool.submit(self.hear, name, events(urls[i % len(urls)], *ask))
+            for i, (name, ask) in enumerate(self.asks.items())
+        }
+
+    def hear(self, name, events):
+        heard = []
+        try:
+            for event in events:
+                heard.append(event)
+                if len(heard) == BEGUN:
+                    self.tell(name)
+            return said(heard)
+        finally:
+            self.tell(name)  # nobody waits for a stream that is over
+
+    def tell(self, name):
+        with self.lock:
+            self.begun.add(name)
+            if len(self.begun) == len(self.asks):
+                self.all_begun.set()
+
+    def under_way(self):
+        """Waits until each stream has said something; none is over then."""
+        assert self.all_begun.wait(120)
+        over = [name for name, stream in self.running.items() if stream.done()]
+        assert not over, {name: self.running[name].result() for name in over}
+        return self
+
+    def results(self):
+        try:
+            return {name: stream.result() for name, stream in self.running.items()}
+        finally:
+            self.pool.shutdown()
