@@ -2,16 +2,20 @@
 
 import http.client
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from threading import Event, Lock
 from urllib.parse import urlsplit
 
 from volley import MODEL, spent
 
-# A part that lost its worker must not be waited for: a read that takes longer than this is a stall.
+# What was lost is noticed within seconds: a stream that says nothing for longer than this has been forgotten.
 STALL = 40
 # Events of each stream before all count as under way.
-BEGUN = 4
+BEGUN = 3
+# Streams more, at each router, whose clients leave in the middle of it.
+LEAVE = 2
 
 ALL = {"model": MODEL, "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 110}
 STORY = {"type": "object", "required": ["story"], "properties": {"story": {"type": "string", "minLength": 300}}}
@@ -51,16 +55,25 @@ def streams():
     return {f"{name} {i}": kinds[name](i) for i, name in enumerate(wanted)}
 
 
-def events(url, path, body):
-    """The data of each event of a stream; it ends without an error, or this fails."""
+def request(url, path, body):
+    """A connection on which a stream was asked for."""
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname, address.port, timeout=STALL)
+    connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+    return connection
+
+
+def events(url, path, body):
+    """The data of each event of a stream; it ends without an error, or this fails."""
+    connection = request(url, path, body)
     try:
-        connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
         response = connection.getresponse()
         assert response.status == 200, response.read()
+        heard = time.monotonic()
         for line in response:
+            assert time.monotonic() - heard < STALL, "nothing but signs of life"
             if line.startswith(b"data: {"):
+                heard = time.monotonic()
                 event = json.loads(line.removeprefix(b"data: "))
                 assert "error" not in event, event
                 yield event
@@ -84,11 +97,12 @@ def said(events):
 
 
 class Mix:
-    """The streams, begun at the routers in turn; what each said is in `results()`."""
+    """The streams, begun at the routers in turn, and some whose clients will leave."""
 
     def __init__(self, urls, events=events):
         self.asks = streams()
         self.begun, self.lock, self.all_begun = set(), Lock(), Event()
+        self.leaving = [request(url, *ask) for url, ask in zip(urls * LEAVE, self.asks.values())]
         self.pool = ThreadPoolExecutor(len(self.asks))
         self.running = {
             name: self.pool.submit(self.hear, name, events(urls[i % len(urls)], *ask))
@@ -113,14 +127,26 @@ class Mix:
                 self.all_begun.set()
 
     def under_way(self):
-        """Waits until each stream has said something; none is over then."""
+        """Waits until each stream has said something."""
         assert self.all_begun.wait(120)
-        over = [name for name, stream in self.running.items() if stream.done()]
-        assert not over, {name: self.running[name].result() for name in over}
+        assert all(connection.getresponse().read1() for connection in self.leaving)
         return self
 
     def results(self):
+        """What each stream said. The clients that were to leave do so now."""
+        for connection in self.leaving:
+            connection.close()
         try:
             return {name: stream.result() for name, stream in self.running.items()}
         finally:
             self.pool.shutdown()
+
+
+def differences(results, expected):
+    """Of each stream that isn't what it should be: the first events that differ, and the usage."""
+    different = {name: (results[name], said) for name, said in expected.items() if results[name] != said}
+    first = lambda one, other: next(((a, b) for a, b in zip_longest(one, other) if a != b), None)  # noqa: E731
+    return {
+        name: [*(first(got[choice], said[choice]) for choice in said), usage, wanted]
+        for name, ((got, usage), (said, wanted)) in different.items()
+    }

@@ -1,9 +1,14 @@
 """Whatever dies, hangs or is cut off: 32 mixed streams go on with the very bytes of the undisturbed run."""
 
+import json
+import signal
+from contextlib import ExitStack, contextmanager
+
 import pytest
 
-from mixed import Mix
+from mixed import Mix, differences
 from network import Loopback, Network
+from test_resume import resume
 from volley import Cluster, eventually, free_port
 
 
@@ -51,6 +56,27 @@ class Full(Cluster):
         held = "volley_router_active_requests", "volley_scheduler_running", "volley_scheduler_waiting", "volley_worker_slots_in_use"
         return free == total and not any(map(self.metric, held))
 
+    def member(self, part):
+        """What etcd has of a part: its id, and its lease."""
+        members = self.etcd.entries(part.name + "s").items()
+        return next((id, lease) for id, (member, lease) in members if json.loads(member)["address"] == part.url)
+
+    def schedulers(self):
+        """The one with one worker, and the one with two."""
+        return sorted(self.all("scheduler"), key=lambda one: self.of("volley_scheduler_workers", [one]))
+
+    def workers_of(self, scheduler):
+        id, claims = self.member(scheduler)[0], self.etcd.entries("claims")
+        return [one for one in self.all("worker") if claims[self.member(one)[0]][0] == id]
+
+    def moves(self):
+        """How often streams have moved, by who moved them."""
+        here = {router: self.metric("volley_router_moves_total", [router.admin]) for router in self.all("router")}
+        return here | {one: self.metric("volley_scheduler_moves_total", [one.admin]) for one in self.all("scheduler")}
+
+    def moved(self, before):
+        return any(moves > before.get(part, 0) for part, moves in self.moves().items())
+
     def mix(self):
         return Mix([router.url for router in self.all("router")])
 
@@ -79,15 +105,130 @@ def undisturbed(full):
     return full.mix().under_way().results()
 
 
-@pytest.fixture
-def disturbed(full, undisturbed):
-    """The cluster, whole and idle, before and after."""
+@pytest.fixture(autouse=True)
+def restored(full, undisturbed):
+    """Before a test and after it the cluster is whole, and holds nothing of anyone's."""
     full.complete()
-    yield full
+    yield
     full.complete()
 
 
-def test_a_worker_dies(disturbed, undisturbed):
-    mix = disturbed.mix().under_way()
-    disturbed.kill(disturbed.all("worker")[0])
-    assert mix.results() == undisturbed
+def streams_stay_exact(full, undisturbed, strike):
+    """All streams are under way when it strikes, and say what they say undisturbed; some had to move."""
+    mix = full.mix().under_way()
+    before = full.moves()
+    strike()
+    assert not differences(mix.results(), undisturbed)
+    eventually(lambda: full.moved(before), "moved", full.parts, seconds=5)
+
+
+@contextmanager
+def hanging(part):
+    part.child.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        part.child.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def cut(full, one, other):
+    if isinstance(full.network, Loopback):
+        pytest.skip("needs network namespaces: root, and iproute2")
+    full.network.cut(one.host, other.host)
+    try:
+        yield
+    finally:
+        full.network.mend(one.host, other.host)
+
+
+# --- Deaths -------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_dies(full, undisturbed):
+    streams_stay_exact(full, undisturbed, lambda: full.kill(full.all("worker")[0]))
+
+
+def test_a_scheduler_dies(full, undisturbed):
+    streams_stay_exact(full, undisturbed, lambda: full.kill(full.schedulers()[1]))
+
+
+def test_a_scheduler_and_the_only_worker_of_the_other_die(full, undisturbed):
+    small, large = full.schedulers()
+
+    def strike():
+        full.kill(large)
+        full.kill(full.workers_of(small)[0])
+
+    streams_stay_exact(full, undisturbed, strike)
+
+
+def test_etcd_dies_and_comes_back_and_meanwhile_a_worker_dies(full, undisturbed):
+    def strike():
+        full.etcd.kill()
+        full.kill(full.all("worker")[0])
+        full.etcd.start()
+
+    streams_stay_exact(full, undisturbed, strike)
+
+
+def test_a_router_dies_and_its_streams_go_on_from_the_other(full, undisturbed):
+    dying, other = full.all("router")
+    mix = Mix([dying.url, other.url], lambda url, *ask: resume.events([url, other.url], *ask)).under_way()
+    full.kill(dying)
+    assert not differences(mix.results(), undisturbed)
+
+
+def test_a_scheduler_that_is_asked_to_go_hands_its_streams_over(full, undisturbed):
+    def strike():
+        leaving = full.schedulers()[1]
+        full.gone(leaving)
+        assert leaving.child.returncode == 0
+
+    streams_stay_exact(full, undisturbed, strike)
+
+
+# --- Hangs --------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_hangs(full, undisturbed):
+    with ExitStack() as until:
+        streams_stay_exact(full, undisturbed, lambda: until.enter_context(hanging(full.all("worker")[0])))
+
+
+def test_a_scheduler_hangs(full, undisturbed):
+    stopped, other = full.schedulers()
+    with ExitStack() as until:
+        mix = full.mix().under_way()
+        until.enter_context(hanging(stopped))
+        assert not differences(mix.results(), undisturbed)
+        eventually(lambda: full.of("volley_scheduler_workers", [other]) == [3], "taken over", [other])
+
+
+# --- Cuts: packets are lost, in both directions, and nobody is told ------------------------------------------
+
+
+def test_a_scheduler_is_cut_off_from_etcd(full, undisturbed):
+    lonely, other = full.schedulers()
+    with ExitStack() as until:
+
+        def strike():
+            until.enter_context(cut(full, lonely, full.etcd))
+            full.etcd.expire(full.member(lonely)[1])
+
+        streams_stay_exact(full, undisturbed, strike)
+        assert full.of("volley_scheduler_workers", [lonely, other]) == [0, 3]
+        assert "superseded" in lonely.output(), "its workers told it that they obey another"
+
+
+def test_a_scheduler_is_cut_off_from_a_worker(full, undisturbed):
+    scheduler = full.schedulers()[0]
+    worker = full.workers_of(scheduler)[0]
+    with ExitStack() as until:
+        streams_stay_exact(full, undisturbed, lambda: until.enter_context(cut(full, scheduler, worker)))
+
+
+def test_a_router_is_cut_off_from_a_scheduler(full, undisturbed):
+    router, scheduler = full.all("router")[0], full.schedulers()[1]
+    with ExitStack() as until:
+        streams_stay_exact(full, undisturbed, lambda: until.enter_context(cut(full, router, scheduler)))

@@ -1,5 +1,6 @@
 """Runs the built binary in its two forms, `serve` and separate processes with etcd, on free loopback ports."""
 
+import base64
 import http.client
 import itertools
 import json
@@ -189,9 +190,24 @@ class Etcd(Process):
 
     def start(self):
         super().start()
-        health = Server(self.client)
-        health.hosts[self.client] = self.host.ip
-        eventually(lambda: health.request("GET", "/health")[0] == 200, "healthy", [self])
+        eventually(lambda: self.ask("GET", "/health")[0] == 200, "healthy", [self])
+
+    def ask(self, method, path, body=None):
+        server = Server(self.client)
+        server.hosts[self.client] = self.host.ip
+        return server.request(method, path, body)
+
+    def entries(self, folder):
+        """What Volley keeps in a folder: values and leases, by name."""
+        name = lambda text: base64.b64encode(text.encode()).decode()  # noqa: E731
+        asked = {"key": name(f"/volley/{folder}/"), "range_end": name(f"/volley/{folder}0")}
+        found = self.ask("POST", "/v3/kv/range", asked)[2].get("kvs", [])
+        read = lambda text: base64.b64decode(text).decode()  # noqa: E731
+        return {read(kv["key"]).split("/")[-1]: (read(kv["value"]), kv["lease"]) for kv in found}
+
+    def expire(self, lease):
+        """Ends a lease, as if its time were over."""
+        assert self.ask("POST", "/v3/lease/revoke", {"ID": lease})[0] == 200
 
 
 class Cluster(Server):
