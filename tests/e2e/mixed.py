@@ -5,15 +5,15 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
-from threading import Event, Lock
+from threading import Event
 from urllib.parse import urlsplit
 
 from volley import MODEL, spent
 
 # What was lost is noticed within seconds: a stream that says nothing for longer than this has been forgotten.
 STALL = 40
-# Events of each stream before all count as under way.
-BEGUN = 3
+# So many streams with so many events each are the middle of it: others are still to get their first.
+BEGUN = 12, 3
 # Streams more, at each router, whose clients leave in the middle of it.
 LEAVE = 2
 
@@ -101,7 +101,7 @@ class Mix:
 
     def __init__(self, urls, events=events):
         self.asks = streams()
-        self.begun, self.lock, self.all_begun = set(), Lock(), Event()
+        self.begun, self.in_the_middle = set(), Event()
         self.leaving = [request(url, *ask) for url, ask in zip(urls * LEAVE, self.asks.values())]
         self.pool = ThreadPoolExecutor(len(self.asks))
         self.running = {
@@ -114,22 +114,18 @@ class Mix:
         try:
             for event in events:
                 heard.append(event)
-                if len(heard) == BEGUN:
-                    self.tell(name)
+                if len(heard) == BEGUN[1]:
+                    self.begun.add(name)
+                    if len(self.begun) == BEGUN[0]:
+                        self.in_the_middle.set()
             return said(heard)
-        finally:
-            self.tell(name)  # nobody waits for a stream that is over
-
-    def tell(self, name):
-        with self.lock:
-            self.begun.add(name)
-            if len(self.begun) == len(self.asks):
-                self.all_begun.set()
+        except BaseException:
+            self.in_the_middle.set()  # nobody waits for what doesn't come: the result says why
+            raise
 
     def under_way(self):
-        """Waits until each stream has said something."""
-        assert self.all_begun.wait(120)
-        assert all(connection.getresponse().read1() for connection in self.leaving)
+        """Waits until many streams have said something."""
+        assert self.in_the_middle.wait(120)
         return self
 
     def results(self):

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, stream};
+use futures::{Stream, StreamExt, stream};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Streaming, transport::Channel};
@@ -154,21 +154,34 @@ impl Link {
 
     /// Reads until the link breaks. Step outputs go to `batches`; `models_changed` is called after every new
     /// list of models.
+    ///
+    /// The link is broken off before `batches` ends: whoever moves what was on it then finds it taking nothing more.
     pub(crate) async fn read(
         &self,
-        mut inbound: Streaming<SchedulerMessage>,
+        mut inbound: impl Stream<Item = Result<SchedulerMessage, tonic::Status>> + Unpin,
         batches: mpsc::Sender<StepOutput>,
+        models_changed: impl Fn(),
+    ) -> LinkError {
+        let error = self.hear(&mut inbound, &batches, models_changed).await;
+        self.break_off();
+        error
+    }
+
+    async fn hear(
+        &self,
+        inbound: &mut (impl Stream<Item = Result<SchedulerMessage, tonic::Status>> + Unpin),
+        batches: &mpsc::Sender<StepOutput>,
         models_changed: impl Fn(),
     ) -> LinkError {
         loop {
             let message = tokio::select! {
                 () = self.broken.cancelled() => return LinkError::BrokenOff,
-                message = inbound.message() => message,
+                message = inbound.next() => message,
             };
             let message = match message {
-                Ok(Some(message)) => message.message,
-                Ok(None) => return LinkError::Closed,
-                Err(status) => return LinkError::Status(Box::new(status)),
+                Some(Ok(message)) => message.message,
+                None => return LinkError::Closed,
+                Some(Err(status)) => return LinkError::Status(Box::new(status)),
             };
             match message {
                 Some(scheduler_message::Message::Output(output)) => {
