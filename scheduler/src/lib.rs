@@ -86,6 +86,9 @@ pub enum Error {
 // === impl Config ===
 
 impl Config {
+    /// Default of `step_deadline`.
+    pub const STEP_DEADLINE: Duration = Duration::from_secs(60);
+
     /// The defaults, which each field explains.
     pub fn new(id: impl Into<String>, address: impl Into<String>) -> Self {
         Self {
@@ -96,7 +99,7 @@ impl Config {
             tenant_weights: Weights::default(),
             step_depth: 2,
             prefix_cache: true,
-            step_deadline: Duration::from_secs(60),
+            step_deadline: Self::STEP_DEADLINE,
             drain: Duration::from_secs(10),
             readiness: Readiness::default(),
         }

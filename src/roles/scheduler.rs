@@ -1,6 +1,6 @@
 //! `volley scheduler`: claims workers, and plans their steps for the routers that connect.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
@@ -37,6 +37,7 @@ pub(crate) async fn run(args: SchedulerArgs, metrics: PrometheusHandle) -> Resul
 pub(super) fn config(args: &AdmissionArgs, id: String, address: String) -> Config {
     Config {
         max_waiting_sequences: args.max_waiting,
+        step_deadline: Duration::from_secs(args.step_deadline),
         prefix_cache: args.prefix_cache == Switch::On,
         tenant_weights: Arc::new(args.tenant_weight.iter().cloned().collect()),
         ..Config::new(id, address)

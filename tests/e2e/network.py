@@ -36,7 +36,8 @@ class Network:
         self.name, self.numbers = f"volley{os.getpid()}", itertools.count(2)
         self.subnet = f"198.18.{os.getpid() % 256}"  # of the range that is set aside for tests of networks
         self.hosts = []
-        ip("link", "add", self.name, "type", "bridge")
+        # An address of its own: otherwise it has that of one of its wires, and another when that host leaves.
+        ip("link", "add", self.name, "address", "02:00:00:00:00:01", "type", "bridge")
         ip("address", "add", f"{self.subnet}.1/24", "dev", self.name)
         ip("link", "set", self.name, "up")
 

@@ -1,15 +1,20 @@
 """Whatever dies, hangs or is cut off: 32 mixed streams go on with the very bytes of the undisturbed run."""
 
+import ctypes
 import json
+import os
 import signal
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
 from mixed import Mix, differences
 from network import Loopback, Network
 from test_resume import resume
-from volley import Cluster, eventually, free_port
+from volley import BINARY, RUNNING, Cluster, Process, eventually, free_port
+
+SEIZE, INTERRUPT, DETACH, WALL = 0x4206, 0x4207, 17, 0x40000000  # of ptrace and waitpid
 
 
 class Full(Cluster):
@@ -25,6 +30,9 @@ class Full(Cluster):
     def router(self):
         self.port = free_port()
         return super().router()
+
+    def scheduler(self):
+        return self.part("scheduler", "--step-deadline=8")
 
     def worker(self):
         return super().worker("--threads=1")
@@ -132,6 +140,23 @@ def hanging(part):
 
 
 @contextmanager
+def hanging_steps(worker):
+    """Stops the thread that runs steps, as a debugger does; the process goes on, and answers pings."""
+    tasks = Path(f"/proc/{worker.child.pid}/task")
+    thread = next(int(task.name) for task in tasks.iterdir() if (task / "comm").read_text() == "volley-step\n")
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+    for request in SEIZE, INTERRUPT:
+        if libc.ptrace(request, thread, None, None):
+            pytest.skip(f"may not trace: {os.strerror(ctypes.get_errno())}")
+    os.waitpid(thread, WALL)
+    try:
+        yield
+    finally:
+        libc.ptrace(DETACH, thread, None, None)
+
+
+@contextmanager
 def cut(full, one, other):
     if isinstance(full.network, Loopback):
         pytest.skip("needs network namespaces: root, and iproute2")
@@ -153,6 +178,7 @@ def test_a_scheduler_dies(full, undisturbed):
     streams_stay_exact(full, undisturbed, lambda: full.kill(full.schedulers()[1]))
 
 
+@pytest.mark.full
 def test_a_scheduler_and_the_only_worker_of_the_other_die(full, undisturbed):
     small, large = full.schedulers()
 
@@ -188,12 +214,41 @@ def test_a_scheduler_that_is_asked_to_go_hands_its_streams_over(full, undisturbe
     streams_stay_exact(full, undisturbed, strike)
 
 
+def test_the_benchmark_goes_on_at_another_router(full, tmp_path):
+    def bench(*urls, meanwhile=lambda: None):
+        process = Process("bench", BINARY, "bench", *urls, *"-c 8 -n 8 --max-tokens 100 --seed 1".split(),
+                          "--json", tmp_path / "figures.json")  # fmt: skip
+        meanwhile()
+        RUNNING.remove(process)
+        assert process.child.wait(120) == 0, process.output()
+        return json.loads((tmp_path / "figures.json").read_text())[0]
+
+    dying, other = full.all("router")
+
+    def kill():
+        before = full.metric("volley_router_tokens_total", [dying.admin])
+        told = lambda: full.metric("volley_router_tokens_total", [dying.admin]) > before + 50  # noqa: E731
+        eventually(told, "streams under way", full.parts)
+        full.kill(dying)
+
+    undisturbed = bench(other.url)
+    figures = bench(dying.url, other.url, meanwhile=kill)
+    assert (figures["ok"], figures["errors"]) == (8, 0) and figures["resumed"] > 0, figures
+    assert figures["text_sha256"] == undisturbed["text_sha256"]
+
+
 # --- Hangs --------------------------------------------------------------------------------------------------
 
 
 def test_a_worker_hangs(full, undisturbed):
     with ExitStack() as until:
         streams_stay_exact(full, undisturbed, lambda: until.enter_context(hanging(full.all("worker")[0])))
+
+
+@pytest.mark.full
+def test_the_steps_of_a_worker_hang(full, undisturbed):
+    with ExitStack() as until:
+        streams_stay_exact(full, undisturbed, lambda: until.enter_context(hanging_steps(full.all("worker")[0])))
 
 
 def test_a_scheduler_hangs(full, undisturbed):
@@ -221,6 +276,7 @@ def test_a_scheduler_is_cut_off_from_etcd(full, undisturbed):
         assert "superseded" in lonely.output(), "its workers told it that they obey another"
 
 
+@pytest.mark.full
 def test_a_scheduler_is_cut_off_from_a_worker(full, undisturbed):
     scheduler = full.schedulers()[0]
     worker = full.workers_of(scheduler)[0]

@@ -380,6 +380,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_link_takes_nothing_more_once_its_outputs_have_ended() {
+        let (submissions, _submitted) = mpsc::channel(16);
+        let (cancels, _cancelled) = mpsc::channel(16);
+        let channel = tonic::transport::Endpoint::from_static("http://nowhere").connect_lazy();
+        let link = Arc::new(Link {
+            scheduler: "s".into(),
+            client: SchedulerClient::new(channel),
+            submissions,
+            cancels,
+            queued_tokens: Arc::default(),
+            broken: CancellationToken::new(),
+            report: Mutex::default(),
+            sent: AtomicU64::new(0),
+        });
+        assert!(link.submit(order(1, 0, 1)));
+        let (batches, mut received) = mpsc::channel(1);
+        let text = async {
+            assert!(received.recv().await.is_none());
+            link.submit(order(1, 1, 1))
+        };
+        // The scheduler hangs up; what was here moves, and must not come back.
+        let (error, taken) = tokio::join!(link.read(stream::empty(), batches, || ()), text);
+        assert!(matches!(error, LinkError::Closed) && !taken);
+    }
+
+    #[tokio::test]
     async fn long_prompts_take_turns_and_a_short_one_need_not_wait_for_them() {
         let (mut outbox, submit, _cancel) = outbox();
         for (request, chunks) in [(1, 3), (2, 2), (3, 1)] {
