@@ -51,7 +51,7 @@ fn reasons(actions: &[Action]) -> Vec<Reason> {
 }
 
 #[test]
-fn a_request_goes_where_the_fewest_tokens_are_outstanding() {
+fn a_request_goes_where_the_least_is_left_to_do() {
     let mut placement = Placement::default();
     join(&mut placement, A, "");
     join(&mut placement, B, "");
@@ -64,6 +64,26 @@ fn a_request_goes_where_the_fewest_tokens_are_outstanding() {
     assert_eq!(runs(&submit(&mut placement, vec![sequence(3, 0, 20)])), [(A, vec![3])]);
     placement.ended(&sequence(2, 0, 20).key);
     assert_eq!(runs(&submit(&mut placement, vec![sequence(4, 0, 10)])), [(B, vec![4])]);
+}
+
+#[test]
+fn what_is_computed_already_is_no_work() {
+    let mut placement = Placement::default();
+    join(&mut placement, A, "");
+    join(&mut placement, B, "");
+    submit(&mut placement, vec![sequence(1, 0, 80)]);
+    submit(&mut placement, vec![sequence(2, 0, 20)]);
+    placement.begun(&sequence(1, 0, 80).key);
+    assert_eq!(
+        runs(&submit(&mut placement, vec![sequence(3, 0, 10)])),
+        [(A, vec![3])],
+        "B has 19 rows before it"
+    );
+    placement.begun(&sequence(2, 0, 20).key);
+    placement.begun(&sequence(2, 0, 20).key);
+    assert_eq!(runs(&submit(&mut placement, vec![sequence(4, 0, 10)])), [(B, vec![4])]);
+    (1..5).for_each(|request| placement.ended(&sequence(request, 0, 10).key));
+    assert!(placement.workers.values().all(|w| (w.outstanding, w.to_compute, w.sequences) == (0, 0, 0)));
 }
 
 #[test]

@@ -113,6 +113,8 @@ struct Running {
     ahead: TokenCount,
     /// Steps in flight that run it.
     in_flight: usize,
+    /// Whether it has had anything to say.
+    begun: bool,
     state: State,
 }
 
@@ -509,6 +511,7 @@ impl Running {
             self.sequence.reported = true;
             message.cached_tokens = Some(self.sequence.cached.unwrap_or(0) as u32);
         }
+        output.begins = something && !std::mem::replace(&mut self.begun, something);
         something.then_some(output)
     }
 }

@@ -208,6 +208,7 @@ impl Planner {
             claimed: 0,
             ahead: 0,
             in_flight: 0,
+            begun: false,
             state: State::Running,
         };
         self.running.insert(rank, running);
