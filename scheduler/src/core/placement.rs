@@ -7,7 +7,7 @@
 //! The choice is where the request costs least: by what is still to be done on a worker (rows of prompts that
 //! run first, sequences that it would run beside), and by what of the request its prefix cache doesn't spare it.
 //! [`Holders`] knows the caches exactly; [`Sessions`] knows where a session's last request went, whose
-//! blocks may not be filled yet.
+//! blocks may not be filled yet; [`Spread`] sees to it that what many requests begin with comes to more workers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +18,7 @@ use super::{
     holders::{Holders, Place},
     sequence::{GUILTY, Output, Sequence, failure},
     sessions::Sessions,
+    spread::Spread,
     types::{LinkId, SequenceKey, TokenCount, WorkerId},
 };
 
@@ -26,8 +27,8 @@ use super::{
 /// of its tokens cached and a TTFT of 1,200 ms at p99 with 1, 47 % and 720 ms with 4, 49 % and 500 ms with 16.
 const OWN_ROW: TokenCount = 16;
 /// What a live sequence weighs, in rows: each of its steps reads its keys and values, and whoever is beside it waits
-/// for that. Anything from 8 to 128 gave the same first tokens.
-const BESIDE: TokenCount = 64;
+/// for that. Anything from 16 to 256 gave the same first tokens.
+const BESIDE: TokenCount = 128;
 
 /// What a worker is good for.
 #[derive(Clone, Debug, Default)]
@@ -51,6 +52,9 @@ pub struct Placement {
     live: BTreeMap<SequenceKey, Live>,
     holders: Holders,
     sessions: Sessions,
+    spread: Spread,
+    /// Chosen last.
+    last: WorkerId,
     moves: u64,
 }
 
@@ -73,6 +77,20 @@ struct Live {
     tokens: TokenCount,
     /// Rows until it draws its first token here.
     to_compute: TokenCount,
+}
+
+/// What a request would cost on a worker, in rows.
+#[derive(Clone, Copy)]
+struct Offer {
+    /// Why not there, if it can be elsewhere: too small for it, other bytes, no room now.
+    unfit: (bool, bool, bool),
+    before: TokenCount,
+    own: TokenCount,
+    /// Blocks of it that are cached there.
+    found: usize,
+    /// Workers behind the one that was chosen last go first of equals.
+    again: bool,
+    worker: WorkerId,
 }
 
 /// How much room a request needs; the same for all workers with one context window.
@@ -224,7 +242,8 @@ impl Placement {
     }
 
     /// Of the workers that serve the model: one that can hold the request at all, whose bytes are equal to
-    /// those so far, with room in its KV cache, where the request costs least.
+    /// those so far, with room in its KV cache, where the request costs least. Now and then the idlest of those,
+    /// to have what many begin with on more of them.
     fn choose(&mut self, request: &mut [Sequence]) -> Option<WorkerId> {
         self.find_cached(request);
         let first = request.first()?;
@@ -233,20 +252,35 @@ impl Placement {
         let home = first.spec.session.and_then(|session| self.sessions.last(session));
         let mut sizes = Sizes::default();
         let serving = self.workers.iter().filter(|(_, w)| w.facts.model_hash == first.spec.model_hash);
-        serving
-            .min_by_key(|&(&id, worker)| {
-                let Worker { facts, outstanding, to_compute, sequences, place } = worker;
-                let (largest, all) = sizes.of(request, facts.context);
-                let other_class = !class.is_empty() && class != facts.numerics_class;
-                let full = outstanding + all > facts.kv_tokens;
-                let cached = self.holders.found(*place) * facts.block_tokens;
-                let left = known - cached.min(cacheable);
-                // Half of it is guessed to be filled there just now, or to be found elsewhere no cheaper.
-                let left = if home == Some(id) { left / 2 } else { left };
-                let cost = to_compute + left * OWN_ROW + sequences * BESIDE;
-                (largest > facts.kv_tokens, other_class, full, cost, id)
-            })
-            .map(|(&id, _)| id)
+        let offers = serving.map(|(&id, worker)| {
+            let Worker { facts, outstanding, to_compute, sequences, place } = worker;
+            let (largest, all) = sizes.of(request, facts.context);
+            let other_class = !class.is_empty() && class != facts.numerics_class;
+            let full = outstanding + all > facts.kv_tokens;
+            let found = self.holders.found(*place);
+            let left = known - (found * facts.block_tokens).min(cacheable);
+            // Half of it is guessed to be filled there just now, or to be found elsewhere no cheaper.
+            let left = if home == Some(id) { left / 2 } else { left };
+            Offer {
+                unfit: (largest > facts.kv_tokens, other_class, full),
+                before: to_compute + about(*sequences) * BESIDE,
+                own: left * OWN_ROW,
+                found,
+                again: id <= self.last,
+                worker: id,
+            }
+        });
+        let (best, idlest) = offers.fold((None, None), |(best, idlest), offer| {
+            (least(best, offer, |o| o.before + o.own), least(idlest, offer, |o| o.before))
+        });
+        let (best, idlest) = (best?, idlest?);
+        let beginning = first.chain.as_ref().and_then(|chain| chain.hashes().get(best.found.checked_sub(1)?));
+        let copies = best.found > idlest.found
+            && beginning.is_some_and(|beginning| {
+                self.spread.copies(*beginning, best.before - idlest.before, idlest.own - best.own)
+            });
+        self.last = if copies { idlest } else { best }.worker;
+        Some(self.last)
     }
 
     /// Looks up who has how much of a request's prompt, which its choices share.
@@ -307,6 +341,19 @@ impl Sizes {
         }
         (self.largest, self.all)
     }
+}
+
+/// So many, to about an eighth. Exactly, the one where a sequence has just ended would always be the least busy,
+/// and it has just planned a step: a newcomer would wait longer there than with any other.
+fn about(sequences: usize) -> usize {
+    let unit = (sequences.next_power_of_two() / 8).max(1);
+    sequences / unit * unit
+}
+
+/// The offer of the fittest workers that costs less; of equals, the earlier in turn.
+fn least(one: Option<Offer>, other: Offer, cost: impl Fn(&Offer) -> TokenCount) -> Option<Offer> {
+    let key = |offer: &Offer| (offer.unfit, cost(offer), offer.again);
+    Some(one.filter(|one| key(one) <= key(&other)).unwrap_or(other))
 }
 
 /// Groups neighbours of one request: its choices share a prompt, and should share a worker.

@@ -172,7 +172,7 @@ fn a_request_goes_where_its_beginning_is_cached_unless_that_worker_is_full() {
     let mut placement = Placement::default();
     join(&mut placement, A, "");
     join(&mut placement, B, "");
-    has(&mut placement, B, 5);
+    has(&mut placement, B, 7);
     let to = |placement: &mut Placement, sequence: Sequence| runs(&submit(placement, vec![sequence]))[0].0;
     let workers: Vec<_> = (1..5).map(|request| to(&mut placement, sequence(request, 0, 30))).collect();
     assert_eq!(workers, [B, B, B, A], "there is room for three");
@@ -206,7 +206,28 @@ fn a_session_stays_where_it_was_unless_that_worker_is_full() {
         runs(&submit(&mut placement, vec![sequence]))[0].0
     };
     assert_eq!((to(7, 1, 10), to(8, 2, 10)), (A, B));
-    let workers: Vec<_> = (3..7).map(|request| to(8, request, 25)).collect();
-    assert_eq!(workers, [B, B, B, A], "10 and three times 25 leave no room for another");
+    let workers: Vec<_> = (3..6).map(|request| to(8, request, 40)).collect();
+    assert_eq!(workers, [B, B, A], "10 and twice 40 leave no room for another");
     assert_eq!(to(8, 7, 10), A, "where it went last");
+}
+
+#[test]
+fn what_many_begin_with_comes_to_more_workers() {
+    let mut placement = Placement::default();
+    join(&mut placement, A, "");
+    join(&mut placement, B, "");
+    has(&mut placement, A, 5);
+    let mut workers = Vec::new();
+    for request in 0..20 {
+        // One runs on A all the time, and makes whoever comes there wait a little.
+        let sequence = sequence(request, 0, 25);
+        let actions = submit(&mut placement, vec![sequence.clone()]);
+        workers.push(runs(&actions)[0].0);
+        placement.begun(&sequence.key);
+        if let Some(before) = request.checked_sub(1) {
+            placement.ended(&self::sequence(before, 0, 25).key);
+        }
+    }
+    let elsewhere = workers.iter().filter(|&&worker| worker == B).count();
+    assert_eq!(elsewhere, 5, "20 blocks' rows for each copy that nobody keeps: {workers:?}");
 }
