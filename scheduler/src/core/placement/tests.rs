@@ -177,22 +177,26 @@ fn a_request_goes_where_its_beginning_is_cached_unless_that_worker_is_full() {
     let workers: Vec<_> = (1..5).map(|request| to(&mut placement, sequence(request, 0, 30))).collect();
     assert_eq!(workers, [B, B, B, A], "there is room for three");
     (1..5).for_each(|request| placement.ended(&sequence(request, 0, 30).key));
-    let mut other = sequence(5, 0, 30);
-    other.spec = Arc::new(Spec { tenant: "other".into(), ..Spec::clone(&other.spec) });
-    assert_eq!(to(&mut placement, other), A, "another tenant's isn't there");
-    placement.ended(&sequence(5, 0, 30).key);
-    let mut uncached = sequence(6, 0, 30);
-    uncached.spec = Arc::new(Spec { max_cached: Some(0), ..Spec::clone(&uncached.spec) });
-    assert_eq!(to(&mut placement, uncached), A, "it doesn't want any");
-    placement.ended(&sequence(6, 0, 30).key);
+    // Where nothing draws them, two go to both.
+    let spread = |placement: &mut Placement, spec: Spec| {
+        let two = [5, 6].map(|request| Sequence { spec: Arc::new(spec.clone()), ..sequence(request, 0, 30) });
+        let workers = two.clone().map(|sequence| to(placement, sequence));
+        two.iter().for_each(|sequence| placement.ended(&sequence.key));
+        workers[0] != workers[1]
+    };
+    let spec = Spec::clone(&sequence(5, 0, 30).spec);
+    let other = Spec { tenant: "other".into(), ..spec.clone() };
+    assert!(spread(&mut placement, other), "another tenant's isn't there");
+    let uncached = Spec { max_cached: Some(0), ..spec.clone() };
+    assert!(spread(&mut placement, uncached), "it doesn't want any");
     placement.cache_changed(B, &[Change::Removed(sequence(0, 0, 90).hashes(4)[0])]);
-    assert_eq!(to(&mut placement, sequence(7, 0, 30)), A, "nothing is found without the head");
-    placement.ended(&sequence(7, 0, 30).key);
-    has(&mut placement, B, 1);
+    assert!(spread(&mut placement, spec.clone()), "nothing is found without the head");
+    has(&mut placement, B, 7);
     assert_eq!(to(&mut placement, sequence(8, 0, 30)), B);
     placement.worker_left(B, vec![], &mut Vec::new());
     join(&mut placement, B, "");
-    assert_eq!(to(&mut placement, sequence(9, 0, 30)), A, "it came back with nothing");
+    placement.ended(&sequence(8, 0, 30).key);
+    assert!(spread(&mut placement, spec), "it came back with nothing");
 }
 
 #[test]
