@@ -7,8 +7,8 @@
 //!
 //! One step ahead: up to `depth` steps are in flight. A step that reaches the end of what is known draws a
 //! token, which the worker keeps; the next step may run that token before anybody here knows it (`ahead`). A
-//! sequence that ends in step k may have a row in k+1. It is dropped, and metered as waste; slot and blocks
-//! stay taken until k+1 is back.
+//! sequence that ends in step k may have a row in k+1. It is dropped, and metered as waste. Its slot is free for
+//! k+2, its blocks when k+1 is back.
 //!
 //! A guided sequence may find that nothing was drawn, since its grammar isn't compiled yet. Then the last row
 //! didn't count, and every step behind it runs what the one before should have: nobody waits for it.
@@ -21,11 +21,13 @@
 //! | `plan.rs` | the step: who runs how much; whom it costs blocks |
 //! | `growth.rs`, `recompute.rs` | how full the cache may be; what preemption may cost |
 //! | `give_way.rs` | whose place a newcomer gets |
+//! | `first_step.rs` | a step for newcomers, where another tenant has most places |
 //! | `pace.rs` | how much of a long prompt runs beside streams |
 //! | `reuse.rs` | what is computed already isn't computed again |
 //! | `alone.rs` | sequences that may have killed workers |
 
 mod alone;
+mod first_step;
 mod give_way;
 mod growth;
 mod pace;
@@ -90,6 +92,8 @@ pub struct Planner {
     account: Account,
     growth: Growth,
     pace: Pace,
+    /// The last step was for newcomers only.
+    newcomers_ran: bool,
     totals: Totals,
 }
 
@@ -116,6 +120,8 @@ struct Running {
     /// Whether it has had anything to say.
     begun: bool,
     state: State,
+    /// Whether its slot is free for others already.
+    left: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,6 +211,7 @@ impl Planner {
             released: Vec::new(),
             growth: Growth::default(),
             pace: Pace::default(),
+            newcomers_ran: false,
             in_flight: VecDeque::new(),
             next_step: 1,
             totals: Totals::default(),
@@ -345,7 +352,7 @@ impl Planner {
     /// How busy the worker is.
     pub fn load(&self) -> Load {
         Load {
-            running: self.running.len(),
+            running: self.limits.slots as usize - self.free_slots.len(),
             waiting: self.waiting.len(),
             waiting_tokens: self.waiting.tokens(),
             free_blocks: self.blocks.free(),
@@ -427,19 +434,22 @@ impl Planner {
         }
     }
 
-    /// Frees what a sequence holds if it has stopped and nothing of it is in flight.
+    /// Frees what a sequence holds if it has stopped: its slot for the next step that is planned, which is behind
+    /// all that run it; its blocks when nothing of it is in flight.
     fn settle(&mut self, rank: Rank) {
-        let stopped = |r: &Running| r.state != State::Running && r.in_flight == 0;
-        if !self.running.get(&rank).is_some_and(stopped) {
+        let Some(running) = self.running.get_mut(&rank).filter(|r| r.state != State::Running) else { return };
+        // Who gives up its blocks to a step that is being written may have a row in it.
+        let at_once = running.state != State::Evicting || running.in_flight == 0;
+        if at_once && !std::mem::replace(&mut running.left, true) {
+            self.released.extend(running.started.then_some(running.slot));
+            self.free_slots.push(running.slot);
+        }
+        if running.in_flight > 0 {
             return;
         }
         let Some(mut running) = self.running.remove(&rank) else { return };
         self.unclaim(rank, &mut running);
         self.blocks.release(running.table);
-        if running.started {
-            self.released.push(running.slot);
-        }
-        self.free_slots.push(running.slot);
         let (state, mut sequence) = (running.state, running.sequence);
         if state == State::Evicting || state == State::Yielding {
             if running.started {

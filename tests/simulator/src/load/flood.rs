@@ -25,7 +25,7 @@ type Micros = u64;
 /// One way between scheduler and worker.
 const WIRE: Micros = 150;
 /// Between the quiet tenant's requests, on average.
-const GAP: Duration = Duration::from_millis(500);
+const GAP: Duration = Duration::from_secs(2);
 const QUIET: &str = "quiet";
 const FLOOD: &str = "flood";
 
