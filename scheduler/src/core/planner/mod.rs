@@ -20,6 +20,7 @@
 //! | --- | --- |
 //! | `plan.rs` | the step: who runs how much; whom it costs blocks |
 //! | `growth.rs`, `recompute.rs` | how full the cache may be; what preemption may cost |
+//! | `refuse.rs` | who isn't taken in |
 //! | `give_way.rs` | whose place a newcomer gets |
 //! | `first_step.rs` | a step for newcomers, where another tenant has most places |
 //! | `pace.rs` | how much of a long prompt runs beside streams |
@@ -33,11 +34,12 @@ mod growth;
 mod pace;
 mod plan;
 mod recompute;
+mod refuse;
 mod reuse;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use volley_proto::v1::{self, FinishReason, Kind, failure::Reason};
+use volley_proto::v1::{self, FinishReason, failure::Reason};
 
 pub use self::recompute::SHARE;
 use self::{growth::Growth, pace::Pace, plan::Draft, recompute::Account};
@@ -378,44 +380,6 @@ impl Planner {
     /// Whether there is nothing left to do.
     pub fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty() && self.in_flight.is_empty()
-    }
-
-    fn refuse(&mut self, request: &[Sequence]) -> Option<v1::Failure> {
-        let context = self.limits.context;
-        if request.iter().any(|s| s.prompt_tokens == 0 || s.tokens.len() < s.prompt_tokens) {
-            return Some(failure(Reason::Internal, "a prompt has at least one token"));
-        }
-        if request.iter().any(|s| s.spec.kind == Kind::Unspecified) {
-            return Some(failure(Reason::Internal, "the request has no kind"));
-        }
-        if let Some(long) = request.iter().map(|s| s.prompt_tokens).find(|&tokens| tokens > context) {
-            let message = format!("the prompt has {long} tokens; the context window has {context}");
-            return Some(failure(Reason::TooLarge, message));
-        }
-        let largest = request.iter().map(|s| s.kv_tokens(context)).max()?;
-        let room = self.blocks.capacity(self.blocks.total());
-        if largest > room {
-            let message = format!("the request may need {largest} tokens of KV cache; there are {room}");
-            return Some(failure(Reason::TooLarge, message));
-        }
-        if request.iter().all(|sequence| sequence.moved) {
-            return None;
-        }
-        let tokens: TokenCount = request.iter().map(|s| s.tokens.len()).sum();
-        let waiting = (self.waiting.len() + request.len()).saturating_sub(self.free_slots.len());
-        let too_many = waiting.saturating_sub(self.limits.max_waiting);
-        let too_long = match self.waiting.is_empty() {
-            true => 0,
-            false => (self.waiting.tokens() + tokens).saturating_sub(self.limits.max_waiting_tokens),
-        };
-        if (too_many, too_long) == (0, 0) {
-            return None;
-        }
-        let wait = self.drain.turn_away((request.len(), tokens), (too_many, too_long));
-        Some(v1::Failure {
-            retry_after_ms: u64::try_from(wait.as_millis()).ok(),
-            ..failure(Reason::Overloaded, format!("{} sequences are waiting already", self.waiting.len()))
-        })
     }
 
     fn wait(&mut self, mut sequence: Sequence) {
