@@ -45,7 +45,11 @@ pub(crate) enum FromLink {
 /// What runners say.
 pub(crate) enum FromRunner {
     Joined(WorkerId, Box<Joined>),
-    Ended(Vec<SequenceKey>),
+    /// Sequences whose prompts are computed, and those that are over.
+    Progress {
+        begun: Vec<SequenceKey>,
+        ended: Vec<SequenceKey>,
+    },
     /// At most one for each step, and no longer than that step's new and evicted blocks.
     Cache(WorkerId, Vec<Change>),
     /// It takes nothing new, and gives back what hasn't begun.
@@ -155,7 +159,10 @@ impl Front {
                 self.workers.insert(id, *joined);
                 self.workers_changed();
             }
-            FromRunner::Ended(keys) => keys.iter().for_each(|key| self.placement.ended(key)),
+            FromRunner::Progress { begun, ended } => {
+                begun.iter().for_each(|key| self.placement.begun(key));
+                ended.iter().for_each(|key| self.placement.ended(key));
+            }
             FromRunner::Cache(id, changes) => self.placement.cache_changed(id, &changes),
             FromRunner::Drains(id, sequences) => {
                 self.draining.extend(self.workers.remove(&id).map(|joined| (id, joined)));

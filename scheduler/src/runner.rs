@@ -276,7 +276,10 @@ impl Runner {
 
     /// Sends every link one message with all that its sequences have to say.
     fn report(&mut self) {
-        let ended: Vec<_> = self.outputs.iter().filter(|o| o.ends()).map(|o| o.key).collect();
+        let keys = |of: fn(&Output) -> bool| -> Vec<_> {
+            self.outputs.iter().filter(|output| of(output)).map(|output| output.key).collect()
+        };
+        let (begun, ended) = (keys(|output| output.begins), keys(Output::ends));
         let mut by_link: Vec<(LinkId, Vec<v1::SequenceOutput>)> = Vec::new();
         for output in self.outputs.drain(..) {
             match by_link.iter_mut().find(|(link, _)| *link == output.key.link) {
@@ -289,8 +292,8 @@ impl Runner {
                 link.report(messages);
             }
         }
-        if !ended.is_empty() {
-            self.tell(FromRunner::Ended(ended));
+        if !(begun.is_empty() && ended.is_empty()) {
+            self.tell(FromRunner::Progress { begun, ended });
         }
         let changes = self.planner.cache_changes();
         if !changes.is_empty() {

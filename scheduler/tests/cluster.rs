@@ -67,7 +67,7 @@ async fn a_cancel_frees_the_blocks_within_a_step() {
     router.tokens((1, 0), 3).await;
     router.cancel(1).await;
     router.submit(2, &prompt(2), &submission(1, 1)).await;
-    router.load(|load| load.running + load.waiting == 2).await;
+    router.load(|load| (load.running, load.waiting) == (0, 1)).await;
     // Two steps were under way.
     worker.gate.add_permits(2);
     router.load(|load| (load.running, load.waiting) == (1, 0)).await;

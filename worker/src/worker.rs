@@ -151,7 +151,8 @@ impl Worker {
             max_batch_tokens: config.max_batch_tokens,
         };
         let abort_on = config.abort_on.clone();
-        let steps = Box::new(move |jobs| Engine::new(decoder, draft, limits, guides).abort_on(abort_on).run(jobs));
+        let steps =
+            Box::new(move |jobs| Engine::new(decoder, draft, limits, guides).abort_on(abort_on).run(jobs));
         Ok(Self { hello, files: Arc::new(text.files.clone()), steps, card })
     }
 

@@ -12,7 +12,8 @@
 //! * [`fairness`] has what waits for a place on a worker, and says whose turn it is.
 //! * [`drain`] measures how fast that goes, and so when to come back.
 //! * [`blocks`] accounts for a worker's KV blocks; [`prefix`] names their content, by which they are shared.
-//! * [`holders`] and [`sessions`] are what placement knows of caches: who has which block, who went where.
+//! * [`holders`] and [`sessions`] are what placement knows of caches: who has which block, who went where;
+//!   [`spread`] says when one more should have what many begin with.
 //!
 //! Workers don't depend on each other, so their planners run in parallel.
 
@@ -26,4 +27,5 @@ mod pool;
 pub mod prefix;
 pub mod sequence;
 pub mod sessions;
+pub mod spread;
 pub mod types;

@@ -102,6 +102,8 @@ pub struct Sequence {
 pub struct Output {
     /// Whose.
     pub key: SequenceKey,
+    /// The first since it got its place: what was known of it is computed.
+    pub begins: bool,
     /// For the router.
     pub message: v1::SequenceOutput,
 }
@@ -255,6 +257,7 @@ impl Sequence {
     pub fn output(&self) -> Output {
         Output {
             key: self.key,
+            begins: false,
             message: v1::SequenceOutput {
                 request: self.key.request,
                 choice: self.key.choice,

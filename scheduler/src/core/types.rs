@@ -25,7 +25,7 @@ pub struct Millis(pub u64);
 pub struct LinkId(pub u64);
 
 /// One connection to a worker: a worker that is connected again has another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId(pub u64);
 
 /// Which sequence: one choice of one attempt at a request, and the link that its output goes to.

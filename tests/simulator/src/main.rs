@@ -32,6 +32,16 @@ enum Command {
         #[arg(long)]
         seed: u64,
     },
+    /// One tenant floods a worker: what it does to another's first tokens.
+    Flood {
+        #[arg(long, default_value = "h100")]
+        device: DeviceName,
+        /// The other's requests, which are measured.
+        #[arg(long, default_value_t = 500)]
+        requests: usize,
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
     /// The same traffic for each policy; one line of figures each.
     Load {
         #[arg(long, default_value_t = 1_000_000)]
@@ -80,11 +90,11 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Faults { seeds, from } => all(from, seeds),
         Command::Replay { seed } => faults::run(seed, true).map(|outcome| println!("{outcome}")),
+        Command::Flood { device, requests, seed } => {
+            return flood(&Setup { seed, ..Setup::new(device.into(), 1, 0) }, requests);
+        }
         Command::Load { requests, workers, traffic, policy, device, load, seed } => {
-            let device = match device {
-                DeviceName::H100 => Device::H100,
-                DeviceName::Cpu => Device::Cpu,
-            };
+            let device = device.into();
             let kinds = traffic.map_or(Kind::ALL.to_vec(), |traffic| vec![traffic.into()]);
             let policies = policy.map_or(Policy::ALL.to_vec(), |policy| vec![policy.into()]);
             return compare(&Setup { kinds, load, seed, ..Setup::new(device, workers, requests) }, &policies);
@@ -125,7 +135,41 @@ fn compare(setup: &Setup, policies: &[Policy]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+fn flood(setup: &Setup, requests: usize) -> ExitCode {
+    println!(
+        "{requests} requests of one tenant; times in ms\nthe other's   TTFT p50     p99   in steps   average step   its tokens/s"
+    );
+    let slots = setup.limits.slots as usize;
+    for others in [0, slots / 2, slots, 4 * slots] {
+        match load::flood(setup, requests, others) {
+            Ok(seen) => {
+                let millis = |time: std::time::Duration| time.as_secs_f64() * 1e3;
+                let (first, step) = (&seen.first, millis(seen.step));
+                let (p50, p99) = (millis(first.quantile(0.5)), millis(first.quantile(0.99)));
+                println!(
+                    "{others:>11} {p50:>10.1} {p99:>7.1} {:>10} {step:>14.1} {:>14.0}",
+                    seen.steps, seen.flood
+                );
+            }
+            Err(violation) => {
+                println!("{violation:?}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
 // === impl From ===
+
+impl From<DeviceName> for Device {
+    fn from(name: DeviceName) -> Self {
+        match name {
+            DeviceName::H100 => Self::H100,
+            DeviceName::Cpu => Self::Cpu,
+        }
+    }
+}
 
 impl From<TrafficName> for Kind {
     fn from(name: TrafficName) -> Self {

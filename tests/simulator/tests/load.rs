@@ -25,3 +25,20 @@ fn a_load_brings_the_rate_that_it_promises() {
     let answered = steady.answered as f64 / steady.time.as_secs_f64();
     assert!((answered / setup.rate() - 1.0).abs() < 0.25, "{answered} of {} a second", setup.rate());
 }
+
+#[test]
+fn a_flood_lets_anothers_first_token_come_within_three_steps() {
+    for device in [Device::H100, Device::Cpu] {
+        let setup = Setup::new(device, 1, 0);
+        let slots = setup.limits.slots as usize;
+        let (alone, flooded) =
+            (load::flood(&setup, 200, 0).unwrap(), load::flood(&setup, 200, 4 * slots).unwrap());
+        // What is in flight when it comes, twice; then its prompt, with nobody's rows beside it.
+        let bound = 2 * flooded.step + alone.first.quantile(0.5);
+        let (median, late) = (flooded.first.quantile(0.5), flooded.first.quantile(0.99));
+        assert!(median <= bound, "{device:?}: {median:?} of {bound:?}");
+        assert!(late <= bound + 2 * flooded.step, "{device:?}: {late:?} of {bound:?}");
+        let undisturbed = load::flood(&setup, 1, 4 * slots).unwrap();
+        assert!(flooded.flood > 0.9 * undisturbed.flood, "the flood's own streams hardly notice");
+    }
+}

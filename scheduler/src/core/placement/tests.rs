@@ -51,7 +51,7 @@ fn reasons(actions: &[Action]) -> Vec<Reason> {
 }
 
 #[test]
-fn a_request_goes_where_the_fewest_tokens_are_outstanding() {
+fn a_request_goes_where_the_least_is_left_to_do() {
     let mut placement = Placement::default();
     join(&mut placement, A, "");
     join(&mut placement, B, "");
@@ -64,6 +64,26 @@ fn a_request_goes_where_the_fewest_tokens_are_outstanding() {
     assert_eq!(runs(&submit(&mut placement, vec![sequence(3, 0, 20)])), [(A, vec![3])]);
     placement.ended(&sequence(2, 0, 20).key);
     assert_eq!(runs(&submit(&mut placement, vec![sequence(4, 0, 10)])), [(B, vec![4])]);
+}
+
+#[test]
+fn what_is_computed_already_is_no_work() {
+    let mut placement = Placement::default();
+    join(&mut placement, A, "");
+    join(&mut placement, B, "");
+    submit(&mut placement, vec![sequence(1, 0, 80)]);
+    submit(&mut placement, vec![sequence(2, 0, 20)]);
+    placement.begun(&sequence(1, 0, 80).key);
+    assert_eq!(
+        runs(&submit(&mut placement, vec![sequence(3, 0, 10)])),
+        [(A, vec![3])],
+        "B has 19 rows before it"
+    );
+    placement.begun(&sequence(2, 0, 20).key);
+    placement.begun(&sequence(2, 0, 20).key);
+    assert_eq!(runs(&submit(&mut placement, vec![sequence(4, 0, 10)])), [(B, vec![4])]);
+    (1..5).for_each(|request| placement.ended(&sequence(request, 0, 10).key));
+    assert!(placement.workers.values().all(|w| (w.outstanding, w.to_compute, w.sequences) == (0, 0, 0)));
 }
 
 #[test]
@@ -152,27 +172,31 @@ fn a_request_goes_where_its_beginning_is_cached_unless_that_worker_is_full() {
     let mut placement = Placement::default();
     join(&mut placement, A, "");
     join(&mut placement, B, "");
-    has(&mut placement, B, 5);
+    has(&mut placement, B, 7);
     let to = |placement: &mut Placement, sequence: Sequence| runs(&submit(placement, vec![sequence]))[0].0;
     let workers: Vec<_> = (1..5).map(|request| to(&mut placement, sequence(request, 0, 30))).collect();
     assert_eq!(workers, [B, B, B, A], "there is room for three");
     (1..5).for_each(|request| placement.ended(&sequence(request, 0, 30).key));
-    let mut other = sequence(5, 0, 30);
-    other.spec = Arc::new(Spec { tenant: "other".into(), ..Spec::clone(&other.spec) });
-    assert_eq!(to(&mut placement, other), A, "another tenant's isn't there");
-    placement.ended(&sequence(5, 0, 30).key);
-    let mut uncached = sequence(6, 0, 30);
-    uncached.spec = Arc::new(Spec { max_cached: Some(0), ..Spec::clone(&uncached.spec) });
-    assert_eq!(to(&mut placement, uncached), A, "it doesn't want any");
-    placement.ended(&sequence(6, 0, 30).key);
+    // Where nothing draws them, two go to both.
+    let spread = |placement: &mut Placement, spec: Spec| {
+        let two = [5, 6].map(|request| Sequence { spec: Arc::new(spec.clone()), ..sequence(request, 0, 30) });
+        let workers = two.clone().map(|sequence| to(placement, sequence));
+        two.iter().for_each(|sequence| placement.ended(&sequence.key));
+        workers[0] != workers[1]
+    };
+    let spec = Spec::clone(&sequence(5, 0, 30).spec);
+    let other = Spec { tenant: "other".into(), ..spec.clone() };
+    assert!(spread(&mut placement, other), "another tenant's isn't there");
+    let uncached = Spec { max_cached: Some(0), ..spec.clone() };
+    assert!(spread(&mut placement, uncached), "it doesn't want any");
     placement.cache_changed(B, &[Change::Removed(sequence(0, 0, 90).hashes(4)[0])]);
-    assert_eq!(to(&mut placement, sequence(7, 0, 30)), A, "nothing is found without the head");
-    placement.ended(&sequence(7, 0, 30).key);
-    has(&mut placement, B, 1);
+    assert!(spread(&mut placement, spec.clone()), "nothing is found without the head");
+    has(&mut placement, B, 7);
     assert_eq!(to(&mut placement, sequence(8, 0, 30)), B);
     placement.worker_left(B, vec![], &mut Vec::new());
     join(&mut placement, B, "");
-    assert_eq!(to(&mut placement, sequence(9, 0, 30)), A, "it came back with nothing");
+    placement.ended(&sequence(8, 0, 30).key);
+    assert!(spread(&mut placement, spec), "it came back with nothing");
 }
 
 #[test]
@@ -186,7 +210,28 @@ fn a_session_stays_where_it_was_unless_that_worker_is_full() {
         runs(&submit(&mut placement, vec![sequence]))[0].0
     };
     assert_eq!((to(7, 1, 10), to(8, 2, 10)), (A, B));
-    let workers: Vec<_> = (3..7).map(|request| to(8, request, 25)).collect();
-    assert_eq!(workers, [B, B, B, A], "10 and three times 25 leave no room for another");
+    let workers: Vec<_> = (3..6).map(|request| to(8, request, 40)).collect();
+    assert_eq!(workers, [B, B, A], "10 and twice 40 leave no room for another");
     assert_eq!(to(8, 7, 10), A, "where it went last");
+}
+
+#[test]
+fn what_many_begin_with_comes_to_more_workers() {
+    let mut placement = Placement::default();
+    join(&mut placement, A, "");
+    join(&mut placement, B, "");
+    has(&mut placement, A, 5);
+    let mut workers = Vec::new();
+    for request in 0..20 {
+        // One runs on A all the time, and makes whoever comes there wait a little.
+        let sequence = sequence(request, 0, 25);
+        let actions = submit(&mut placement, vec![sequence.clone()]);
+        workers.push(runs(&actions)[0].0);
+        placement.begun(&sequence.key);
+        if let Some(before) = request.checked_sub(1) {
+            placement.ended(&self::sequence(before, 0, 25).key);
+        }
+    }
+    let elsewhere = workers.iter().filter(|&&worker| worker == B).count();
+    assert_eq!(elsewhere, 5, "20 blocks' rows for each copy that nobody keeps: {workers:?}");
 }

@@ -5,8 +5,6 @@
 //! lower priority, or by a tenant that has had more service and holds at least two places more. A sequence
 //! gives way once at most, and only if the account affords to compute it again.
 
-use std::collections::HashMap;
-
 use super::{Planner, Running, State};
 use crate::core::types::Rank;
 
@@ -23,25 +21,21 @@ impl Planner {
     }
 
     /// Of those that owe a place to the first that waits, the one with the lowest priority that is cheapest to
-    /// recompute. Nobody does while a place is about to become free. Never the first in rank.
+    /// recompute. Nobody does while blocks are about to become free that it waits for. Never the first in rank.
     fn debtor(&self) -> Option<Rank> {
         let first = self.waiting.first()?;
         let new = first.reached == 0 && first.generated() == 0;
         let coming = |r: &Running| r.state != State::Running;
-        if !new || first.suspected() || self.admissible(first) || self.running.values().any(coming) {
+        let blocks_come = !self.free_slots.is_empty() && self.running.values().any(coming);
+        if !new || first.suspected() || self.admissible(first) || blocks_come {
             return None;
         }
-        let spec = &first.spec;
-        let mut places: HashMap<&str, usize> = HashMap::new();
-        for running in self.running.values() {
-            *places.entry(&running.sequence.spec.tenant).or_default() += 1;
-        }
-        let places = |tenant: &str| places.get(tenant).copied().unwrap_or(0);
-        let own = places(&spec.tenant);
+        let (spec, places) = (&first.spec, self.places());
+        let own = places.of(spec);
         let owes = |r: &Running| {
             let theirs = &r.sequence.spec;
-            let unequal = || places(&theirs.tenant) >= own + 2 && self.waiting.better_served(theirs, spec);
-            let able = !r.sequence.yielded && self.account.affords(r.scheduled);
+            let unequal = || places.of(theirs) >= own + 2 && self.waiting.better_served(theirs, spec);
+            let able = r.state == State::Running && !r.sequence.yielded && self.account.affords(r.scheduled);
             able && (theirs.priority < spec.priority || theirs.priority == spec.priority && unequal())
         };
         let running = self.running.iter().skip(1).filter(|(_, r)| owes(r));

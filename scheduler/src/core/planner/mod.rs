@@ -7,8 +7,8 @@
 //!
 //! One step ahead: up to `depth` steps are in flight. A step that reaches the end of what is known draws a
 //! token, which the worker keeps; the next step may run that token before anybody here knows it (`ahead`). A
-//! sequence that ends in step k may have a row in k+1. It is dropped, and metered as waste; slot and blocks
-//! stay taken until k+1 is back.
+//! sequence that ends in step k may have a row in k+1. It is dropped, and metered as waste. Its slot is free for
+//! k+2, its blocks when k+1 is back.
 //!
 //! A guided sequence may find that nothing was drawn, since its grammar isn't compiled yet. Then the last row
 //! didn't count, and every step behind it runs what the one before should have: nobody waits for it.
@@ -25,24 +25,28 @@
 //! | --- | --- |
 //! | `plan.rs` | the step: who runs how much; whom it costs blocks |
 //! | `growth.rs`, `recompute.rs` | how full the cache may be; what preemption may cost |
+//! | `refuse.rs` | who isn't taken in |
 //! | `give_way.rs` | whose place a newcomer gets |
+//! | `first_step.rs` | a step for newcomers, where another tenant has most places |
 //! | `pace.rs` | how much of a long prompt runs beside streams |
 //! | `reuse.rs` | what is computed already isn't computed again |
 //! | `speculate.rs` | how many tokens to guess |
 //! | `alone.rs` | sequences that may have killed workers |
 
 mod alone;
+mod first_step;
 mod give_way;
 mod growth;
 mod pace;
 mod plan;
 mod recompute;
+mod refuse;
 mod reuse;
 mod speculate;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use volley_proto::v1::{self, FinishReason, Kind, failure::Reason};
+use volley_proto::v1::{self, FinishReason, failure::Reason};
 
 pub use self::recompute::SHARE;
 use self::{
@@ -106,6 +110,8 @@ pub struct Planner {
     growth: Growth,
     pace: Pace,
     speculation: Speculation,
+    /// The last step was for newcomers only.
+    newcomers_ran: bool,
     totals: Totals,
 }
 
@@ -132,7 +138,11 @@ struct Running {
     record: Record,
     /// Steps in flight that run it.
     in_flight: usize,
+    /// Whether it has had anything to say.
+    begun: bool,
     state: State,
+    /// Whether its slot is free for others already.
+    left: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,6 +239,7 @@ impl Planner {
             growth: Growth::default(),
             pace: Pace::default(),
             speculation: Speculation::new(limits.drafts),
+            newcomers_ran: false,
             in_flight: VecDeque::new(),
             next_step: 1,
             totals: Totals::default(),
@@ -376,7 +387,7 @@ impl Planner {
     /// How busy the worker is.
     pub fn load(&self) -> Load {
         Load {
-            running: self.running.len(),
+            running: self.limits.slots as usize - self.free_slots.len(),
             waiting: self.waiting.len(),
             waiting_tokens: self.waiting.tokens(),
             free_blocks: self.blocks.free(),
@@ -404,44 +415,6 @@ impl Planner {
         self.running.is_empty() && self.waiting.is_empty() && self.in_flight.is_empty()
     }
 
-    fn refuse(&mut self, request: &[Sequence]) -> Option<v1::Failure> {
-        let context = self.limits.context;
-        if request.iter().any(|s| s.prompt_tokens == 0 || s.tokens.len() < s.prompt_tokens) {
-            return Some(failure(Reason::Internal, "a prompt has at least one token"));
-        }
-        if request.iter().any(|s| s.spec.kind == Kind::Unspecified) {
-            return Some(failure(Reason::Internal, "the request has no kind"));
-        }
-        if let Some(long) = request.iter().map(|s| s.prompt_tokens).find(|&tokens| tokens > context) {
-            let message = format!("the prompt has {long} tokens; the context window has {context}");
-            return Some(failure(Reason::TooLarge, message));
-        }
-        let largest = request.iter().map(|s| s.kv_tokens(context)).max()?;
-        let room = self.blocks.capacity(self.blocks.total());
-        if largest > room {
-            let message = format!("the request may need {largest} tokens of KV cache; there are {room}");
-            return Some(failure(Reason::TooLarge, message));
-        }
-        if request.iter().all(|sequence| sequence.moved) {
-            return None;
-        }
-        let tokens: TokenCount = request.iter().map(|s| s.tokens.len()).sum();
-        let waiting = (self.waiting.len() + request.len()).saturating_sub(self.free_slots.len());
-        let too_many = waiting.saturating_sub(self.limits.max_waiting);
-        let too_long = match self.waiting.is_empty() {
-            true => 0,
-            false => (self.waiting.tokens() + tokens).saturating_sub(self.limits.max_waiting_tokens),
-        };
-        if (too_many, too_long) == (0, 0) {
-            return None;
-        }
-        let wait = self.drain.turn_away((request.len(), tokens), (too_many, too_long));
-        Some(v1::Failure {
-            retry_after_ms: u64::try_from(wait.as_millis()).ok(),
-            ..failure(Reason::Overloaded, format!("{} sequences are waiting already", self.waiting.len()))
-        })
-    }
-
     fn wait(&mut self, mut sequence: Sequence) {
         sequence.hashes(self.blocks.block_tokens());
         self.ranks.insert(sequence.key, sequence.rank());
@@ -458,19 +431,22 @@ impl Planner {
         }
     }
 
-    /// Frees what a sequence holds if it has stopped and nothing of it is in flight.
+    /// Frees what a sequence holds if it has stopped: its slot for the next step that is planned, which is behind
+    /// all that run it; its blocks when nothing of it is in flight.
     fn settle(&mut self, rank: Rank) {
-        let stopped = |r: &Running| r.state != State::Running && r.in_flight == 0;
-        if !self.running.get(&rank).is_some_and(stopped) {
+        let Some(running) = self.running.get_mut(&rank).filter(|r| r.state != State::Running) else { return };
+        // Who gives up its blocks to a step that is being written may have a row in it.
+        let at_once = running.state != State::Evicting || running.in_flight == 0;
+        if at_once && !std::mem::replace(&mut running.left, true) {
+            self.released.extend(running.started.then_some(running.slot));
+            self.free_slots.push(running.slot);
+        }
+        if running.in_flight > 0 {
             return;
         }
         let Some(mut running) = self.running.remove(&rank) else { return };
         self.unclaim(rank, &mut running);
         self.blocks.release(running.table);
-        if running.started {
-            self.released.push(running.slot);
-        }
-        self.free_slots.push(running.slot);
         let (state, mut sequence) = (running.state, running.sequence);
         if state == State::Evicting || state == State::Yielding {
             if running.started {
@@ -554,6 +530,7 @@ impl Running {
             self.sequence.reported = true;
             message.cached_tokens = Some(self.sequence.cached.unwrap_or(0) as u32);
         }
+        output.begins = something && !std::mem::replace(&mut self.begun, something);
         something.then_some(output)
     }
 }

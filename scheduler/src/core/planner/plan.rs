@@ -21,7 +21,7 @@ const PROMPT_SHARE_BESIDE_DECODES: TokenCount = 4;
 pub(super) struct Draft {
     pub(super) plan: v1::StepPlan,
     runs: Vec<Run>,
-    rows: TokenCount,
+    pub(super) rows: TokenCount,
     /// Blocks that sequences ahead in rank are short of: not for those behind them.
     owed: usize,
     /// Whether somebody has given up its blocks to this step.
@@ -65,6 +65,9 @@ impl Planner {
 
     /// Everybody who may run beside others.
     fn run_together(&mut self, draft: &mut Draft) {
+        if self.run_newcomers(draft) {
+            return;
+        }
         self.give_way();
         let (budget, context) = (self.limits.batch_tokens, self.limits.context);
         let (decodes, prompts): (Vec<_>, Vec<_>) = self
@@ -235,6 +238,8 @@ impl Planner {
             ahead: 0,
             in_flight: 0,
             record: Record::default(),
+            begun: false,
+            left: false,
             state: State::Running,
         };
         self.running.insert(rank, running);
@@ -300,7 +305,7 @@ impl Running {
     }
 
     /// Whether it may run.
-    fn runs(&self) -> bool {
+    pub(super) fn runs(&self) -> bool {
         self.state == State::Running && !self.waits
     }
 

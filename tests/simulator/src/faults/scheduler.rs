@@ -39,7 +39,7 @@ enum ToFront {
     Cancel(LinkId, v1::Cancel),
     Down(LinkId),
     Joined(WorkerId),
-    Ended(Vec<SequenceKey>),
+    Progress { begun: Vec<SequenceKey>, ended: Vec<SequenceKey> },
     Cache(WorkerId, Vec<Change>),
     Drains(WorkerId, Vec<Sequence>),
     Left(WorkerId, Vec<Sequence>),
@@ -239,7 +239,10 @@ impl Scheduler {
 
     /// What sequences have to say: a message per link; and to the front, who is done.
     fn report(&mut self, out: Vec<Output>, net: &mut Net) {
-        let ended: Vec<_> = out.iter().filter(|output| output.ends()).map(|output| output.key).collect();
+        let keys = |of: fn(&Output) -> bool| -> Vec<_> {
+            out.iter().filter(|output| of(output)).map(|output| output.key).collect()
+        };
+        let (begun, ended) = (keys(|output| output.begins), keys(Output::ends));
         let mut by_link: BTreeMap<LinkId, Vec<v1::SequenceOutput>> = BTreeMap::new();
         for output in out {
             net.broken.extend(self.silence.heard(output.key, output.ends(), net.now));
@@ -250,8 +253,8 @@ impl Scheduler {
                 net.send(link.end, Message::Output(v1::StepOutput { sequences }));
             }
         }
-        if !ended.is_empty() {
-            self.tell_from_runner(ToFront::Ended(ended), net);
+        if !(begun.is_empty() && ended.is_empty()) {
+            self.tell_from_runner(ToFront::Progress { begun, ended }, net);
         }
     }
 

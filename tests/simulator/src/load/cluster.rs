@@ -250,6 +250,9 @@ impl Cluster {
         if let Some(failure) = &output.message.failure {
             return Err(Violation(format!("request {number} fails: {failure:?}")));
         }
+        if output.begins {
+            self.chooser.begun(&output.key);
+        }
         self.figures.cached_tokens += u64::from(output.message.cached_tokens.unwrap_or(0));
         for _ in &output.message.tokens {
             match live.last.replace(self.now) {

@@ -10,6 +10,7 @@
 
 mod cluster;
 mod figures;
+mod flood;
 mod policy;
 mod traffic;
 
@@ -17,6 +18,7 @@ use volley_scheduler::core::planner::Limits;
 
 pub use self::{
     figures::{Figures, Histogram, Steady},
+    flood::{Seen, flood},
     policy::Policy,
     traffic::{Kind, Traffic},
 };

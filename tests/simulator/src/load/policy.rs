@@ -88,6 +88,13 @@ impl Chooser {
         }
     }
 
+    /// A request has its first token.
+    pub(super) fn begun(&mut self, key: &SequenceKey) {
+        if let Self::Volley(placement) = self {
+            placement.begun(key);
+        }
+    }
+
     /// A request of a worker is over.
     pub(super) fn ended(&mut self, worker: usize, key: &SequenceKey) {
         match self {

@@ -385,6 +385,25 @@ async fn a_slow_client_pauses_its_sequence_and_gets_every_token_later() {
 }
 
 #[tokio::test]
+async fn a_paused_sequence_goes_on_when_its_client_has_read_half_of_what_was_kept() {
+    let (world, _fake, mut link, model) = linked(EngineConfig { client_buffer: 4, ..config() }).await;
+    let (mut deltas, sent) = started(&world, &model, generation(&["Hi"]), &mut link, "a").await;
+    for text in ["b", "c", "d", "e", "f"] {
+        link.step(vec![sent.text(text)]).await;
+    }
+    assert_eq!(link.cancelled().await.request, sent.request);
+    for text in ["a", "b"] {
+        assert_eq!(next(&mut deltas).await.text, text);
+    }
+    // One of four is too little: the next that is heard of is another request.
+    let (_deltas, other) = started(&world, &model, generation(&["Ho"]), &mut link, "x").await;
+    assert_ne!(other.request, sent.request);
+    assert_eq!(next(&mut deltas).await.text, "c");
+    let resumed = link.submitted().await;
+    assert_eq!((resumed.request, resumed.attempt), (sent.request, 1));
+}
+
+#[tokio::test]
 async fn every_token_of_a_step_has_its_own_delta() {
     let (world, _fake, mut link, model) = linked(config()).await;
     let (mut deltas, sent) = started(&world, &model, generation(&["Hi"]), &mut link, "a").await;

@@ -57,7 +57,10 @@ impl Scheduler {
                 self.joined.insert(id);
                 self.models_changed(self.joined.len() == 1, net);
             }
-            ToFront::Ended(keys) => keys.iter().for_each(|key| self.placement.ended(key)),
+            ToFront::Progress { begun, ended } => {
+                begun.iter().for_each(|key| self.placement.begun(key));
+                ended.iter().for_each(|key| self.placement.ended(key));
+            }
             ToFront::Cache(id, changes) => self.placement.cache_changed(id, &changes),
             ToFront::Drains(id, sequences) => self.worker_left(id, sequences, &mut actions, net),
             ToFront::Left(id, sequences) => self.worker_left(id, sequences, &mut actions, net),
