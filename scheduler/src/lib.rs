@@ -92,6 +92,9 @@ pub enum Error {
 // === impl Config ===
 
 impl Config {
+    /// Default of `step_deadline`.
+    pub const STEP_DEADLINE: Duration = Duration::from_secs(60);
+
     /// The defaults, which each field explains.
     pub fn new(id: impl Into<String>, address: impl Into<String>) -> Self {
         Self {
@@ -103,7 +106,7 @@ impl Config {
             step_depth: 2,
             drafts: MAX_DRAFTS,
             prefix_cache: true,
-            step_deadline: Duration::from_secs(60),
+            step_deadline: Self::STEP_DEADLINE,
             drain: Duration::from_secs(10),
             readiness: Readiness::default(),
         }

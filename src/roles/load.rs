@@ -74,6 +74,7 @@ pub(super) async fn load(
             cli::Pooling::Mean => Some(volley_worker::Pooling::Mean),
             cli::Pooling::Last => Some(volley_worker::Pooling::Last),
         },
+        abort_on: args.test_abort_on_tokens.clone(),
     };
     let loaded = spawn_blocking(move || {
         let label = format!("loading {}", config.name);

@@ -1,6 +1,6 @@
 //! `volley scheduler`: claims workers, and plans their steps for the routers that connect.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
@@ -38,6 +38,7 @@ pub(super) fn config(args: &AdmissionArgs, id: String, address: String) -> Confi
     Config {
         max_waiting_sequences: args.max_waiting,
         drafts: if args.speculation == Speculation::Auto { MAX_DRAFTS } else { 0 },
+        step_deadline: Duration::from_secs(args.step_deadline),
         prefix_cache: args.prefix_cache == Switch::On,
         tenant_weights: Arc::new(args.tenant_weight.iter().cloned().collect()),
         ..Config::new(id, address)

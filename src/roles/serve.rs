@@ -219,6 +219,10 @@ fn child_command(
     flag("--pooling", &engine.pooling.to_string());
     flag("--log", &telemetry.log.as_deref().unwrap_or("warn"));
     flag("--log-format", &telemetry.log_format.to_string());
+    if !engine.test_abort_on_tokens.is_empty() {
+        let tokens: Vec<_> = engine.test_abort_on_tokens.iter().map(u32::to_string).collect();
+        flag("--test-abort-on-tokens", &tokens.join(","));
+    }
     if let Some(home) = &engine.home {
         flag("--home", home);
     }

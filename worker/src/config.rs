@@ -32,6 +32,8 @@ pub struct Config {
     pub activations: Activations,
     /// How embeddings are made; none: they are not served.
     pub pooling: Option<Pooling>,
+    /// For tests: the process aborts when it is to run a sequence that has these tokens in a row. None: it never does.
+    pub abort_on: Vec<u32>,
 }
 
 /// How the final hidden states of a prompt become its embedding.
@@ -81,6 +83,7 @@ impl Config {
             max_sequences: Self::MAX_SEQUENCES,
             activations: Activations::Int8,
             pooling: None,
+            abort_on: Vec::new(),
         }
     }
 }

@@ -150,7 +150,8 @@ impl Worker {
             max_sequences: config.max_sequences,
             max_batch_tokens: config.max_batch_tokens,
         };
-        let steps = Box::new(move |jobs| Engine::new(decoder, draft, limits, guides).run(jobs));
+        let abort_on = config.abort_on.clone();
+        let steps = Box::new(move |jobs| Engine::new(decoder, draft, limits, guides).abort_on(abort_on).run(jobs));
         Ok(Self { hello, files: Arc::new(text.files.clone()), steps, card })
     }
 
