@@ -213,7 +213,8 @@ impl Slot {
             }
             self.computed += 1;
             drafted.accepted += 1;
-            self.draw(&self.tokens[..self.computed].to_vec(), result);
+            let past = self.tokens[..self.computed].to_vec();
+            self.draw(&past, result);
         }
         result.drafted = (guesses > 0).then_some(drafted);
     }
