@@ -35,8 +35,14 @@ pub(crate) fn fixture(name: &str) -> Fixture {
 }
 
 /// Loads a fixture's decoder.
-pub(crate) fn decoder<B: Backend>(backend: B, model: &Model, capacity: Capacity) -> Decoder<B> {
-    Decoder::load(backend, model.description.clone(), &model.weights, capacity, &mut |_, _| ()).unwrap()
+pub(crate) fn decoder<B: Backend>(
+    backend: B,
+    model: &Model,
+    capacity: Capacity,
+    blocks: usize,
+) -> Decoder<B> {
+    let description = model.description.clone();
+    Decoder::load(backend, description, &model.weights, capacity, &mut |_, _| (), |_| Ok(blocks)).unwrap()
 }
 
 /// Writes GGUF files.

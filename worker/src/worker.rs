@@ -11,10 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use volley_grammar::{Compiler, Vocabulary};
-use volley_kernels::{
-    BLOCK_TOKENS, Backend,
-    cpu::{CpuBackend, CpuOptions},
-};
+use volley_kernels::{BLOCK_TOKENS, Backend};
 use volley_proto::{
     MAX_MESSAGE, PROTOCOL,
     transport::Incoming,
@@ -24,18 +21,17 @@ use volley_proto::{
 use crate::{
     Error,
     card::card,
-    config::{Config, Device},
-    decoder::{Capacity, Decoder},
+    config::Config,
+    decoder::Capacity,
+    device::{self, Device},
     engine::{self, Engine, Guides, Job, Limits, WAITING_JOBS},
-    memory,
-    model::{Description, Model},
+    model::Model,
+    plan::Plan,
     service::Service,
     text::Text,
     weights,
 };
 
-/// Of the memory that is free, the KV cache takes this part by default.
-const CACHE_SHARE: u64 = 4;
 /// A dead peer is noticed within the sum of these.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3));
 /// How long connections may take to end at a shutdown.
@@ -46,7 +42,7 @@ pub struct Worker {
     hello: WorkerHello,
     files: Arc<BTreeMap<&'static str, Bytes>>,
     /// What the step thread runs; hides which backend it is.
-    steps: Box<dyn FnOnce(mpsc::Receiver<Job>) + Send>,
+    steps: Box<dyn FnOnce(mpsc::Receiver<Job>) -> Result<(), Error> + Send>,
     card: ModelCard,
 }
 
@@ -56,48 +52,39 @@ impl Worker {
     /// Opens and loads a model; `progress` is told the bytes of weights done and in total. Takes its time:
     /// not for the async threads.
     pub fn load(config: Config, mut progress: impl FnMut(u64, u64)) -> Result<Self, Error> {
-        if let Device::Cuda(index) = config.device {
-            return Err(Error::Config(format!(
-                "device cuda:{index}: GPUs are not in this build yet; use cpu"
-            )));
-        }
         let started = Instant::now();
+        // A device that isn't there is said before a model is read.
+        let device = device::open(&config)?;
         let model = Model::open(&config.model)?;
-        let weights_hash = match &config.weights_hash {
-            Some(hash) => hash.clone(),
-            None => weights::hash(&model.files, config.cache.as_deref())?,
+        let worker = match device {
+            Device::Cpu(backend) => Self::with_backend(&config, backend, &model, &mut progress)?,
+            Device::Cuda(backend) => Self::with_backend(&config, backend, &model, &mut progress)?,
         };
-        let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        let threads = config.threads.unwrap_or_else(cores).min(cores());
-        if let Some(asked) = config.threads.filter(|&asked| asked > threads) {
-            tracing::warn!(
-                "{asked} threads were asked for; this process may run {threads} side by side, so it has {threads}"
-            );
-        }
-        let options = CpuOptions { threads, activations: config.activations, isa: None };
-        let backend = CpuBackend::new(options)?;
-        let card = card(&config, &model, weights_hash, &backend.numerics());
-        let worker = Self::with_backend(&config, backend, &model, card, &mut progress)?;
         tracing::info!(
             model = worker.card.name,
             architecture = worker.card.architecture,
             weights = worker.card.weight_format,
             context = worker.card.context_length,
             kv_blocks = worker.hello.groups[0].blocks,
-            threads,
+            numerics = worker.card.numerics_class,
             seconds = (started.elapsed().as_secs_f64() * 1e3).round() / 1e3,
             "loaded"
         );
         Ok(worker)
     }
 
-    fn with_backend<B: Backend>(
+    /// Loads a model onto a device that is open.
+    pub(crate) fn with_backend<B: Backend>(
         config: &Config,
         backend: B,
         model: &Model,
-        card: ModelCard,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Error> {
+        let weights_hash = match &config.weights_hash {
+            Some(hash) => hash.clone(),
+            None => weights::hash(&model.files, config.cache.as_deref())?,
+        };
+        let card = card(config, model, weights_hash, backend.numerics());
         let Model { description, weights, text, .. } = model;
         let guides = Guides::start(compiler(text, description.vocab))
             .map_err(|e| Error::Config(format!("cannot start the threads of guided sequences: {e}")))?;
@@ -107,8 +94,9 @@ impl Worker {
                 "max-batch-tokens {rows}, max-sequences {sequences}: expected at least 1 of each"
             )));
         }
-        let block_bytes = backend.block_bytes(description.layers, description.heads) as u64;
-        let blocks = blocks(config, description, block_bytes)?;
+        let plan = Plan::new(config, description, &backend)?;
+        let (decoder, blocks) =
+            plan.load(backend, description, weights, Capacity { rows, sequences }, progress)?;
         let limits = Limits {
             sequences,
             rows,
@@ -117,14 +105,13 @@ impl Worker {
             vocab: description.vocab,
             pooling: config.pooling,
         };
+        let block_bytes = decoder.backend().block_bytes(description.layers, description.heads) as u64;
         let group = KvGroup {
             layers: description.layers as u32,
             bytes_per_token: block_bytes.div_ceil(BLOCK_TOKENS as u64) as u32,
             window: None,
             blocks: blocks as u64,
         };
-        let capacity = Capacity { rows, blocks };
-        let decoder = Decoder::load(backend, description.clone(), weights, capacity, progress)?;
         let hello = WorkerHello {
             protocol: PROTOCOL,
             worker_id: config.id.clone(),
@@ -147,13 +134,12 @@ impl Worker {
     pub async fn serve(self, incoming: Incoming, shutdown: CancellationToken) -> Result<(), Error> {
         engine::describe();
         let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
-        let (ended, mut thread) = oneshot::channel::<()>();
+        let (ended, mut thread) = oneshot::channel::<Result<(), Error>>();
         let steps = self.steps;
         std::thread::Builder::new()
             .name("volley-step".to_owned())
             .spawn(move || {
-                steps(waiting);
-                let _ = ended.send(()); // nobody waits after an error
+                let _ = ended.send(steps(waiting)); // nobody waits after an error
             })
             .map_err(|e| Error::StepThread(format!("could not start: {e}")))?;
 
@@ -174,7 +160,10 @@ impl Worker {
         tokio::select! {
             served = server => served?,
             () = overdue => tracing::warn!("some connections did not end in time"),
-            _ = &mut thread => return Err(Error::StepThread("died".to_owned())),
+            ended = &mut thread => return Err(match ended {
+                Ok(Err(error)) => Error::StepThread(format!("ended: {error}")),
+                Ok(Ok(())) | Err(_) => Error::StepThread("died".to_owned()),
+            }),
         }
         // The connections are gone, and so is the last sender of jobs: the thread ends when its step does.
         let _ = tokio::time::timeout(SHUTDOWN, thread).await;
@@ -187,28 +176,4 @@ pub(crate) fn compiler(text: &Text, vocab: usize) -> Compiler {
     let file = text.tokenizer();
     let vocabulary = move || Vocabulary::from_json(&file).map(Arc::new);
     Compiler::new(vocabulary, vocab as u32, &text.stop)
-}
-
-/// How many KV blocks to reserve: what the memory allows, and no more than all slots can use.
-fn blocks(config: &Config, model: &Description, block_bytes: u64) -> Result<usize, Error> {
-    let budget = config.kv_cache_bytes.unwrap_or_else(|| memory::available() / CACHE_SHARE);
-    let usable = model.context.div_ceil(BLOCK_TOKENS) as u64 * u64::from(config.max_sequences);
-    let blocks = (budget / block_bytes.max(1)).min(usable).min(u32::MAX.into());
-    let (wanted, free) = (blocks * block_bytes, memory::available());
-    if config.kv_cache_bytes.is_some_and(|asked| asked / block_bytes.max(1) > blocks) {
-        let gb = wanted as f64 / 1e9;
-        tracing::warn!("the KV cache has {gb:.1} GB: {} sequences can fill no more", config.max_sequences);
-    }
-    if config.kv_cache_bytes.is_some() && wanted > free {
-        let (wanted, free) = (wanted as f64 / 1e9, free as f64 / 1e9);
-        return Err(Error::Config(format!(
-            "a KV cache of {wanted:.1} GB does not fit: {free:.1} GB of memory are free"
-        )));
-    }
-    match blocks {
-        0 => Err(Error::Config(format!(
-            "a KV cache of {budget} bytes holds no block of {BLOCK_TOKENS} tokens ({block_bytes} bytes)"
-        ))),
-        blocks => Ok(blocks as usize),
-    }
 }

@@ -18,8 +18,9 @@ fn logits<B: Backend>(decoder: &mut Decoder<B>, tokens: &[u32], steps: &[usize])
     for rows in steps {
         let sequence = Sequence { first_row: 0, rows: *rows, position, blocks: blocks.clone() };
         let batch = Batch { tokens: tokens[position..position + rows].to_vec(), sequences: vec![sequence] };
-        decoder.forward(&batch);
+        decoder.forward(batch);
         logits.extend(decoder.logits(&(0..*rows).collect::<Vec<_>>()));
+        decoder.finish().unwrap();
         position += rows;
     }
     logits
@@ -29,7 +30,7 @@ fn logits<B: Backend>(decoder: &mut Decoder<B>, tokens: &[u32], steps: &[usize])
 fn logits_agree_with_transformers_to_1e_4_of_their_range() {
     for name in ["tiny-llama", "tiny-qwen2"] {
         let fixture = testing::fixture(name);
-        let mut decoder = testing::decoder(backend(), &fixture.model, Capacity { rows: 64, blocks: 8 });
+        let mut decoder = testing::decoder(backend(), &fixture.model, Capacity { rows: 64, sequences: 1 }, 8);
         for steps in [&[40][..], &[1, 16, 22, 1]] {
             let logits = logits(&mut decoder, &fixture.tokens, steps);
             let range = fixture.logits.iter().fold(0f32, |max, x| max.max(x.abs()));
@@ -44,11 +45,11 @@ fn logits_agree_with_transformers_to_1e_4_of_their_range() {
 fn the_output_matrix_turns_final_hidden_states_into_logits() {
     let fixture = testing::fixture("tiny-llama");
     let (width, tokens) = (fixture.model.description.width, &fixture.tokens);
-    let mut decoder = testing::decoder(backend(), &fixture.model, Capacity { rows: 64, blocks: 8 });
+    let mut decoder = testing::decoder(backend(), &fixture.model, Capacity { rows: 64, sequences: 1 }, 8);
     let logits = logits(&mut decoder, tokens, &[tokens.len()]);
     let table = fixture.model.weights.tensors().find(|tensor| tensor.name == "model.embed_tokens.weight");
     let output = dequantized(table.unwrap()).unwrap();
-    let hidden = decoder.hidden(vec![3..5, 0..1, 39..40]).concat();
+    let hidden = decoder.hidden(vec![3..5, 0..1, 39..40]).unwrap().concat();
     for (hidden, row) in hidden.chunks(width).zip([3, 4, 0, 39]) {
         let logits = &logits[row * output.len() / width..];
         for (weights, logit) in output.chunks(width).zip(logits) {
@@ -62,10 +63,10 @@ fn the_output_matrix_turns_final_hidden_states_into_logits() {
 fn progress_ends_at_the_total() {
     let fixture = testing::fixture("tiny-llama");
     let mut seen = Vec::new();
-    let capacity = Capacity { rows: 1, blocks: 1 };
+    let capacity = Capacity { rows: 1, sequences: 1 };
     let mut progress = |done, total| seen.push((done, total));
     let model = fixture.model.description.clone();
-    Decoder::load(backend(), model, &fixture.model.weights, capacity, &mut progress).unwrap();
+    Decoder::load(backend(), model, &fixture.model.weights, capacity, &mut progress, |_| Ok(1)).unwrap();
     let total = fixture.model.weights.tensors().map(|tensor| tensor.data.len() as u64).sum::<u64>();
     assert!(seen.is_sorted() && seen.iter().all(|(done, of)| done <= of && *of == total));
     assert_eq!((seen[0], *seen.last().unwrap()), ((0, total), (total, total)));
@@ -77,8 +78,9 @@ fn a_missing_or_misshapen_tensor_is_named() {
     let load = |change: fn(&mut Description)| {
         let mut model = fixture.model.description.clone();
         change(&mut model);
-        let capacity = Capacity { rows: 1, blocks: 1 };
-        let loaded = Decoder::load(backend(), model, &fixture.model.weights, capacity, &mut |_, _| ());
+        let capacity = Capacity { rows: 1, sequences: 1 };
+        let loaded =
+            Decoder::load(backend(), model, &fixture.model.weights, capacity, &mut |_, _| (), |_| Ok(1));
         loaded.err().unwrap().to_string()
     };
     let error = load(|model| model.layers = 3);

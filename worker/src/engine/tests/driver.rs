@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use volley_kernels::{
-    BLOCK_TOKENS,
+    BLOCK_TOKENS, Backend,
     cpu::{CpuBackend, CpuOptions},
 };
 use volley_proto::v1::{
@@ -15,10 +15,11 @@ use volley_proto::v1::{
 };
 
 use crate::{
-    Activations,
+    Activations, Error,
     config::Pooling,
     decoder::Capacity,
     engine::{Engine, Epoch, Guides, Job, Limits, WAITING_JOBS, WAITING_RESULTS},
+    model::Model,
     testing,
     worker::compiler,
 };
@@ -28,7 +29,7 @@ pub(super) type Received = mpsc::Receiver<Result<ResultMessage, Status>>;
 /// A step thread over a tiny model.
 pub(super) struct Driver {
     pub(super) jobs: mpsc::Sender<Job>,
-    thread: JoinHandle<()>,
+    thread: JoinHandle<Result<(), Error>>,
     connections: u64,
     limits: Limits,
 }
@@ -74,11 +75,21 @@ impl Driver {
 
     pub(super) fn embedding(model: &str, sequences: usize, rows: usize, pooling: Option<Pooling>) -> Self {
         let model = testing::fixture(model).model;
-        let (context, vocab) = (model.description.context, model.description.vocab);
-        let limits = Limits { sequences, rows, blocks: sequences * 12, context, vocab, pooling };
         let backend =
             CpuBackend::new(CpuOptions { threads: 2, activations: Activations::Int8, isa: None }).unwrap();
-        let decoder = testing::decoder(backend, &model, Capacity { rows, blocks: limits.blocks });
+        Self::over(backend, &model, sequences, rows, pooling)
+    }
+
+    pub(super) fn over<B: Backend>(
+        backend: B,
+        model: &Model,
+        sequences: usize,
+        rows: usize,
+        pooling: Option<Pooling>,
+    ) -> Self {
+        let (context, vocab) = (model.description.context, model.description.vocab);
+        let limits = Limits { sequences, rows, blocks: sequences * 12, context, vocab, pooling };
+        let decoder = testing::decoder(backend, model, Capacity { rows, sequences }, limits.blocks);
         let guides = Guides::start(compiler(&model.text, vocab)).unwrap();
         let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
         let thread = std::thread::spawn(move || Engine::new(decoder, limits, guides).run(waiting));
@@ -87,8 +98,13 @@ impl Driver {
 
     /// Ends the step thread.
     pub(super) fn stop(self) {
+        self.end().unwrap();
+    }
+
+    /// What the step thread says at its end.
+    pub(super) fn end(self) -> Result<(), Error> {
         drop(self.jobs);
-        self.thread.join().unwrap();
+        self.thread.join().unwrap()
     }
 
     /// Claims the thread with an epoch.

@@ -1,0 +1,169 @@
+//! How a device's memory is shared out: weights first, then what a step computes with, and of the rest as many KV
+//! blocks as the sequences can use.
+
+use std::cell::Cell;
+
+use volley_kernels::{BLOCK_TOKENS, Backend, DeviceMemory};
+
+use crate::{
+    Error,
+    config::Config,
+    decoder::{Capacity, Decoder},
+    format::Weights,
+    memory,
+    model::Description,
+};
+
+/// Of the memory that is free, the KV cache takes this part of a machine's by default.
+const CACHE_SHARE: u64 = 4;
+
+/// What is known before anything is loaded.
+pub(crate) struct Plan {
+    /// Bytes for keys and values, if they were asked for.
+    asked: Option<u64>,
+    /// Bytes of a KV block.
+    block_bytes: u64,
+    /// Blocks that all sequences together can fill.
+    usable: u64,
+    sequences: u32,
+    /// The device's memory, if it has its own, and how much of it may be used.
+    device: Option<(DeviceMemory, f64)>,
+}
+
+// === impl Plan ===
+
+impl Plan {
+    pub(crate) fn new<B: Backend>(config: &Config, model: &Description, backend: &B) -> Result<Self, Error> {
+        let plan = Self {
+            asked: config.kv_cache_bytes,
+            block_bytes: (backend.block_bytes(model.layers, model.heads) as u64).max(1),
+            usable: model.context.div_ceil(BLOCK_TOKENS) as u64 * u64::from(config.max_sequences),
+            sequences: config.max_sequences,
+            device: backend.memory()?.map(|memory| (memory, config.gpu_memory_fraction)),
+        };
+        if plan.device.is_none() {
+            plan.of_machine(memory::available())?; // what can't work is said before weights are read
+        }
+        Ok(plan)
+    }
+
+    /// Loads a model, and reserves as many KV blocks as there is room for; says how many.
+    pub(crate) fn load<B: Backend>(
+        &self,
+        backend: B,
+        model: &Description,
+        weights: &Weights,
+        capacity: Capacity,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(Decoder<B>, usize), Error> {
+        let (loaded, blocks) = (Cell::new((0, 0)), Cell::new(None));
+        let mut progress = |done, total| {
+            loaded.set((done, total));
+            progress(done, total);
+        };
+        let count = |backend: &B| {
+            let count = match backend.memory()? {
+                Some(now) => self.of_device(now)?,
+                None => self.of_machine(memory::available())?,
+            };
+            blocks.set(Some(count));
+            Ok(count)
+        };
+        let decoder = Decoder::load(backend, model.clone(), weights, capacity, &mut progress, count);
+        match decoder {
+            Ok(decoder) => Ok((decoder, blocks.get().unwrap_or(0))),
+            Err(Error::Kernel(volley_kernels::Error::Memory { bytes, .. })) if self.device.is_some() => {
+                Err(self.full(loaded.get(), blocks.get(), capacity, bytes))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Blocks in the machine's memory, of which so much is free.
+    fn of_machine(&self, free: u64) -> Result<usize, Error> {
+        let blocks = self.blocks(self.asked.unwrap_or(free / CACHE_SHARE))?;
+        let wanted = blocks as u64 * self.block_bytes;
+        if self.asked.is_some() && wanted > free {
+            return Err(Error::Config(format!(
+                "a KV cache of {} does not fit: {} of memory are free",
+                gb(wanted),
+                gb(free)
+            )));
+        }
+        Ok(blocks)
+    }
+
+    /// Blocks in the device's memory, which has its weights and activations.
+    fn of_device(&self, now: DeviceMemory) -> Result<usize, Error> {
+        let fraction = self.device.map_or(1.0, |(_, fraction)| fraction);
+        let (free, total) = (now.free as u64, now.total as u64);
+        let left = ((total as f64 * fraction) as u64).saturating_sub(total - free);
+        if left < self.block_bytes {
+            return Err(Error::Config(format!(
+                "the GPU's memory is full before the KV cache: {} of {} are taken, and --gpu-memory-fraction \
+                 {fraction} leaves {} of them: raise it, lower --max-batch-tokens, or take a smaller quantization",
+                gb(total - free),
+                gb(total),
+                gb((total as f64 * fraction) as u64)
+            )));
+        }
+        let blocks = self.blocks(self.asked.unwrap_or(left))?;
+        let wanted = blocks as u64 * self.block_bytes;
+        if wanted > left {
+            return Err(Error::Config(format!(
+                "a KV cache of {} does not fit beside weights and activations: lower --kv-cache-gb to {:.1}",
+                gb(wanted),
+                (left as f64 / 1e8).floor() / 10.0
+            )));
+        }
+        Ok(blocks)
+    }
+
+    /// Of a budget, and no more than all sequences can use.
+    fn blocks(&self, budget: u64) -> Result<usize, Error> {
+        let blocks = (budget / self.block_bytes).min(self.usable).min(u32::MAX.into());
+        if self.asked.is_some_and(|asked| asked / self.block_bytes > blocks) {
+            let size = gb(blocks * self.block_bytes);
+            tracing::warn!("the KV cache has {size}: {} sequences can fill no more", self.sequences);
+        }
+        match blocks {
+            0 => Err(Error::Config(format!(
+                "a KV cache of {budget} bytes holds no block of {BLOCK_TOKENS} tokens ({} bytes)",
+                self.block_bytes
+            ))),
+            blocks => Ok(blocks as usize),
+        }
+    }
+
+    /// What to lower, where an allocation of `bytes` failed after so many bytes of weights.
+    fn full(&self, loaded: (u64, u64), blocks: Option<usize>, capacity: Capacity, bytes: usize) -> Error {
+        let (free, total) =
+            self.device.map_or((0, 0), |(memory, _)| (memory.free as u64, memory.total as u64));
+        let start = format!("{} of the GPU's {} were free at the start", gb(free), gb(total));
+        let (done, weights) = loaded;
+        Error::Config(match blocks {
+            Some(blocks) => format!(
+                "no room for a KV cache of {}: lower --kv-cache-gb or --gpu-memory-fraction ({start})",
+                gb(blocks as u64 * self.block_bytes)
+            ),
+            None if done < weights => format!(
+                "the weights do not fit in the GPU's memory: it was full after {} of {} ({start}); take a smaller \
+                 quantization or a larger GPU",
+                gb(done),
+                gb(weights)
+            ),
+            None => format!(
+                "no room for what steps of {} tokens and {} sequences compute with beside {} of weights: {} more \
+                 were asked for ({start}); lower --max-batch-tokens or --max-sequences",
+                capacity.rows,
+                capacity.sequences,
+                gb(weights),
+                gb(bytes as u64)
+            ),
+        })
+    }
+}
+
+fn gb(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
+}
