@@ -202,8 +202,12 @@ impl<B: Backend> Decoder<B> {
 impl<B: Backend> Decoder<B> {
     /// Logits of rows of the last forward pass.
     pub(crate) fn logits(&mut self, rows: &[usize]) -> Vec<f32> {
-        self.compute_logits(rows);
-        self.backend.read(&self.buffers.logits, rows.len()).unwrap()
+        let slice = self.capacity.logits_rows();
+        let mut logits = |rows: &[usize]| {
+            self.compute_logits(rows);
+            self.backend.read(&self.buffers.logits, rows.len()).unwrap()
+        };
+        rows.chunks(slice).flat_map(&mut logits).collect()
     }
 }
 

@@ -167,3 +167,46 @@ impl Plan {
 fn gb(bytes: u64) -> String {
     format!("{:.1} GB", bytes as f64 / 1e9)
 }
+
+#[cfg(test)]
+mod tests {
+    use volley_kernels::DType;
+    use volley_twin::{Schedule, Twin};
+
+    use crate::{Config, Worker, testing};
+
+    const MIB: usize = 1 << 20;
+
+    /// The blocks of a worker on a GPU with so much memory, or why there is none.
+    fn load(total: usize, change: fn(&mut Config)) -> Result<u64, String> {
+        let model = testing::made_up([DType::BF16; 3]);
+        let mut config = Config { max_batch_tokens: 64, max_sequences: 4, ..Config::new("", "made-up") };
+        change(&mut config);
+        let twin = Twin::new(Schedule::ALL[0]).with_memory(total);
+        let worker = Worker::with_backend(&config, testing::cuda(twin, false), &model, &mut |_, _| ());
+        worker.map(|worker| worker.blocks()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn keys_and_values_have_what_weights_and_activations_leave_of_a_gpu_s_memory() {
+        // A block of two layers' keys and values of 2 × 64 numbers for 16 tokens takes 16 KiB; all sequences together
+        // can fill 128.
+        assert_eq!(load(1 << 30, |_| ()), Ok(128));
+        let half = load(24 * MIB, |config| config.gpu_memory_fraction = 0.5).unwrap();
+        let most = load(24 * MIB, |config| config.gpu_memory_fraction = 0.52).unwrap();
+        assert!(half > 0 && most == half + 30 || most == half + 31, "{half} and {most}");
+        assert_eq!(load(1 << 30, |config| config.kv_cache_bytes = Some(64 << 14)), Ok(64));
+    }
+
+    #[test]
+    fn a_gpu_that_is_too_small_says_what_to_lower() {
+        let says = |total, change, words: &[&str]| {
+            let error = load(total, change).unwrap_err();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        };
+        says(MIB / 4, |_| (), &["the weights do not fit", "0.0 GB of", "smaller quantization"]);
+        says(4 * MIB, |_| (), &["steps of 64 tokens and 4 sequences", "lower --max-batch-tokens"]);
+        says(24 * MIB, |c| c.gpu_memory_fraction = 0.1, &["--gpu-memory-fraction 0.1", "raise it"]);
+        says(24 * MIB, |c| c.kv_cache_bytes = Some(1 << 40), &["lower --kv-cache-gb to 0.0"]);
+    }
+}

@@ -130,6 +130,12 @@ impl Worker {
         &self.card
     }
 
+    /// KV blocks.
+    #[cfg(test)]
+    pub(crate) fn blocks(&self) -> u64 {
+        self.hello.groups[0].blocks
+    }
+
     /// Serves schedulers until `shutdown`; then ends their connections, and the step thread.
     pub async fn serve(self, incoming: Incoming, shutdown: CancellationToken) -> Result<(), Error> {
         engine::describe();

@@ -14,7 +14,10 @@ mod ffi;
 use std::{
     collections::{BTreeSet, HashMap},
     ffi::{CStr, c_int, c_void},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -53,6 +56,7 @@ pub struct Twin {
     chain: Arc<Mutex<Vec<Recorded>>>,
     launched: Mutex<BTreeSet<&'static str>>,
     memory: Mutex<Room>,
+    broken: AtomicBool,
 }
 
 /// The twin's memory.
@@ -132,7 +136,13 @@ impl Twin {
             chain: Arc::default(),
             launched: Mutex::default(),
             memory: Mutex::new(Room { total: 80 << 30, taken: HashMap::new() }),
+            broken: AtomicBool::new(false),
         }
+    }
+
+    /// From now on nothing works, as after a fault on a GPU.
+    pub fn break_down(&self) {
+        self.broken.store(true, Relaxed);
     }
 
     /// With so many bytes of memory, to see what happens when it is full.
@@ -163,6 +173,9 @@ impl Twin {
     /// # Safety
     /// As for [`Device::launch`] and [`Device::copy`].
     unsafe fn start(&self, what: Recorded) -> Result<(), Error> {
+        if self.broken.load(Relaxed) {
+            return Err(Error::Device("the twin has broken down".into()));
+        }
         if let Some(recording) = lock(&self.recording).as_mut() {
             recording.push(what);
             return Ok(());

@@ -3,6 +3,7 @@
 //! owns the thread.
 
 mod claims;
+mod cuda;
 mod driver;
 mod embeddings;
 mod exactness;

@@ -174,6 +174,10 @@ impl CudaBackend {
             return Ok(());
         }
         let (count, columns) = (rows.len(), x.cols);
+        if count > step.limits.draws {
+            let problem = format!("{count} rows; {} are the most", step.limits.draws);
+            return Err(Error::Arguments { operation: "logits", problem });
+        }
         let chosen = step.draws.choose(rows)?;
         let chosen = step.draws.staging().view(&chosen);
         let [own, more] = &mut step.chosen;

@@ -7,7 +7,7 @@ use super::driver::{Driver, Output, Request, next};
 use crate::engine::Epoch;
 
 /// A numbered request: prompt, sampling, length, chunking and arrival all follow from the number.
-fn request(number: u32) -> Request {
+pub(super) fn request(number: u32) -> Request {
     let prompt = 1 + number * 7 % 60;
     let tokens: Vec<u32> = (0..prompt).map(|i| (i * 31 + number * 17) % 288).collect();
     let score = number.is_multiple_of(3).then_some(ScoreRange { from: number % 2, alternatives: 2 });
@@ -53,7 +53,7 @@ fn shaped(number: u32) -> Sampling {
     }
 }
 
-fn alone(driver: &mut Driver, request: &Request) -> Output {
+pub(super) fn alone(driver: &mut Driver, request: &Request) -> Output {
     // Whole prompt at once: another way of cutting than in company.
     let request = Request { chunk: usize::MAX, arrival: 0, ..request.clone() };
     driver.run(&[request]).remove(0)
