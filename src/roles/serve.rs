@@ -182,9 +182,13 @@ fn child_command(args: &ServeArgs, telemetry: &TelemetryArgs, model: &Model) -> 
     let (engine, count) = (&args.engine, usize::from(args.workers));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = engine.threads.unwrap_or((cores / count).max(1));
-    // Together they take what one would.
-    let share = || volley_worker::available_memory() as f64 / 4e9;
-    let kv_cache_gb = engine.kv_cache_gb.unwrap_or_else(share) / count as f64;
+    // Together they take what one would. Workers on a GPU share the first one, or the one that is named.
+    let kv_cache_gb = match (engine.kv_cache_gb, volley_worker::has_gpu(load::device(engine))) {
+        (Some(asked), _) => Some(asked / count as f64),
+        (None, true) => None,
+        (None, false) => Some(volley_worker::available_memory() as f64 / 4e9 / count as f64),
+    };
+    let fraction = engine.gpu_memory_fraction / count as f64;
     let mut command: Vec<OsString> = vec![program.into(), "worker".into(), "--supervised".into()];
     let mut flag = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
         command.push(name.into());
@@ -195,18 +199,24 @@ fn child_command(args: &ServeArgs, telemetry: &TelemetryArgs, model: &Model) -> 
     flag("--model-name", &model.name);
     flag("--device", &engine.device.to_string());
     flag("--threads", &threads.to_string());
-    flag("--kv-cache-gb", &kv_cache_gb.to_string());
+    flag("--gpu-memory-fraction", &fraction.to_string());
     flag("--max-batch-tokens", &engine.max_batch_tokens.to_string());
     flag("--max-sequences", &engine.max_sequences.to_string());
     flag("--activations", &engine.activations.to_string());
     flag("--pooling", &engine.pooling.to_string());
     flag("--log", &telemetry.log.as_deref().unwrap_or("warn"));
     flag("--log-format", &telemetry.log_format.to_string());
+    if let Some(kv_cache_gb) = kv_cache_gb {
+        flag("--kv-cache-gb", &kv_cache_gb.to_string());
+    }
     if let Some(home) = &engine.home {
         flag("--home", home);
     }
     if let Some(endpoint) = &telemetry.otlp_endpoint {
         flag("--otlp-endpoint", endpoint);
+    }
+    if engine.deterministic {
+        command.push("--deterministic".into());
     }
     Ok(command)
 }

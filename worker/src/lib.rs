@@ -31,6 +31,7 @@ mod weights;
 mod worker;
 
 pub use config::{Config, Device, Pooling};
+pub use device::{Gpu, Machine, has_gpu};
 pub use error::Error;
 pub use memory::available as available_memory;
 pub use volley_kernels::cpu::pack::Activations;

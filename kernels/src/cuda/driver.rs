@@ -113,6 +113,11 @@ impl Cuda {
         Ok(Self { properties, stream, kernels })
     }
 
+    /// Kernels that were compiled for it.
+    pub fn kernels(&self) -> usize {
+        self.kernels.len()
+    }
+
     /// The stream's handle, with its context bound to this thread.
     pub(super) fn bind(&self) -> Result<sys::CUstream, Error> {
         self.stream.context().bind_to_thread().map_err(failed("binding the GPU to a thread"))?;
