@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn the_childrens_command_line_is_understood_and_shares_the_machine_out() {
-        let flags = "--workers 4 --kv-cache-gb 2 --threads 3 --home /h --pooling last";
+        let flags = "--workers 4 --kv-cache-gb 2 --threads 3 --home /h --pooling last --deterministic";
         let cli = Cli::parse_from(["volley", "serve"].into_iter().chain(flags.split(' ')));
         let Command::Serve(args) = cli.command else { panic!() };
         let model = Model { path: "/m.gguf".into(), name: "m".into(), weights_hash: None };
@@ -248,5 +248,6 @@ mod tests {
         assert_eq!((worker.engine.model.as_str(), worker.engine.threads), ("/m.gguf", Some(3)));
         assert_eq!((worker.engine.kv_cache_gb, worker.engine.pooling), (Some(0.5), cli::Pooling::Last));
         assert_eq!(worker.engine.home, Some("/h".into()));
+        assert_eq!((worker.engine.gpu_memory_fraction, worker.engine.deterministic), (0.9 / 4.0, true));
     }
 }
