@@ -115,22 +115,18 @@ impl Draws {
         // SAFETY: the results' memory is as long.
         unsafe { device.read(self.results.slice(0..back.len()).address(), back)? };
         self.staging.rested();
-        let mut asked = 0..orders.asked.len();
-        let of_device = |i: usize, draw: &Draw| Drawn {
-            token: word(back, &layout.tokens, i),
-            mirostat: None,
-            logprobs: draw
-                .logprobs
-                .and_then(|_| asked.next())
-                .map(|i| logprobs(back, &layout, i, width, &orders)),
-        };
-        let mut of_device = of_device;
-        Ok(drawn
-            .into_iter()
-            .zip(draws)
-            .enumerate()
-            .map(|(i, (here, draw))| here.unwrap_or_else(|| of_device(i, draw)))
-            .collect())
+        let mut entries = 0..orders.asked.len();
+        let results = drawn.into_iter().zip(draws).enumerate().map(|(i, (here, draw))| {
+            here.unwrap_or_else(|| Drawn {
+                token: word(back, &layout.tokens, i),
+                mirostat: None,
+                logprobs: draw
+                    .logprobs
+                    .and_then(|_| entries.next())
+                    .map(|entry| logprobs(back, &layout, entry, width, &orders)),
+            })
+        });
+        Ok(results.collect())
     }
 
     /// On the host.
