@@ -80,6 +80,7 @@ impl Planner {
         let share = if beside { (budget / PROMPT_SHARE_BESIDE_DECODES).max(1) } else { budget };
         let mut left = Left { all: share.min(budget - draft.rows), long: share };
         left.long = if beside { self.pace.rows(left.all) } else { share };
+        let long_share = left.long;
         // A prompt of several steps leaves half of each to those behind it, if there is anyone.
         let mut parts = Vec::new();
         for (rank, _) in prompts {
@@ -99,6 +100,9 @@ impl Planner {
         for (rank, rows, rest, long) in parts {
             let more = left.take(rest, long);
             self.run(rank, rows + more, draft);
+        }
+        if beside {
+            self.pace.took(long_share - left.long);
         }
     }
 
