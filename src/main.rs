@@ -5,6 +5,7 @@ mod bench;
 mod chat;
 mod cli;
 mod client;
+mod doctor;
 mod models;
 mod progress;
 mod roles;
@@ -44,6 +45,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Bench(args) => Ok(light_runtime()?.block_on(bench::run(&args))?),
         Command::Chat(args) => finish(light_runtime()?, |runtime| Ok(runtime.block_on(chat::run(args))?)),
         Command::Models(args) => list_or_pull(args),
+        Command::Doctor => {
+            print!("{}", doctor::report(&volley_worker::Machine::look()));
+            Ok(())
+        }
         role => run_role(role, &cli.telemetry),
     }
 }
@@ -74,7 +79,7 @@ fn run_role(role: Command, telemetry: &TelemetryArgs) -> anyhow::Result<()> {
                 Command::Router(args) => roles::router(args, metrics).await,
                 Command::Scheduler(args) => roles::scheduler(args, metrics).await,
                 Command::Worker(args) => roles::worker(args, metrics).await,
-                Command::Bench(_) | Command::Chat(_) | Command::Models(_) => Ok(()), // not roles
+                Command::Bench(_) | Command::Chat(_) | Command::Models(_) | Command::Doctor => Ok(()), // not roles
             }
         });
         running.shut_down();

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use volley_kernels::cpu::{Activations, Buffer, Cache, CpuBackend, CpuOptions, Pool};
 use volley_kernels::{
-    BLOCK_TOKENS, Backend, Batch, BlockId, DType, Draw, Error, Heads, History, Mirostat, Norm, Penalties,
-    Rope, RopePairing, Sequence, Tensor,
+    BLOCK_TOKENS, Backend, Batch, BlockId, Content, DType, Draw, Error, Heads, History, Mirostat, Norm,
+    Penalties, Rope, RopePairing, Sequence, Tensor,
 };
 
 const LAYERS: usize = 30;
@@ -46,8 +46,8 @@ fn main() -> Result<(), Error> {
     sections(backend.pool());
     let columns = (HEADS.heads + 2 * HEADS.kv_heads) * HEADS.dim;
     let mut bench = Bench {
-        qkv: backend.buffer(2048, columns)?,
-        out: backend.buffer(2048, HEADS.heads * HEADS.dim)?,
+        qkv: backend.buffer(2048, columns, Content::Activations)?,
+        out: backend.buffer(2048, HEADS.heads * HEADS.dim, Content::Activations)?,
         cache: backend.cache(LAYERS, HEADS, 4096)?,
         rope: Rope { frequencies: vec![0.5; HEADS.dim / 2], pairing: RopePairing::Adjacent },
         backend,
@@ -74,16 +74,16 @@ impl Bench {
         let columns = (HEADS.heads + 2 * HEADS.kv_heads) * HEADS.dim;
         let table = self.backend.table(&random("rows", 2048, columns))?;
         let tokens: Vec<u32> = (0..2048).collect();
-        let rows = Batch { tokens: tokens.clone(), sequences: Vec::new() };
-        self.backend.embed(&rows, &table, &mut self.qkv);
+        let mut rows = Batch { tokens: tokens.clone(), sequences: Vec::new() };
+        self.backend.embed(&mut rows, &table, &mut self.qkv);
         for block in (0..4096).step_by(128) {
             let blocks = (block..block + 128).map(BlockId).collect();
             let sequences = vec![Sequence { first_row: 0, rows: 2048, position: 0, blocks }];
-            let batch = Batch { tokens: tokens.clone(), sequences };
+            let mut batch = Batch { tokens: tokens.clone(), sequences };
             for layer in 0..LAYERS {
                 let Self { backend, rope, qkv, cache, .. } = self;
-                backend.rope_and_store(&batch, layer, HEADS, rope, qkv, cache);
-                backend.embed(&rows, &table, qkv);
+                backend.rope_and_store(&mut batch, layer, HEADS, rope, qkv, cache);
+                backend.embed(&mut rows, &table, qkv);
             }
         }
         Ok(())
@@ -110,9 +110,9 @@ impl Bench {
             for layer in 0..LAYERS {
                 let start = Instant::now();
                 let (backend, qkv, cache) = (&self.backend, &mut self.qkv, &mut self.cache);
-                backend.rope_and_store(&batch, layer, HEADS, &self.rope, qkv, cache);
+                backend.rope_and_store(&mut batch, layer, HEADS, &self.rope, qkv, cache);
                 let between = Instant::now();
-                backend.attention(&batch, layer, HEADS, qkv, cache, &mut self.out);
+                backend.attention(&mut batch, layer, HEADS, qkv, cache, &mut self.out);
                 rope += between - start;
                 attention += between.elapsed();
             }
@@ -139,11 +139,12 @@ fn norms(backend: &CpuBackend) -> Result<(), Error> {
     let norm = Norm { gain: backend.vector(&random("gain", 1, 576))?, epsilon: 1e-5 };
     let tiny = Tensor::new("tiny", DType::Q8_0, 16, 576, Bytes::from(vec![1; 16 * 18 * 34]))?;
     let tiny = backend.linear(&[(tiny, None)])?;
-    let (mut x, mut out) = (backend.buffer(1024, 576)?, backend.buffer(1024, 16)?);
+    let mut x = backend.buffer(1024, 576, Content::Residual)?;
+    let mut out = backend.buffer(1024, 16, Content::Activations)?;
     for rows in [1, 16, 64, 512] {
-        let batch = Batch { tokens: (0..rows as u32).collect(), sequences: Vec::new() };
-        backend.embed(&batch, &table, &mut x);
-        let time = time(|| backend.norm_linear(rows, &x, &norm, &tiny, &mut out));
+        let mut batch = Batch { tokens: (0..rows as u32).collect(), sequences: Vec::new() };
+        backend.embed(&mut batch, &table, &mut x);
+        let time = time(|| backend.norm_linear(&mut batch, &mut x, &norm, &tiny, &mut out));
         println!("norm {rows:4} rows of 576 → 16    {:9.2} µs", time.as_secs_f64() * 1e6);
     }
     Ok(())
@@ -152,9 +153,9 @@ fn norms(backend: &CpuBackend) -> Result<(), Error> {
 fn draws(backend: &CpuBackend) -> Result<(), Error> {
     println!();
     let table = backend.table(&random_logits())?;
-    let mut logits = backend.buffer(64, VOCABULARY)?;
-    let batch = Batch { tokens: (0..64).collect(), sequences: Vec::new() };
-    backend.embed(&batch, &table, &mut logits);
+    let mut logits = backend.buffer(64, VOCABULARY, Content::Logits)?;
+    let mut batch = Batch { tokens: (0..64).collect(), sequences: Vec::new() };
+    backend.embed(&mut batch, &table, &mut logits);
     let greedy = Draw::default();
     let mut history = History::default();
     (0..1000).for_each(|token| history.generated(token * 7));
@@ -171,9 +172,9 @@ fn draws(backend: &CpuBackend) -> Result<(), Error> {
         ("penalties, 1000 tokens", Draw { penalties: Some(penalties), ..sampled }),
         ("greedy, 5 log-probabilities", Draw { logprobs: Some(5), ..greedy }),
     ] {
-        let one = time(|| _ = black_box(backend.draw(&logits, std::slice::from_ref(&draw))));
+        let one = time(|| _ = black_box(backend.draw(&mut batch, &mut logits, std::slice::from_ref(&draw))));
         let all = vec![draw; 64];
-        let all = time(|| _ = black_box(backend.draw(&logits, &all)));
+        let all = time(|| _ = black_box(backend.draw(&mut batch, &mut logits, &all)));
         let (one, all) = (one.as_secs_f64() * 1e6, all.as_secs_f64() * 1e3);
         println!("draw: {name:28} 1 row {one:8.1} µs   64 rows {all:7.2} ms");
     }

@@ -2,7 +2,8 @@
 //!
 //! A step's activations are rows: the tokens of all scheduled sequences, one after another, whatever mix of
 //! prompts and decodes. A row's result depends on its own tokens only: never on the rows beside it, on how a
-//! prompt was cut into steps, on the number of threads, or on which blocks hold its past.
+//! prompt was cut into steps, on the number of threads, or on which blocks hold its past. (A backend for which that
+//! is too dear says so by having no [`numerics`](Backend::numerics).)
 
 use std::sync::Arc;
 
@@ -141,18 +142,67 @@ pub struct Logprobs {
     pub top: Vec<(u32, f32)>,
 }
 
-/// A device that runs steps. Shapes are `[rows, columns]`, f32 between operations.
+/// The most that a step can have, and the sizes of its model: what a device allocates once, at the start.
+#[derive(Clone, Copy, Debug)]
+pub struct StepLimits {
+    /// Rows.
+    pub rows: usize,
+    /// Sequences.
+    pub sequences: usize,
+    /// Blocks of a sequence.
+    pub blocks: usize,
+    /// Rows of logits at a time.
+    pub draws: usize,
+    /// Columns of the residual stream.
+    pub width: usize,
+    /// Columns between the gated and the down projection.
+    pub hidden: usize,
+    /// Of every layer.
+    pub heads: Heads,
+    /// Columns of the logits.
+    pub vocab: usize,
+}
+
+/// What a buffer is for: a device may hold activations in less than 32 bits, and sums apart until they are needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// The residual stream, which [`linear_add`](Backend::linear_add) adds to.
+    Residual,
+    /// What one operation leaves for the next.
+    Activations,
+    /// Logits: f32 everywhere.
+    Logits,
+}
+
+/// A device's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Bytes that nobody has.
+    pub free: usize,
+    /// All bytes.
+    pub total: usize,
+}
+
+/// A device that runs steps. Shapes are `[rows, columns]`; what numbers are between operations is the device's own.
+///
+/// An operation may only start its work. What goes wrong in it shows at the next [`draw`](Self::draw),
+/// [`read`](Self::read) or [`finish`](Self::finish), and operations until then do nothing; after that the backend is
+/// of no more use.
 pub trait Backend: Send + Sync + 'static {
     /// Stacked weight matrices in the device's own layout.
     type Linear: Send + Sync;
     /// An embedding table.
     type Table: Send + Sync;
-    /// A vector of f32 (norm gains).
+    /// A vector of numbers (norm gains).
     type Vector: Send + Sync;
+    /// A rotation's frequencies.
+    type Rope: Send + Sync;
     /// A matrix of activations, allocated once for the largest step.
     type Buffer: Send;
     /// The paged keys and values of a group of layers.
     type Cache: Send;
+    /// The rows of a step as the device wants them, and what it computes with; allocated once for the largest.
+    type Step: Send;
 
     /// Packs matrices of equal `cols`, stacked by outputs, each with an optional bias (`rows` numbers).
     /// May drop pages of the source from memory once packed.
@@ -163,20 +213,28 @@ pub trait Backend: Send + Sync + 'static {
     fn table(&self, tensor: &Tensor) -> Result<Self::Table, Error>;
     /// Takes a vector.
     fn vector(&self, tensor: &Tensor) -> Result<Self::Vector, Error>;
+    /// Takes a rotation.
+    fn rope(&self, rope: &Rope) -> Result<Self::Rope, Error>;
     /// Allocates a `[rows, cols]` buffer.
-    fn buffer(&self, rows: usize, cols: usize) -> Result<Self::Buffer, Error>;
+    fn buffer(&self, rows: usize, cols: usize, content: Content) -> Result<Self::Buffer, Error>;
+    /// Allocates what steps within the limits need besides.
+    fn step(&self, limits: &StepLimits) -> Result<Self::Step, Error>;
     /// Reserves `blocks` KV blocks for `layers` layers; memory is touched when a block is first written.
     fn cache(&self, layers: usize, heads: Heads, blocks: usize) -> Result<Self::Cache, Error>;
     /// Bytes that a block of such a cache takes.
     fn block_bytes(&self, layers: usize, heads: Heads) -> usize;
+    /// The device's memory, if it has its own.
+    fn memory(&self) -> Result<Option<DeviceMemory>, Error>;
 
+    /// Lays out the rows that the operations from here on are about. The step before it has [`finish`](Self::finish)ed.
+    fn begin(&self, step: &mut Self::Step, batch: Batch);
     /// `x[row] = table[tokens[row]]`.
-    fn embed(&self, batch: &Batch, table: &Self::Table, x: &mut Self::Buffer);
-    /// `out = norm(x) · Wᵀ + b` over the first `rows` rows.
+    fn embed(&self, step: &mut Self::Step, table: &Self::Table, x: &mut Self::Buffer);
+    /// `out = norm(x) · Wᵀ + b`.
     fn norm_linear(
         &self,
-        rows: usize,
-        x: &Self::Buffer,
+        step: &mut Self::Step,
+        x: &mut Self::Buffer,
         norm: &Norm<Self::Vector>,
         w: &Self::Linear,
         out: &mut Self::Buffer,
@@ -184,17 +242,17 @@ pub trait Backend: Send + Sync + 'static {
     /// Rotates the queries (in place) and keys of `qkv`, and writes keys and values to `layer` of the cache.
     fn rope_and_store(
         &self,
-        batch: &Batch,
+        step: &mut Self::Step,
         layer: usize,
         heads: Heads,
-        rope: &Rope,
+        rope: &Self::Rope,
         qkv: &mut Self::Buffer,
         cache: &mut Self::Cache,
     );
     /// Causal attention of the queries in `qkv` over `layer` of the cache; `out` is `[rows, heads × dim]`.
     fn attention(
         &self,
-        batch: &Batch,
+        step: &mut Self::Step,
         layer: usize,
         heads: Heads,
         qkv: &Self::Buffer,
@@ -202,12 +260,12 @@ pub trait Backend: Send + Sync + 'static {
         out: &mut Self::Buffer,
     );
     /// `x += a · Wᵀ + b`.
-    fn linear_add(&self, rows: usize, a: &Self::Buffer, w: &Self::Linear, x: &mut Self::Buffer);
+    fn linear_add(&self, step: &mut Self::Step, a: &Self::Buffer, w: &Self::Linear, x: &mut Self::Buffer);
     /// `out = activation(norm(x) · Gᵀ) ⊙ (norm(x) · Uᵀ)` for `w` from [`gated`](Self::gated).
     fn gated_linear(
         &self,
-        rows: usize,
-        x: &Self::Buffer,
+        step: &mut Self::Step,
+        x: &mut Self::Buffer,
         norm: &Norm<Self::Vector>,
         w: &Self::Linear,
         activation: Activation,
@@ -216,20 +274,29 @@ pub trait Backend: Send + Sync + 'static {
     /// `out[i] = norm(x[rows[i]]) · Wᵀ`: logits of the chosen rows.
     fn logits(
         &self,
+        step: &mut Self::Step,
         rows: &[usize],
         x: &Self::Buffer,
         norm: &Norm<Self::Vector>,
         w: &Self::Linear,
         out: &mut Self::Buffer,
     );
-    /// Draws from row `i` of `logits` as `draws[i]` says.
-    fn draw(&self, logits: &Self::Buffer, draws: &[Draw]) -> Vec<Drawn>;
-    /// Copies whole blocks, in every layer.
+    /// Draws from row `i` of `logits` as `draws[i]` says, and may leave other logits behind.
+    fn draw(
+        &self,
+        step: &mut Self::Step,
+        logits: &mut Self::Buffer,
+        draws: &[Draw],
+    ) -> Result<Vec<Drawn>, Error>;
+    /// Waits until all that was asked is done.
+    fn finish(&self, step: &mut Self::Step) -> Result<(), Error>;
+    /// Copies whole blocks, in every layer, one after the other.
     fn copy_blocks(&self, cache: &mut Self::Cache, copies: &[(BlockId, BlockId)]);
     /// The first `rows` rows of a buffer, for tests and pooling.
-    fn read(&self, buffer: &Self::Buffer, rows: usize) -> Vec<f32>;
-    /// Names everything that decides the bits of a result (instruction sets that agree share a name).
-    fn numerics(&self) -> String;
+    fn read(&self, buffer: &Self::Buffer, rows: usize) -> Result<Vec<f32>, Error>;
+    /// Names everything that decides the bits of a result (instruction sets that agree share a name); none where a
+    /// row's bits depend on more than its own tokens.
+    fn numerics(&self) -> Option<String>;
 }
 
 // === impl Draw ===

@@ -5,7 +5,8 @@
 use bytes::Bytes;
 use volley_kernels::cpu::{Activations, Buffer, Cache, CpuBackend, CpuOptions, Isa, Table, Vector};
 use volley_kernels::{
-    Activation, Backend, Batch, BlockId, DType, Draw, Error, Heads, Norm, Rope, RopePairing, Sequence, Tensor,
+    Activation, Backend, Batch, BlockId, Content, DType, Draw, Error, Heads, Norm, Rope, RopePairing,
+    Sequence, StepLimits, Tensor,
 };
 
 const HIDDEN: usize = 64;
@@ -53,6 +54,8 @@ struct Model<B: Backend> {
     attention: B::Buffer,
     inner: B::Buffer,
     logits: B::Buffer,
+    rope: B::Rope,
+    step: B::Step,
 }
 
 // === impl Weights ===
@@ -143,11 +146,22 @@ impl<B: Backend> Model<B> {
             down: backend.linear(&[(w.down.clone(), None)])?,
             head: backend.linear(&[(w.embedding.clone(), None)])?,
             cache: backend.cache(1, HEADS, 64)?,
-            x: backend.buffer(256, HIDDEN)?,
-            qkv_rows: backend.buffer(256, QKV)?,
-            attention: backend.buffer(256, ATTENTION)?,
-            inner: backend.buffer(256, INNER)?,
-            logits: backend.buffer(256, VOCABULARY)?,
+            x: backend.buffer(256, HIDDEN, Content::Residual)?,
+            qkv_rows: backend.buffer(256, QKV, Content::Activations)?,
+            attention: backend.buffer(256, ATTENTION, Content::Activations)?,
+            inner: backend.buffer(256, INNER, Content::Activations)?,
+            logits: backend.buffer(256, VOCABULARY, Content::Logits)?,
+            rope: backend.rope(&Rope { frequencies: frequencies(), pairing: RopePairing::Halves })?,
+            step: backend.step(&StepLimits {
+                rows: 256,
+                sequences: 4,
+                blocks: 6,
+                draws: 256,
+                width: HIDDEN,
+                hidden: INNER,
+                heads: HEADS,
+                vocab: VOCABULARY,
+            })?,
             backend,
         })
     }
@@ -155,19 +169,20 @@ impl<B: Backend> Model<B> {
     /// Runs a step; gives the logits of all of its rows.
     fn step(&mut self, batch: &Batch) -> Vec<Vec<f32>> {
         let rows = batch.tokens.len();
-        let Self { backend, x, qkv_rows, attention, inner, logits, norm, cache, .. } = self;
-        let rope = Rope { frequencies: frequencies(), pairing: RopePairing::Halves };
-        backend.embed(batch, &self.table, x);
-        backend.norm_linear(rows, x, norm, &self.qkv, qkv_rows);
-        backend.rope_and_store(batch, 0, HEADS, &rope, qkv_rows, cache);
-        backend.attention(batch, 0, HEADS, qkv_rows, cache, attention);
-        backend.linear_add(rows, attention, &self.output, x);
-        backend.gated_linear(rows, x, norm, &self.gated, Activation::Silu, inner);
-        backend.linear_add(rows, inner, &self.down, x);
+        let Self { backend, x, qkv_rows, attention, inner, logits, norm, cache, rope, step, .. } = self;
+        backend.begin(step, batch.clone());
+        backend.embed(step, &self.table, x);
+        backend.norm_linear(step, x, norm, &self.qkv, qkv_rows);
+        backend.rope_and_store(step, 0, HEADS, rope, qkv_rows, cache);
+        backend.attention(step, 0, HEADS, qkv_rows, cache, attention);
+        backend.linear_add(step, attention, &self.output, x);
+        backend.gated_linear(step, x, norm, &self.gated, Activation::Silu, inner);
+        backend.linear_add(step, inner, &self.down, x);
         // Last to first, to show that rows may be picked.
         let picked: Vec<usize> = (0..rows).rev().collect();
-        backend.logits(&picked, x, norm, &self.head, logits);
-        let all = backend.read(logits, rows);
+        backend.logits(step, &picked, x, norm, &self.head, logits);
+        let all = backend.read(logits, rows).unwrap();
+        backend.finish(step).unwrap();
         all.chunks(VOCABULARY).rev().map(<[f32]>::to_vec).collect()
     }
 
@@ -306,7 +321,7 @@ fn a_step_ends_in_draws() -> Result<(), Error> {
     let mut model = Model::cpu(2, Activations::Int8, None)?;
     let rows = model.step(&batch(&[(0, 3, 0)]));
     let draw = Draw { logprobs: Some(1), ..Draw::default() };
-    let drawn = model.backend.draw(&model.logits, &vec![draw; 3]);
+    let drawn = model.backend.draw(&mut model.step, &mut model.logits, &vec![draw; 3])?;
     // `step` gives rows in order; the logits were picked in reverse.
     for (drawn, row) in drawn.iter().zip(rows.iter().rev()) {
         let best = row.iter().copied().fold(f32::MIN, f32::max);
@@ -324,9 +339,9 @@ fn unusable_shapes_and_instruction_sets_are_refused() -> Result<(), Error> {
     assert!(refused(Heads { dim: 12, ..HEADS }) && refused(Heads { kv_heads: 3, ..HEADS }));
     assert!(refused(Heads { kv_heads: 0, ..HEADS }) && refused(Heads { dim: 0, ..HEADS }));
     assert!(matches!(backend.cache(1, HEADS, usize::MAX), Err(Error::Memory { .. })));
-    assert!(matches!(backend.buffer(usize::MAX, 2), Err(Error::Memory { .. })));
+    assert!(matches!(backend.buffer(usize::MAX, 2, Content::Activations), Err(Error::Memory { .. })));
     assert!(matches!(backend.vector(&matrix("gain", 2, 32, 1)), Err(Error::Tensor { .. })));
-    assert_eq!(backend.numerics(), "cpu-f16kv-int8act-v1");
+    assert_eq!(backend.numerics().unwrap(), "cpu-f16kv-int8act-v1");
     Ok(())
 }
 

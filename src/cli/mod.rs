@@ -13,7 +13,7 @@ pub(crate) use self::values::{
     Activations, BenchEndpoint, BenchMode, Device, LogFormat, Pooling, Speculation, StopWord, Switch,
     ToolParser, UnknownFields,
 };
-use self::values::{alias, device, gigabytes, positive, url, weight};
+use self::values::{alias, device, fraction, gigabytes, positive, url, weight};
 use crate::models;
 
 /// An open, Fireworks.ai-compatible LLM serving cluster in one binary.
@@ -43,6 +43,8 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     /// Show the catalogue and what is in the cache; `pull` obtains a model without serving it
     Models(ModelsArgs),
+    /// Show what this machine has to compute with, and what `--device auto` takes
+    Doctor,
 }
 
 /// Logs and traces, for every command.
@@ -186,14 +188,23 @@ pub(crate) struct EngineArgs {
     /// far and from a request's prediction alone.
     #[arg(long, env = "VOLLEY_DRAFT_MODEL", value_name = "MODEL")]
     pub(crate) draft_model: Option<String>,
-    /// Where the model runs: auto or cpu. CPU only for now: cuda and cuda:INDEX are known, and refused until the GPU
-    /// worker is built.
+    /// Where the model runs: auto, cpu, cuda or cuda:INDEX. auto: the first GPU if there is one that can be used, else
+    /// the CPU; `volley doctor` says which.
     #[arg(long, env = "VOLLEY_DEVICE", default_value = "auto", value_name = "DEVICE", value_parser = device)]
     pub(crate) device: Device,
     /// Kernel threads; never more than cores. By default one per core: decoding is bound by memory, and the async
     /// threads need little.
     #[arg(long, env = "VOLLEY_THREADS", value_name = "N", value_parser = positive)]
     pub(crate) threads: Option<usize>,
+    /// Part of a GPU's memory that a worker may use. Weights and activations have theirs first, the KV cache what is
+    /// left of it. 0.9: drivers and libraries take some too.
+    #[arg(long, env = "VOLLEY_GPU_MEMORY_FRACTION", default_value_t = volley_worker::Config::GPU_MEMORY_FRACTION,
+          value_name = "FRACTION", value_parser = fraction)]
+    pub(crate) gpu_memory_fraction: f64,
+    /// On a GPU, the same bytes for a request whatever runs beside it, and after a move; long prompts take longer. On a
+    /// CPU it is always so.
+    #[arg(long, env = "VOLLEY_DETERMINISTIC")]
+    pub(crate) deterministic: bool,
     /// Memory for the KV cache, GB. By default a quarter of what is free, and no more than all sequences can fill:
     /// the rest of the machine stays usable. Pages are touched when they are first used; the prefix cache uses
     /// fresh ones before it forgets anything, so in time it fills this.

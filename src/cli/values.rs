@@ -157,6 +157,11 @@ pub(super) fn gigabytes(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(usable).ok_or_else(|| "expected gigabytes, such as 0.5".into())
 }
 
+pub(super) fn fraction(text: &str) -> Result<f64, String> {
+    let usable = |part: &f64| (0.01..=1.0).contains(part);
+    text.parse().ok().filter(usable).ok_or_else(|| "expected a part of all, such as 0.9".into())
+}
+
 impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -193,6 +198,7 @@ mod tests {
             ["--device", "gpu"],
             ["--kv-cache-gb", "-1"],
             ["--threads", "0"],
+            ["--gpu-memory-fraction", "90"],
             ["--workers", "0"],
             ["--max-batch-tokens", "1"],
             ["--otlp-endpoint", "bogus"],

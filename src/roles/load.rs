@@ -55,14 +55,12 @@ pub(super) async fn load(
         name: model.name,
         weights_hash: model.weights_hash,
         cache: Some(Cache::new(args.home.clone()).home().to_owned()),
-        device: match args.device {
-            cli::Device::Auto => volley_worker::Device::Auto,
-            cli::Device::Cpu => volley_worker::Device::Cpu,
-            cli::Device::Cuda(index) => volley_worker::Device::Cuda(index),
-        },
+        device: device(args),
         threads: args.threads,
         draft,
         kv_cache_bytes: args.kv_cache_gb.map(|gb| (gb * 1e9) as u64),
+        gpu_memory_fraction: args.gpu_memory_fraction,
+        deterministic: args.deterministic,
         max_batch_tokens: args.max_batch_tokens,
         max_sequences: args.max_sequences,
         activations: match args.activations {
@@ -84,6 +82,15 @@ pub(super) async fn load(
         worker
     });
     Ok(loaded.await.map_err(|e| ended(&e))??)
+}
+
+/// Where the model is to run.
+pub(super) fn device(args: &EngineArgs) -> volley_worker::Device {
+    match args.device {
+        cli::Device::Auto => volley_worker::Device::Auto,
+        cli::Device::Cpu => volley_worker::Device::Cpu,
+        cli::Device::Cuda(index) => volley_worker::Device::Cuda(index),
+    }
 }
 
 fn ended(error: &tokio::task::JoinError) -> Error {

@@ -196,9 +196,13 @@ fn child_command(
     let (engine, count) = (&args.engine, usize::from(args.workers));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = engine.threads.unwrap_or((cores / count).max(1));
-    // Together they take what one would.
-    let share = || volley_worker::available_memory() as f64 / 4e9;
-    let kv_cache_gb = engine.kv_cache_gb.unwrap_or_else(share) / count as f64;
+    // Together they take what one would. Workers on a GPU share the first one, or the one that is named.
+    let kv_cache_gb = match (engine.kv_cache_gb, volley_worker::has_gpu(load::device(engine))) {
+        (Some(asked), _) => Some(asked / count as f64),
+        (None, true) => None,
+        (None, false) => Some(volley_worker::available_memory() as f64 / 4e9 / count as f64),
+    };
+    let fraction = engine.gpu_memory_fraction / count as f64;
     let mut command: Vec<OsString> = vec![program.into(), "worker".into(), "--supervised".into()];
     let mut flag = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
         command.push(name.into());
@@ -212,7 +216,7 @@ fn child_command(
     }
     flag("--device", &engine.device.to_string());
     flag("--threads", &threads.to_string());
-    flag("--kv-cache-gb", &kv_cache_gb.to_string());
+    flag("--gpu-memory-fraction", &fraction.to_string());
     flag("--max-batch-tokens", &engine.max_batch_tokens.to_string());
     flag("--max-sequences", &engine.max_sequences.to_string());
     flag("--activations", &engine.activations.to_string());
@@ -223,11 +227,17 @@ fn child_command(
         let tokens: Vec<_> = engine.test_abort_on_tokens.iter().map(u32::to_string).collect();
         flag("--test-abort-on-tokens", &tokens.join(","));
     }
+    if let Some(kv_cache_gb) = kv_cache_gb {
+        flag("--kv-cache-gb", &kv_cache_gb.to_string());
+    }
     if let Some(home) = &engine.home {
         flag("--home", home);
     }
     if let Some(endpoint) = &telemetry.otlp_endpoint {
         flag("--otlp-endpoint", endpoint);
+    }
+    if engine.deterministic {
+        command.push("--deterministic".into());
     }
     Ok(command)
 }
@@ -249,7 +259,7 @@ mod tests {
 
     #[test]
     fn the_childrens_command_line_is_understood_and_shares_the_machine_out() {
-        let flags = "--workers 4 --kv-cache-gb 2 --threads 3 --home /h --pooling last";
+        let flags = "--workers 4 --kv-cache-gb 2 --threads 3 --home /h --pooling last --deterministic";
         let cli = Cli::parse_from(["volley", "serve"].into_iter().chain(flags.split(' ')));
         let Command::Serve(args) = cli.command else { panic!() };
         let model = Model { path: "/m.gguf".into(), name: "m".into(), weights_hash: None };
@@ -261,5 +271,6 @@ mod tests {
         assert_eq!((worker.engine.kv_cache_gb, worker.engine.pooling), (Some(0.5), cli::Pooling::Last));
         assert_eq!(worker.engine.draft_model.as_deref(), Some("/d.gguf"));
         assert_eq!(worker.engine.home, Some("/h".into()));
+        assert_eq!((worker.engine.gpu_memory_fraction, worker.engine.deterministic), (0.9 / 4.0, true));
     }
 }

@@ -10,8 +10,13 @@ use crate::{
     model::Model,
 };
 
-/// Says what a loaded model is; `numerics` is the backend's name for what decides its bits.
-pub(crate) fn card(config: &Config, model: &Model, weights_hash: String, numerics: &str) -> ModelCard {
+/// Says what a loaded model is; `numerics` is the backend's name for what decides its bits, if that can be named.
+pub(crate) fn card(
+    config: &Config,
+    model: &Model,
+    weights_hash: String,
+    numerics: Option<String>,
+) -> ModelCard {
     let Model { description, text, files, .. } = model;
     let weight_format = name(model.weight_format());
     // Two configurations over the same weights are two models, so the description counts too.
@@ -20,7 +25,9 @@ pub(crate) fn card(config: &Config, model: &Model, weights_hash: String, numeric
     ModelCard {
         name: config.name.clone(),
         hash: text.hash(),
-        numerics_class: format!("{weights_hash}-{}-{weight_format}-{numerics}-tp1", &shape[..16]),
+        numerics_class: numerics.map_or_else(String::new, |numerics| {
+            format!("{weights_hash}-{}-{weight_format}-{numerics}-tp1", &shape[..16])
+        }),
         weights_hash,
         architecture: description.architecture.clone(),
         weight_format: weight_format.to_owned(),

@@ -21,9 +21,13 @@ pub struct Config {
     pub threads: Option<usize>,
     /// A small model of the same vocabulary that guesses tokens: a file or folder, as `model` is.
     pub draft: Option<PathBuf>,
-    /// Bytes for keys and values; none: a quarter of the memory that is free, and no more than
-    /// `max_sequences` full contexts take. Touched as it is used.
+    /// Bytes for keys and values; none: a quarter of the memory that is free (on a GPU what is left of
+    /// `gpu_memory_fraction`), and no more than `max_sequences` full contexts take. Touched as it is used.
     pub kv_cache_bytes: Option<u64>,
+    /// Part of a GPU's memory that may be used in all: what weights and activations leave of it has keys and values.
+    pub gpu_memory_fraction: f64,
+    /// On a GPU, take only kernels that give a row the same bits in any company. The CPU's always do.
+    pub deterministic: bool,
     /// Rows of a step: a long prompt is cut into so many tokens.
     pub max_batch_tokens: u32,
     /// Sequences that run together.
@@ -63,6 +67,8 @@ impl Config {
     /// Default of `max_batch_tokens`: a 512-token prompt is one step, and a step stays short enough that the
     /// streams beside it don't visibly stall.
     pub const MAX_BATCH_TOKENS: u32 = 512;
+    /// Default of `gpu_memory_fraction`: the rest is for the driver and for what libraries take later.
+    pub const GPU_MEMORY_FRACTION: f64 = 0.9;
     /// Default of `max_sequences`.
     pub const MAX_SEQUENCES: u32 = 64;
 
@@ -79,6 +85,8 @@ impl Config {
             threads: None,
             draft: None,
             kv_cache_bytes: None,
+            gpu_memory_fraction: Self::GPU_MEMORY_FRACTION,
+            deterministic: false,
             max_batch_tokens: Self::MAX_BATCH_TOKENS,
             max_sequences: Self::MAX_SEQUENCES,
             activations: Activations::Int8,

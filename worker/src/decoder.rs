@@ -11,7 +11,10 @@ mod tests;
 
 use std::ops::Range;
 
-use volley_kernels::{Backend, Batch, BlockId, Draw, Drawn, Norm, Tensor, cpu::formats::dequantized};
+use volley_kernels::{
+    BLOCK_TOKENS, Backend, Batch, BlockId, Content, Draw, Drawn, Norm, StepLimits, Tensor,
+    cpu::formats::dequantized,
+};
 
 use crate::{
     Error,
@@ -19,8 +22,8 @@ use crate::{
     model::{Bias, Description},
 };
 
-/// Rows of logits held at once: bounds the largest buffer (vocabulary × 4 bytes a row). Each further slice
-/// reads the output matrix again.
+/// Rows of logits held at once, or as many as there are sequences: bounds the largest buffer (vocabulary × 4 bytes a
+/// row). Each further slice reads the output matrix again.
 const LOGITS_ROWS: usize = 64;
 
 /// A loaded model with the buffers of a step.
@@ -33,8 +36,10 @@ pub(crate) struct Decoder<B: Backend> {
     /// The final norm's gains, on this side: embeddings are few, and normed here.
     final_gain: Vec<f32>,
     output: B::Linear,
+    rope: B::Rope,
     cache: B::Cache,
     capacity: Capacity,
+    step: B::Step,
     buffers: Buffers<B>,
 }
 
@@ -47,7 +52,7 @@ struct Layer<B: Backend> {
     down: B::Linear,
 }
 
-/// Activations of a step, `max_batch_tokens` rows each; logits [`LOGITS_ROWS`].
+/// Activations of a step, `max_batch_tokens` rows each; logits as many as [`Capacity::logits_rows`].
 struct Buffers<B: Backend> {
     x: B::Buffer,
     qkv: B::Buffer,
@@ -61,8 +66,8 @@ struct Buffers<B: Backend> {
 pub(crate) struct Capacity {
     /// Rows of a step.
     pub(crate) rows: usize,
-    /// KV blocks.
-    pub(crate) blocks: usize,
+    /// Sequences of a step.
+    pub(crate) sequences: usize,
 }
 
 /// Takes tensors out of the file by their role, and reports how far loading is.
@@ -78,13 +83,15 @@ struct Loader<'a, B> {
 // === impl Decoder ===
 
 impl<B: Backend> Decoder<B> {
-    /// Loads the weights. `progress` is told the bytes done and in total.
+    /// Loads the weights. `progress` is told the bytes done and in total; `blocks` says how many KV blocks to
+    /// reserve once all else has its memory.
     pub(crate) fn load(
         backend: B,
         model: Description,
         weights: &Weights,
         capacity: Capacity,
         progress: &mut dyn FnMut(u64, u64),
+        blocks: impl FnOnce(&B) -> Result<usize, Error>,
     ) -> Result<Self, Error> {
         let total = weights.tensors().map(|tensor| tensor.data.len() as u64).sum();
         let mut loader = Loader { backend: &backend, model: &model, weights, progress, done: 0, total };
@@ -101,16 +108,11 @@ impl<B: Backend> Decoder<B> {
         let output = backend.linear(&[(output, None)])?;
         (loader.progress)(total, total);
 
-        let heads = model.heads;
-        let (query, key) = (heads.heads * heads.dim, heads.kv_heads * heads.dim);
-        let buffers = Buffers {
-            x: backend.buffer(capacity.rows, model.width)?,
-            qkv: backend.buffer(capacity.rows, query + 2 * key)?,
-            attention: backend.buffer(capacity.rows, query)?,
-            hidden: backend.buffer(capacity.rows, model.hidden)?,
-            logits: backend.buffer(capacity.logits_rows(), model.vocab)?,
-        };
-        let cache = backend.cache(model.layers, heads, capacity.blocks)?;
+        let rope = backend.rope(&model.rope)?;
+        let step = backend.step(&capacity.limits(&model))?;
+        let buffers = Buffers::new(&backend, &model, capacity)?;
+        let blocks = blocks(&backend)?;
+        let cache = backend.cache(model.layers, model.heads, blocks)?;
         let embedding = table;
         Ok(Self {
             backend,
@@ -120,8 +122,10 @@ impl<B: Backend> Decoder<B> {
             final_norm,
             final_gain,
             output,
+            rope,
             cache,
             capacity,
+            step,
             buffers,
         })
     }
@@ -131,48 +135,64 @@ impl<B: Backend> Decoder<B> {
         self.model.context
     }
 
+    /// What computes.
+    pub(crate) fn backend(&self) -> &B {
+        &self.backend
+    }
+
     /// Copies KV blocks.
     pub(crate) fn copy_blocks(&mut self, copies: &[(BlockId, BlockId)]) {
         self.backend.copy_blocks(&mut self.cache, copies);
     }
 
-    /// Runs all layers over the rows of `batch`: at most [`Capacity::rows`], with blocks for all of them.
-    pub(crate) fn forward(&mut self, batch: &Batch) {
-        let Self { backend, model, cache, buffers, .. } = self;
+    /// Runs all layers over the rows of `batch`: at most [`Capacity::rows`], with blocks for all of them. What comes
+    /// after it is about this batch, up to [`finish`](Self::finish).
+    pub(crate) fn forward(&mut self, batch: Batch) {
+        let Self { backend, model, cache, step, buffers, rope, .. } = self;
         let Buffers { x, qkv, attention, hidden, .. } = buffers;
-        let (rows, heads) = (batch.tokens.len(), model.heads);
-        backend.embed(batch, &self.embedding, x);
+        let heads = model.heads;
+        backend.begin(step, batch);
+        backend.embed(step, &self.embedding, x);
         for (index, layer) in self.layers.iter().enumerate() {
-            backend.norm_linear(rows, x, &layer.attention_norm, &layer.qkv, qkv);
-            backend.rope_and_store(batch, index, heads, &model.rope, qkv, cache);
-            backend.attention(batch, index, heads, qkv, cache, attention);
-            backend.linear_add(rows, attention, &layer.attention_output, x);
-            backend.gated_linear(rows, x, &layer.mlp_norm, &layer.gated, model.activation, hidden);
-            backend.linear_add(rows, hidden, &layer.down, x);
+            backend.norm_linear(step, x, &layer.attention_norm, &layer.qkv, qkv);
+            backend.rope_and_store(step, index, heads, rope, qkv, cache);
+            backend.attention(step, index, heads, qkv, cache, attention);
+            backend.linear_add(step, attention, &layer.attention_output, x);
+            backend.gated_linear(step, x, &layer.mlp_norm, &layer.gated, model.activation, hidden);
+            backend.linear_add(step, hidden, &layer.down, x);
         }
     }
 
     /// Draws from, or scores, rows of the last forward pass: `draws[i]` belongs to row `rows[i]`.
-    pub(crate) fn draw(&mut self, rows: &[usize], draws: &[Draw]) -> Vec<Drawn> {
+    pub(crate) fn draw(&mut self, rows: &[usize], draws: &[Draw]) -> Result<Vec<Drawn>, Error> {
         let mut drawn = Vec::with_capacity(draws.len());
         let slice = self.capacity.logits_rows();
         for (rows, draws) in rows.chunks(slice).zip(draws.chunks(slice)) {
-            let Buffers { x, logits, .. } = &mut self.buffers;
-            self.backend.logits(rows, x, &self.final_norm, &self.output, logits);
-            drawn.extend(self.backend.draw(logits, draws));
+            self.compute_logits(rows);
+            drawn.extend(self.backend.draw(&mut self.step, &mut self.buffers.logits, draws)?);
         }
-        drawn
+        Ok(drawn)
+    }
+
+    /// Waits for the step's end. After an error the device is of no more use.
+    pub(crate) fn finish(&mut self) -> Result<(), Error> {
+        Ok(self.backend.finish(&mut self.step)?)
+    }
+
+    fn compute_logits(&mut self, rows: &[usize]) {
+        let Self { backend, step, final_norm, output, buffers, .. } = self;
+        backend.logits(step, rows, &buffers.x, final_norm, output, &mut buffers.logits);
     }
 }
 
 impl<B: Backend> Decoder<B> {
     /// The final hidden states, normed, of rows of the last forward pass: `[rows, width]` for each range.
-    pub(crate) fn hidden(&self, ranges: Vec<Range<usize>>) -> Vec<Vec<f32>> {
+    pub(crate) fn hidden(&self, ranges: Vec<Range<usize>>) -> Result<Vec<Vec<f32>>, Error> {
         let width = self.model.width;
         let end = ranges.iter().map(|range| range.end).max().unwrap_or(0);
-        let x = self.backend.read(&self.buffers.x, end);
+        let x = self.backend.read(&self.buffers.x, end)?;
         let rows = |range: Range<usize>| x[range.start * width..range.end * width].chunks_exact(width);
-        ranges.into_iter().map(|range| rows(range).flat_map(|row| self.normed(row)).collect()).collect()
+        Ok(ranges.into_iter().map(|range| rows(range).flat_map(|row| self.normed(row)).collect()).collect())
     }
 
     /// The final norm of a row. One addition after the other in f64: the same bits on every machine.
@@ -186,10 +206,30 @@ impl<B: Backend> Decoder<B> {
 #[cfg(test)]
 impl<B: Backend> Decoder<B> {
     /// Logits of rows of the last forward pass.
-    fn logits(&mut self, rows: &[usize]) -> Vec<f32> {
-        let Buffers { x, logits, .. } = &mut self.buffers;
-        self.backend.logits(rows, x, &self.final_norm, &self.output, logits);
-        self.backend.read(logits, rows.len())
+    pub(crate) fn logits(&mut self, rows: &[usize]) -> Vec<f32> {
+        let slice = self.capacity.logits_rows();
+        let mut logits = |rows: &[usize]| {
+            self.compute_logits(rows);
+            self.backend.read(&self.buffers.logits, rows.len()).unwrap()
+        };
+        rows.chunks(slice).flat_map(&mut logits).collect()
+    }
+}
+
+// === impl Buffers ===
+
+impl<B: Backend> Buffers<B> {
+    fn new(backend: &B, model: &Description, capacity: Capacity) -> Result<Self, Error> {
+        let heads = model.heads;
+        let (query, key) = (heads.heads * heads.dim, heads.kv_heads * heads.dim);
+        let activations = |cols| backend.buffer(capacity.rows, cols, Content::Activations);
+        Ok(Self {
+            x: backend.buffer(capacity.rows, model.width, Content::Residual)?,
+            qkv: activations(query + 2 * key)?,
+            attention: activations(query)?,
+            hidden: activations(model.hidden)?,
+            logits: backend.buffer(capacity.logits_rows(), model.vocab, Content::Logits)?,
+        })
     }
 }
 
@@ -197,7 +237,20 @@ impl<B: Backend> Decoder<B> {
 
 impl Capacity {
     fn logits_rows(self) -> usize {
-        LOGITS_ROWS.min(self.rows)
+        LOGITS_ROWS.max(self.sequences).min(self.rows)
+    }
+
+    fn limits(self, model: &Description) -> StepLimits {
+        StepLimits {
+            rows: self.rows,
+            sequences: self.sequences,
+            blocks: model.context.div_ceil(BLOCK_TOKENS),
+            draws: self.logits_rows(),
+            width: model.width,
+            hidden: model.hidden,
+            heads: model.heads,
+            vocab: model.vocab,
+        }
     }
 }
 

@@ -9,17 +9,20 @@
 //! worker.rs   loading and serving              model/    families and their descriptions
 //! card.rs     the model card                   text/     tokenizer.json and its relatives
 //! weights.rs  the weights' hash                decoder   one forward pass for all backends and families
-//! memory.rs   how much memory is free          engine/   the step thread: slots, plans, results
+//! device.rs   the CPU or a GPU                 engine/   the step thread: slots, plans, results
+//! plan.rs     what goes where in its memory    memory.rs how much memory is free
 //! ```
 
 mod card;
 mod config;
 mod decoder;
+mod device;
 mod engine;
 mod error;
 mod format;
 mod memory;
 mod model;
+mod plan;
 mod service;
 #[cfg(test)]
 mod testing;
@@ -28,6 +31,7 @@ mod weights;
 mod worker;
 
 pub use config::{Config, Device, Pooling};
+pub use device::{Gpu, Machine, has_gpu};
 pub use error::Error;
 pub use memory::available as available_memory;
 pub use volley_kernels::cpu::pack::Activations;

@@ -1,12 +1,19 @@
 //! What several test modules need.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
-use volley_kernels::Backend;
+use bytes::Bytes;
+use half::{bf16, f16};
+use volley_kernels::{
+    Backend, DType, Heads, Tensor,
+    cuda::{CudaBackend, CudaOptions},
+};
+use volley_twin::Twin;
 
 use crate::{
     decoder::{Capacity, Decoder},
-    model::Model,
+    format::Weights,
+    model::{Bias, Model},
 };
 
 /// A tiny model and what transformers computes with it (tests/fixtures/make.py).
@@ -35,8 +42,92 @@ pub(crate) fn fixture(name: &str) -> Fixture {
 }
 
 /// Loads a fixture's decoder.
-pub(crate) fn decoder<B: Backend>(backend: B, model: &Model, capacity: Capacity) -> Decoder<B> {
-    Decoder::load(backend, model.description.clone(), &model.weights, capacity, &mut |_, _| ()).unwrap()
+pub(crate) fn decoder<B: Backend>(
+    backend: B,
+    model: &Model,
+    capacity: Capacity,
+    blocks: usize,
+) -> Decoder<B> {
+    let description = model.description.clone();
+    Decoder::load(backend, description, &model.weights, capacity, &mut |_, _| (), |_| Ok(blocks)).unwrap()
+}
+
+/// The CUDA backend over a twin of a GPU.
+pub(crate) fn cuda(twin: impl Into<Arc<Twin>>, deterministic: bool) -> CudaBackend {
+    CudaBackend::new(twin.into(), CudaOptions { deterministic })
+}
+
+/// How the matrices of a made-up model are stored: queries, keys and others, values, what goes down.
+pub(crate) type Formats = [DType; 3];
+
+/// A model of random numbers in shapes that GPUs have kernels for (the fixtures' heads are too narrow), with the
+/// text and the positions of the fixture `tiny-llama`.
+pub(crate) fn made_up(formats: Formats) -> Model {
+    let mut model = fixture("tiny-llama").model;
+    let description = &mut model.description;
+    description.heads = Heads { heads: 4, kv_heads: 2, dim: 64, scale: 0.125 };
+    (description.width, description.hidden, description.qkv_bias) = (64, 96, Bias::Always);
+    description.rope.frequencies = (0..32).map(|i| 10_000f32.powf(-i as f32 / 32.0)).collect();
+    let (width, hidden, names) = (description.width, description.hidden, description.names);
+    let [most, values, down] = formats;
+    let mut tensors = vec![random(names.embedding, DType::BF16, description.vocab, width)];
+    for layer in 0..description.layers {
+        let name = |name: &str| name.replace("{}", &layer.to_string());
+        let mut add =
+            |tensor: &str, dtype, rows, cols| tensors.push(random(&name(tensor), dtype, rows, cols));
+        add(names.query, most, 256, width);
+        add(names.key, most, 128, width);
+        add(names.value, values, 128, width);
+        for (tensor, rows) in [(names.query, 256), (names.key, 128), (names.value, 128)] {
+            add(&tensor.replace(".weight", ".bias"), DType::F32, 1, rows);
+        }
+        add(names.attention_output, most, width, 256);
+        add(names.gate, most, hidden, width);
+        add(names.up, most, hidden, width);
+        add(names.down, down, width, hidden);
+        add(names.attention_norm, DType::F32, 1, width);
+        add(names.mlp_norm, DType::F32, 1, width);
+    }
+    tensors.push(random(names.final_norm, DType::F32, 1, width));
+    model.weights = Weights::of(tensors);
+    model
+}
+
+/// Random numbers that follow from the name: around 1 in a vector of gains, else such that a product is about as large
+/// as what is multiplied.
+fn random(name: &str, dtype: DType, rows: usize, cols: usize) -> Tensor {
+    let mut state = name.bytes().fold(1u64, |state, byte| state.wrapping_mul(31).wrapping_add(byte.into()));
+    let mut next = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state >> 33
+    };
+    let size = 1.7 / (cols as f32).sqrt();
+    let mut number = |size: f32| ((next() % 4001) as f32 / 2000.0 - 1.0) * size;
+    let data: Vec<u8> = match dtype {
+        DType::F32 if name.contains("norm") => {
+            (0..cols).flat_map(|_| (1.0 + number(0.3)).to_le_bytes()).collect()
+        }
+        DType::F32 => (0..rows * cols).flat_map(|_| number(0.3).to_le_bytes()).collect(),
+        DType::BF16 => (0..rows * cols).flat_map(|_| bf16::from_f32(number(size)).to_le_bytes()).collect(),
+        _ => {
+            let (numbers, bytes) = dtype.block();
+            assert_eq!(numbers, 32);
+            let levels = if bytes > 32 { 128.0 } else { 8.0 };
+            let mut blocks = Vec::new();
+            for _ in 0..rows * cols / numbers {
+                blocks.extend(f16::from_f32(size / levels).to_le_bytes());
+                if dtype == DType::Q4_1 {
+                    blocks.extend(f16::from_f32(-size).to_le_bytes());
+                }
+                blocks.resize(blocks.len().next_multiple_of(bytes), 0);
+                let codes = if bytes > 32 { 32 } else { 16 };
+                let at = blocks.len() - codes;
+                blocks[at..].fill_with(|| (number(127.9) as i8) as u8);
+            }
+            blocks
+        }
+    };
+    Tensor::new(name, dtype, rows, cols, Bytes::from(data)).unwrap()
 }
 
 /// Writes GGUF files.

@@ -11,10 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use volley_grammar::{Compiler, Vocabulary};
-use volley_kernels::{
-    BLOCK_TOKENS, Backend,
-    cpu::{CpuBackend, CpuOptions},
-};
+use volley_kernels::{BLOCK_TOKENS, Backend};
 use volley_proto::{
     MAX_MESSAGE, PROTOCOL,
     transport::Incoming,
@@ -24,18 +21,17 @@ use volley_proto::{
 use crate::{
     Error,
     card::card,
-    config::{Config, Device},
-    decoder::{Capacity, Decoder},
+    config::Config,
+    decoder::Capacity,
+    device::{self, Device},
     engine::{self, DraftModel, Engine, Guides, Job, Limits, WAITING_JOBS},
-    memory,
-    model::{Description, Model},
+    model::Model,
+    plan::Plan,
     service::Service,
     text::Text,
     weights,
 };
 
-/// Of the memory that is free, the KV cache takes this part by default.
-const CACHE_SHARE: u64 = 4;
 /// A dead peer is noticed within the sum of these.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3));
 /// How long connections may take to end at a shutdown.
@@ -46,7 +42,7 @@ pub struct Worker {
     hello: WorkerHello,
     files: Arc<BTreeMap<&'static str, Bytes>>,
     /// What the step thread runs; hides which backend it is.
-    steps: Box<dyn FnOnce(mpsc::Receiver<Job>) + Send>,
+    steps: Box<dyn FnOnce(mpsc::Receiver<Job>) -> Result<(), Error> + Send>,
     card: ModelCard,
 }
 
@@ -56,54 +52,49 @@ impl Worker {
     /// Opens and loads a model; `progress` is told the bytes of weights done and in total. Takes its time:
     /// not for the async threads.
     pub fn load(config: Config, mut progress: impl FnMut(u64, u64)) -> Result<Self, Error> {
-        if let Device::Cuda(index) = config.device {
-            return Err(Error::Config(format!(
-                "device cuda:{index}: GPUs are not in this build yet; use cpu"
-            )));
-        }
         let started = Instant::now();
+        // A device that isn't there is said before a model is read.
+        let device = device::open(&config)?;
         let model = Model::open(&config.model)?;
-        let weights_hash = match &config.weights_hash {
-            Some(hash) => hash.clone(),
-            None => weights::hash(&model.files, config.cache.as_deref())?,
-        };
-        let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        let threads = config.threads.unwrap_or_else(cores).min(cores());
-        if let Some(asked) = config.threads.filter(|&asked| asked > threads) {
-            tracing::warn!(
-                "{asked} threads were asked for; this process may run {threads} side by side, so it has {threads}"
-            );
-        }
         let draft = config.draft.as_deref().map(Model::open).transpose()?;
         if let Some(draft) = &draft {
             speaks_alike(&model, draft)?;
         }
-        let options = CpuOptions { threads, activations: config.activations, isa: None };
-        let backend = || CpuBackend::new(options);
-        let draft = draft.as_ref().map(|draft| backend().map(|backend| (backend, draft))).transpose()?;
-        let backend = backend()?;
-        let card = card(&config, &model, weights_hash, &backend.numerics());
-        let worker = Self::with_backend(&config, (backend, &model), draft, card, &mut progress)?;
+        let worker = match device {
+            Device::Cpu(backend) => {
+                let draft = draft.as_ref().map(|draft| Ok::<_, Error>((device::cpu(&config)?, draft)));
+                Self::with_backend(&config, (backend, &model), draft.transpose()?, &mut progress)?
+            }
+            Device::Cuda(backend) => {
+                let draft = draft.as_ref().map(|draft| (backend.another(), draft));
+                Self::with_backend(&config, (backend, &model), draft, &mut progress)?
+            }
+        };
         tracing::info!(
             model = worker.card.name,
             architecture = worker.card.architecture,
             weights = worker.card.weight_format,
             context = worker.card.context_length,
             kv_blocks = worker.hello.groups[0].blocks,
-            threads,
+            numerics = worker.card.numerics_class,
             seconds = (started.elapsed().as_secs_f64() * 1e3).round() / 1e3,
             "loaded"
         );
         Ok(worker)
     }
 
-    fn with_backend<B: Backend>(
+    /// Loads a model onto a device that is open.
+    pub(crate) fn with_backend<B: Backend>(
         config: &Config,
         (backend, model): (B, &Model),
         draft: Option<(B, &Model)>,
-        card: ModelCard,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Error> {
+        let weights_hash = match &config.weights_hash {
+            Some(hash) => hash.clone(),
+            None => weights::hash(&model.files, config.cache.as_deref())?,
+        };
+        let card = card(config, model, weights_hash, backend.numerics());
         let Model { description, weights, text, .. } = model;
         let guides = Guides::start(compiler(text, description.vocab))
             .map_err(|e| Error::Config(format!("cannot start the threads of guided sequences: {e}")))?;
@@ -113,12 +104,22 @@ impl Worker {
                 "max-batch-tokens {rows}, max-sequences {sequences}: expected at least 1 of each"
             )));
         }
-        let block_bytes =
-            |backend: &B, model: &Description| backend.block_bytes(model.layers, model.heads) as u64;
-        let of_draft = draft.as_ref().map_or(0, |(backend, draft)| block_bytes(backend, &draft.description));
-        let block_bytes = block_bytes(&backend, description);
-        // Each block has its like in the draft model's cache.
-        let blocks = blocks(config, description, block_bytes + of_draft)?;
+        let capacity = Capacity { rows, sequences };
+        let plan =
+            Plan::new(config, description, draft.as_ref().map(|(_, draft)| &draft.description), &backend)?;
+        let mut draft_model = None;
+        // What else is to have memory has it before blocks are counted: each has its like in the draft model's cache.
+        let blocks = |backend: &B| match draft {
+            None => plan.blocks_of(backend),
+            Some((backend, Model { description, weights, .. })) => {
+                let blocks = |backend: &B| plan.blocks_of(backend);
+                let (decoder, blocks) =
+                    plan.load(backend, description, weights, capacity, &mut |_, _| (), blocks)?;
+                draft_model = Some(DraftModel::new(decoder, rows, blocks));
+                Ok(blocks)
+            }
+        };
+        let (decoder, blocks) = plan.load(backend, description, weights, capacity, progress, blocks)?;
         let limits = Limits {
             sequences,
             rows,
@@ -127,20 +128,13 @@ impl Worker {
             vocab: description.vocab,
             pooling: config.pooling,
         };
+        let block_bytes = decoder.backend().block_bytes(description.layers, description.heads) as u64;
         let group = KvGroup {
             layers: description.layers as u32,
             bytes_per_token: block_bytes.div_ceil(BLOCK_TOKENS as u64) as u32,
             window: None,
             blocks: blocks as u64,
         };
-        let capacity = Capacity { rows, blocks };
-        let decoder = Decoder::load(backend, description.clone(), weights, capacity, progress)?;
-        let load_draft = |(backend, draft): (B, &Model)| {
-            let decoder =
-                Decoder::load(backend, draft.description.clone(), &draft.weights, capacity, progress)?;
-            Ok::<_, Error>(DraftModel::new(decoder, rows, blocks))
-        };
-        let draft = draft.map(load_draft).transpose()?;
         let hello = WorkerHello {
             protocol: PROTOCOL,
             worker_id: config.id.clone(),
@@ -151,8 +145,9 @@ impl Worker {
             max_batch_tokens: config.max_batch_tokens,
         };
         let abort_on = config.abort_on.clone();
-        let steps =
-            Box::new(move |jobs| Engine::new(decoder, draft, limits, guides).abort_on(abort_on).run(jobs));
+        let steps = Box::new(move |jobs| {
+            Engine::new(decoder, draft_model, limits, guides).abort_on(abort_on).run(jobs)
+        });
         Ok(Self { hello, files: Arc::new(text.files.clone()), steps, card })
     }
 
@@ -161,17 +156,22 @@ impl Worker {
         &self.card
     }
 
+    /// KV blocks.
+    #[cfg(test)]
+    pub(crate) fn blocks(&self) -> u64 {
+        self.hello.groups[0].blocks
+    }
+
     /// Serves schedulers until `shutdown`; then ends their connections, and the step thread.
     pub async fn serve(self, incoming: Incoming, shutdown: CancellationToken) -> Result<(), Error> {
         engine::describe();
         let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
-        let (ended, mut thread) = oneshot::channel::<()>();
+        let (ended, mut thread) = oneshot::channel::<Result<(), Error>>();
         let steps = self.steps;
         std::thread::Builder::new()
             .name("volley-step".to_owned())
             .spawn(move || {
-                steps(waiting);
-                let _ = ended.send(()); // nobody waits after an error
+                let _ = ended.send(steps(waiting)); // nobody waits after an error
             })
             .map_err(|e| Error::StepThread(format!("could not start: {e}")))?;
 
@@ -192,7 +192,10 @@ impl Worker {
         tokio::select! {
             served = server => served?,
             () = overdue => tracing::warn!("some connections did not end in time"),
-            _ = &mut thread => return Err(Error::StepThread("died".to_owned())),
+            ended = &mut thread => return Err(match ended {
+                Ok(Err(error)) => Error::StepThread(format!("ended: {error}")),
+                Ok(Ok(())) | Err(_) => Error::StepThread("died".to_owned()),
+            }),
         }
         // The connections are gone, and so is the last sender of jobs: the thread ends when its step does.
         let _ = tokio::time::timeout(SHUTDOWN, thread).await;
@@ -221,28 +224,4 @@ pub(crate) fn compiler(text: &Text, vocab: usize) -> Compiler {
     let file = text.tokenizer();
     let vocabulary = move || Vocabulary::from_json(&file).map(Arc::new);
     Compiler::new(vocabulary, vocab as u32, &text.stop)
-}
-
-/// How many KV blocks to reserve: what the memory allows, and no more than all slots can use.
-fn blocks(config: &Config, model: &Description, block_bytes: u64) -> Result<usize, Error> {
-    let budget = config.kv_cache_bytes.unwrap_or_else(|| memory::available() / CACHE_SHARE);
-    let usable = model.context.div_ceil(BLOCK_TOKENS) as u64 * u64::from(config.max_sequences);
-    let blocks = (budget / block_bytes.max(1)).min(usable).min(u32::MAX.into());
-    let (wanted, free) = (blocks * block_bytes, memory::available());
-    if config.kv_cache_bytes.is_some_and(|asked| asked / block_bytes.max(1) > blocks) {
-        let gb = wanted as f64 / 1e9;
-        tracing::warn!("the KV cache has {gb:.1} GB: {} sequences can fill no more", config.max_sequences);
-    }
-    if config.kv_cache_bytes.is_some() && wanted > free {
-        let (wanted, free) = (wanted as f64 / 1e9, free as f64 / 1e9);
-        return Err(Error::Config(format!(
-            "a KV cache of {wanted:.1} GB does not fit: {free:.1} GB of memory are free"
-        )));
-    }
-    match blocks {
-        0 => Err(Error::Config(format!(
-            "a KV cache of {budget} bytes holds no block of {BLOCK_TOKENS} tokens ({block_bytes} bytes)"
-        ))),
-        blocks => Ok(blocks as usize),
-    }
 }

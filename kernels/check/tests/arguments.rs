@@ -151,7 +151,7 @@ fn attention_stays_within_its_cache() {
         let planned = PlannedAttention::new(&device, plan(shape, pages).unwrap()).unwrap();
         let (k, v) = (numbers.view(), numbers.view());
         let op = Attention {
-            planned: &planned,
+            planned: planned.view(),
             q: numbers.view().slice(from..from + 128),
             q_stride,
             pages: KvPages::Bf16 { k, v },

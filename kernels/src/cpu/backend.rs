@@ -15,7 +15,10 @@ use super::prepared::Prepared;
 use super::rope::Rotations;
 use super::scratch::{self, Shared};
 use super::{sample, simd};
-use crate::{Activation, Backend, Batch, BlockId, Draw, Drawn, Error, Heads, Norm, Rope, Tensor};
+use crate::{
+    Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawn, Error, Heads, Norm, Rope,
+    StepLimits, Tensor,
+};
 
 /// Rows that a task normalizes and quantizes.
 const TASK_ROWS: usize = 8;
@@ -31,7 +34,7 @@ pub struct CpuOptions {
     pub isa: Option<Isa>,
 }
 
-/// The CPU backend. Operations run on the calling thread and the pool's.
+/// The CPU backend. Operations run on the calling thread and the pool's, and have ended when they return.
 pub struct CpuBackend {
     isa: Isa,
     activations: Activations,
@@ -144,8 +147,10 @@ impl Backend for CpuBackend {
     type Linear = Packed;
     type Table = Table;
     type Vector = Vector;
+    type Rope = Rope;
     type Buffer = Buffer;
     type Cache = Cache;
+    type Step = Batch;
 
     fn linear(&self, parts: &[(Tensor, Option<Tensor>)]) -> Result<Packed, Error> {
         let packed = self.packer.linear(&self.pool, parts)?;
@@ -172,11 +177,19 @@ impl Backend for CpuBackend {
         formats::dequantized(tensor).map(Vector)
     }
 
-    fn buffer(&self, rows: usize, cols: usize) -> Result<Buffer, Error> {
+    fn rope(&self, rope: &Rope) -> Result<Rope, Error> {
+        Ok(rope.clone())
+    }
+
+    fn buffer(&self, rows: usize, cols: usize, _: Content) -> Result<Buffer, Error> {
         self.reserve(rows, 0)?;
         let bytes = rows.checked_mul(cols).and_then(|n| n.checked_mul(size_of::<f32>()));
         let bytes = bytes.ok_or(Error::Memory { bytes: usize::MAX, what: "activations" })?;
         Ok(Buffer { numbers: Region::alone(bytes, "activations")?, rows, cols })
+    }
+
+    fn step(&self, _: &StepLimits) -> Result<Batch, Error> {
+        Ok(Batch::default())
     }
 
     fn cache(&self, layers: usize, heads: Heads, blocks: usize) -> Result<Cache, Error> {
@@ -194,9 +207,17 @@ impl Backend for CpuBackend {
         self.shape(layers, heads).block_bytes()
     }
 
-    fn embed(&self, batch: &Batch, table: &Table, x: &mut Buffer) {
+    fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
+        Ok(None)
+    }
+
+    fn begin(&self, step: &mut Batch, batch: Batch) {
+        *step = batch;
+    }
+
+    fn embed(&self, batch: &mut Batch, table: &Table, x: &mut Buffer) {
         let (rows, cols) = (batch.tokens.len(), x.cols);
-        let x = Shared::new(x.rows_mut(rows));
+        let (batch, x) = (&*batch, Shared::new(x.rows_mut(rows)));
         self.pool.run(rows.div_ceil(TASK_ROWS), &|task| {
             for i in task * TASK_ROWS..rows.min((task + 1) * TASK_ROWS) {
                 // SAFETY: within the first `rows` rows; each is one task's.
@@ -206,14 +227,22 @@ impl Backend for CpuBackend {
         });
     }
 
-    fn norm_linear(&self, rows: usize, x: &Buffer, norm: &Norm<Vector>, w: &Packed, out: &mut Buffer) {
+    fn norm_linear(
+        &self,
+        batch: &mut Batch,
+        x: &mut Buffer,
+        norm: &Norm<Vector>,
+        w: &Packed,
+        out: &mut Buffer,
+    ) {
+        let rows = batch.tokens.len();
         let input = Input { x, rows: None, norm: Some(norm) };
         self.product(rows, input, w, Epilogue::Store(out.product_mut(rows, w)));
     }
 
     fn rope_and_store(
         &self,
-        batch: &Batch,
+        batch: &mut Batch,
         layer: usize,
         heads: Heads,
         rope: &Rope,
@@ -226,7 +255,7 @@ impl Backend for CpuBackend {
 
     fn attention(
         &self,
-        batch: &Batch,
+        batch: &mut Batch,
         layer: usize,
         heads: Heads,
         qkv: &Buffer,
@@ -238,47 +267,62 @@ impl Backend for CpuBackend {
         self.attention.run(&self.pool, self.isa, step, out.rows_mut(rows));
     }
 
-    fn linear_add(&self, rows: usize, a: &Buffer, w: &Packed, x: &mut Buffer) {
+    fn linear_add(&self, batch: &mut Batch, a: &Buffer, w: &Packed, x: &mut Buffer) {
+        let rows = batch.tokens.len();
         let input = Input { x: a, rows: None, norm: None };
         self.product(rows, input, w, Epilogue::Add(x.product_mut(rows, w)));
     }
 
     fn gated_linear(
         &self,
-        rows: usize,
-        x: &Buffer,
+        batch: &mut Batch,
+        x: &mut Buffer,
         norm: &Norm<Vector>,
         w: &Packed,
         activation: Activation,
         out: &mut Buffer,
     ) {
+        let rows = batch.tokens.len();
         let input = Input { x, rows: None, norm: Some(norm) };
         self.product(rows, input, w, Epilogue::Gated(activation, out.product_mut(rows, w)));
     }
 
-    fn logits(&self, rows: &[usize], x: &Buffer, norm: &Norm<Vector>, w: &Packed, out: &mut Buffer) {
+    fn logits(
+        &self,
+        _: &mut Batch,
+        rows: &[usize],
+        x: &Buffer,
+        norm: &Norm<Vector>,
+        w: &Packed,
+        out: &mut Buffer,
+    ) {
         let input = Input { x, rows: Some(rows), norm: Some(norm) };
         self.product(rows.len(), input, w, Epilogue::Store(out.product_mut(rows.len(), w)));
     }
 
-    fn draw(&self, logits: &Buffer, draws: &[Draw]) -> Vec<Drawn> {
-        sample::draw(&self.pool, self.isa, logits.rows(draws.len()), logits.cols, draws)
+    fn draw(&self, _: &mut Batch, logits: &mut Buffer, draws: &[Draw]) -> Result<Vec<Drawn>, Error> {
+        Ok(sample::draw(&self.pool, self.isa, logits.rows(draws.len()), logits.cols, draws))
+    }
+
+    fn finish(&self, _: &mut Batch) -> Result<(), Error> {
+        Ok(())
     }
 
     fn copy_blocks(&self, cache: &mut Cache, copies: &[(BlockId, BlockId)]) {
         cache.copy_blocks(copies);
     }
 
-    fn read(&self, buffer: &Buffer, rows: usize) -> Vec<f32> {
-        buffer.rows(rows).to_vec()
+    fn read(&self, buffer: &Buffer, rows: usize) -> Result<Vec<f32>, Error> {
+        Ok(buffer.rows(rows).to_vec())
     }
 
-    fn numerics(&self) -> String {
+    fn numerics(&self) -> Option<String> {
         // All instruction sets agree, so none is named.
-        match self.activations {
-            Activations::Int8 => "cpu-f16kv-int8act-v1".to_owned(),
-            Activations::F32 => "cpu-f32kv-f32act-v1".to_owned(),
-        }
+        let class = match self.activations {
+            Activations::Int8 => "cpu-f16kv-int8act-v1",
+            Activations::F32 => "cpu-f32kv-f32act-v1",
+        };
+        Some(class.to_owned())
     }
 }
 

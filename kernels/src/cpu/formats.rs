@@ -66,7 +66,11 @@ fn dequantize(dtype: DType, data: &[u8], out: &mut [f32]) {
             let (numbers, bytes) = dtype.block();
             for (data, out) in data.chunks_exact(bytes).zip(out.chunks_exact_mut(numbers)) {
                 for (i, out) in out.chunks_exact_mut(BLOCK).enumerate() {
-                    dequantize_block(dtype, &codes(dtype, data, i), scales(dtype, data, i), out);
+                    out.copy_from_slice(&dequantize_block(
+                        dtype,
+                        &codes(dtype, data, i),
+                        scales(dtype, data, i),
+                    ));
                 }
             }
         }
@@ -79,16 +83,17 @@ fn each<const N: usize>(data: &[u8], out: &mut [f32], number: impl Fn(&[u8; N]) 
     }
 }
 
-fn dequantize_block(dtype: DType, codes: &[u8; BLOCK], scales: Scales, out: &mut [f32]) {
+/// The numbers of a block.
+pub(crate) fn dequantize_block(dtype: DType, codes: &[u8; BLOCK], scales: Scales) -> [f32; BLOCK] {
     let zero = zero_shift(dtype).map_or(0, |shift| 1 << shift);
     let d = scales.d.to_f32();
     let subs = scales.sub.map(|s| if dtype == DType::Q6K { f32::from(s as i8) } else { f32::from(s) });
     let min = scales.m.to_f32() * f32::from(scales.min);
-    for (i, (&code, out)) in codes.iter().zip(out).enumerate() {
+    std::array::from_fn(|i| {
         // Both factors and their product are exact in f32 but for Q6_K's, so no order of rounding matters.
-        let product = d * subs[i / 16] * (i32::from(code) - zero) as f32;
-        *out = if has_min(dtype) { product + min } else { product };
-    }
+        let product = d * subs[i / 16] * (i32::from(codes[i]) - zero) as f32;
+        if has_min(dtype) { product + min } else { product }
+    })
 }
 
 /// Whether the format adds a minimum to each number.

@@ -41,3 +41,4 @@ pub use cache::Cache;
 pub use isa::Isa;
 pub use pack::Activations;
 pub use pool::{Pool, lower_priority};
+pub(crate) use sample::draw;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::Error;
+use crate::{DeviceMemory, Error};
 
 /// A place in a device's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +113,26 @@ pub trait Device: Send + Sync {
     /// # Safety
     /// `bytes.len()` bytes at `to` lie in one allocation.
     unsafe fn write(&self, to: Address, bytes: &[u8]) -> Result<(), Error>;
+
+    /// Memory of this machine that copies go to and from without a detour, zeroed: as [`Pinned`](super::Pinned).
+    fn allocate_host(&self, bytes: usize) -> Result<*mut u8, Error>;
+
+    /// Gives such memory back.
+    ///
+    /// # Safety
+    /// `pointer` came from [`allocate_host`](Self::allocate_host), and neither this machine nor a copy that is under
+    /// way uses it from here on.
+    unsafe fn free_host(&self, pointer: *mut u8);
+
+    /// Starts to copy to the device, after the work so far, and doesn't wait for it.
+    ///
+    /// # Safety
+    /// As for [`write`](Self::write); and `bytes` lie in memory from [`allocate_host`](Self::allocate_host), and are
+    /// neither changed nor given back until the copy is done.
+    unsafe fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), Error>;
+
+    /// How much memory there is, and is free.
+    fn memory(&self) -> Result<DeviceMemory, Error>;
 
     /// Copies from the device, once the work so far is done; errors of that work are reported here.
     ///

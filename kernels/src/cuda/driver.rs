@@ -16,7 +16,7 @@ use super::{
     device::{Address, Device, ElementType, Graph, Launch, Properties, TensorMap, Tile},
     fatbins::FATBINS,
 };
-use crate::Error;
+use crate::{DeviceMemory, Error};
 
 /// CUDA 13.0, as the driver numbers it: what the kernels are compiled with.
 const OLDEST_DRIVER: i32 = 13000;
@@ -104,7 +104,18 @@ impl Cuda {
                 kernels.insert(*name, Kernel { handle, shared: AtomicUsize::new(SHARED_BY_DEFAULT) });
             }
         }
+        if kernels.is_empty() {
+            return Err(Error::Unsupported(format!(
+                "the GPU {} is of architecture sm_{}; the kernels are compiled for sm_80 and later",
+                properties.name, properties.arch
+            )));
+        }
         Ok(Self { properties, stream, kernels })
+    }
+
+    /// Kernels that were compiled for it.
+    pub fn kernels(&self) -> usize {
+        self.kernels.len()
     }
 
     /// The stream's handle, with its context bound to this thread.
@@ -224,6 +235,41 @@ impl Device for Cuda {
             result::memcpy_htod_async(to.0, bytes, stream).map_err(failed("copying to the GPU"))?;
             result::stream::synchronize(stream).map_err(failed("copying to the GPU"))
         }
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<*mut u8, Error> {
+        self.bind()?;
+        // SAFETY: flags 0, or the memory would be slow to read; zeroed before anyone sees it.
+        match unsafe { result::malloc_host(bytes, 0) } {
+            Ok(pointer) => {
+                let pointer = pointer.cast::<u8>();
+                // SAFETY: so many bytes were allocated.
+                unsafe { pointer.write_bytes(0, bytes) };
+                Ok(pointer)
+            }
+            Err(_) => Err(Error::Memory { bytes, what: "copies to the GPU" }),
+        }
+    }
+
+    unsafe fn free_host(&self, pointer: *mut u8) {
+        // SAFETY: the caller's promise.
+        let freed =
+            self.bind().and_then(|_| unsafe { result::free_host(pointer.cast()) }.map_err(failed("freeing")));
+        if let Err(error) = freed {
+            tracing::error!(%error, "pinned memory could not be freed");
+        }
+    }
+
+    unsafe fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), Error> {
+        let stream = self.bind()?;
+        // SAFETY: the caller's promise.
+        unsafe { result::memcpy_htod_async(to.0, bytes, stream) }.map_err(failed("copying to the GPU"))
+    }
+
+    fn memory(&self) -> Result<DeviceMemory, Error> {
+        self.bind()?;
+        let (free, total) = result::mem_get_info().map_err(failed("asking the GPU's memory"))?;
+        Ok(DeviceMemory { free, total })
     }
 
     unsafe fn read(&self, from: Address, bytes: &mut [u8]) -> Result<(), Error> {

@@ -19,6 +19,18 @@ pub struct Memory<T: Element> {
     element: PhantomData<T>,
 }
 
+/// Memory of this machine that a device copies to and from without a detour; given back when dropped.
+pub struct Pinned {
+    device: Arc<dyn Device>,
+    pointer: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the memory is this value's own, and reachable through it only.
+unsafe impl Send for Pinned {}
+// SAFETY: likewise.
+unsafe impl Sync for Pinned {}
+
 /// Part of a device's memory, to read.
 #[derive(Clone, Copy)]
 pub struct View<'a, T: Element> {
@@ -70,31 +82,63 @@ impl<T: Element> Memory<T> {
 
     /// Overwrites it from the start.
     pub fn write(&mut self, values: &[T]) -> Result<(), Error> {
-        if values.len() > self.len {
+        self.write_at(0, values)
+    }
+
+    /// Overwrites it from element `first` on.
+    pub fn write_at(&mut self, first: usize, values: &[T]) -> Result<(), Error> {
+        if first.checked_add(values.len()).is_none_or(|end| end > self.len) {
             return Err(Error::Arguments {
                 operation: "write",
-                problem: format!("{} elements don't fit in {}", values.len(), self.len),
+                problem: format!("{} elements don't fit from {first} on in {}", values.len(), self.len),
             });
         }
+        let to = self.slice(first..first + values.len()).address;
         // SAFETY: an element is plain bytes, and the allocation is long enough.
         unsafe {
             let bytes = std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values));
-            self.device.write(self.address, bytes)
+            self.device.write(to, bytes)
         }
     }
 
     /// All of it, once the work so far is done.
     pub fn read(&self) -> Result<Vec<T>, Error> {
-        let mut values = Vec::<T>::with_capacity(self.len);
+        self.read_part(0..self.len)
+    }
+
+    /// A part of it, once the work so far is done.
+    ///
+    /// # Panics
+    /// As indexing a slice does.
+    pub fn read_part(&self, range: Range<usize>) -> Result<Vec<T>, Error> {
+        let part = self.slice(range);
+        let mut values = Vec::<T>::with_capacity(part.len);
         // SAFETY: the bytes are written before the length is set, and any bytes are elements.
         unsafe {
             let bytes =
-                std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), self.len * size_of::<T>());
+                std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), part.len * size_of::<T>());
             bytes.fill(0);
-            self.device.read(self.address, bytes)?;
-            values.set_len(self.len);
+            self.device.read(part.address, bytes)?;
+            values.set_len(part.len);
         }
         Ok(values)
+    }
+
+    /// A part of it, to read.
+    ///
+    /// # Panics
+    /// As indexing a slice does.
+    pub fn slice(&self, range: Range<usize>) -> View<'_, T> {
+        self.view().slice(range)
+    }
+
+    /// A part of it, to write.
+    ///
+    /// # Panics
+    /// As indexing a slice does.
+    pub fn slice_mut(&mut self, range: Range<usize>) -> ViewMut<'_, T> {
+        let part = self.slice(range);
+        ViewMut { address: part.address, len: part.len, memory: PhantomData }
     }
 
     /// Overwrites it with as many elements of the same device, after the work so far.
@@ -140,6 +184,41 @@ impl<T: Element> Drop for Memory<T> {
     }
 }
 
+// === impl Pinned ===
+
+impl Pinned {
+    /// So many bytes, all 0.
+    pub fn new(device: &Arc<dyn Device>, len: usize) -> Result<Self, Error> {
+        let pointer = device.allocate_host(len.max(1))?;
+        Ok(Self { device: device.clone(), pointer, len })
+    }
+}
+
+impl std::ops::Deref for Pinned {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: so many initialized bytes, which are this value's own.
+        unsafe { std::slice::from_raw_parts(self.pointer, self.len) }
+    }
+}
+
+impl std::ops::DerefMut for Pinned {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and borrowed alone.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer, self.len) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // An error of the work says nothing of the copies, which have ended either way.
+        let _ = self.device.synchronize();
+        // SAFETY: the memory is this value's own, and no copy is under way.
+        unsafe { self.device.free_host(self.pointer) }
+    }
+}
+
 // === impl View ===
 
 impl<'a, T: Element> View<'a, T> {
@@ -180,7 +259,7 @@ impl<'a, T: Element> View<'a, T> {
 
 // === impl ViewMut ===
 
-impl<T: Element> ViewMut<'_, T> {
+impl<'a, T: Element> ViewMut<'a, T> {
     /// A part, by elements.
     ///
     /// # Panics
@@ -198,6 +277,25 @@ impl<T: Element> ViewMut<'_, T> {
     /// The same part, for a shorter time.
     pub fn reborrow(&mut self) -> ViewMut<'_, T> {
         ViewMut { address: self.address, len: self.len, memory: PhantomData }
+    }
+
+    /// What comes before an element, and the rest.
+    ///
+    /// # Panics
+    /// As splitting a slice does.
+    pub fn split_at(self, at: usize) -> (ViewMut<'a, T>, ViewMut<'a, T>) {
+        let (start, end) = (self.view().slice(0..at), self.view().slice(at..self.len));
+        let part = |view: View<'_, T>| ViewMut { address: view.address, len: view.len, memory: PhantomData };
+        (part(start), part(end))
+    }
+
+    /// The same bytes as elements of another kind; what is left over at the end is not seen.
+    ///
+    /// # Panics
+    /// Where those would be misaligned.
+    pub fn cast<U: Element>(self) -> ViewMut<'a, U> {
+        let View { address, len, .. } = self.view().cast::<U>();
+        ViewMut { address, len, memory: PhantomData }
     }
 
     /// Elements.

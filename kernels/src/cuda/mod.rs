@@ -8,12 +8,14 @@
 //! fatbins.rs   the compiled kernels, built into the binary
 //! packed/      quantized weights in the order in which kernels read them
 //! ops/         one typed launcher per operation: shapes are checked before anything is launched
+//! backend/     the operations as the decoder asks for them
 //! ```
 //!
 //! The kernels' sources stand in `kernels/cuda`, a file per operation. The trait's other implementation is
 //! `volley-twin`, which runs the same sources on the CPU in tests. A machine without a driver, a GPU or a library gives
 //! an ordinary error when a device is opened.
 
+mod backend;
 mod cublas;
 mod device;
 mod driver;
@@ -22,9 +24,10 @@ mod memory;
 pub mod ops;
 mod packed;
 
+pub use backend::{Buffer, Cache, CudaBackend, CudaOptions, Linear, Rotation, Step, Table, Vector};
 pub use cublas::{CublasLt, MatMul};
 pub use device::{Address, Argument, Device, ElementType, Graph, Launch, Properties, TensorMap, Tile};
 pub use driver::Cuda;
 pub use fatbins::{FATBINS, Fatbin};
-pub use memory::{Element, Memory, View, ViewMut};
+pub use memory::{Element, Memory, Pinned, View, ViewMut};
 pub use packed::{AwqTensors, GptqTensors, PackedFormat, PackedWeights};

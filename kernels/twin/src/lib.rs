@@ -14,12 +14,15 @@ mod ffi;
 use std::{
     collections::{BTreeSet, HashMap},
     ffi::{CStr, c_int, c_void},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use volley_kernels::{
-    Error,
+    DeviceMemory, Error,
     cuda::{Address, Argument, Device, Graph, Launch, Properties, TensorMap, Tile},
 };
 
@@ -52,12 +55,22 @@ pub struct Twin {
     /// A launch and the dependent ones behind it, put off until it is known that no more of them come.
     chain: Arc<Mutex<Vec<Recorded>>>,
     launched: Mutex<BTreeSet<&'static str>>,
+    memory: Mutex<Room>,
+    broken: AtomicBool,
+}
+
+/// The twin's memory.
+struct Room {
+    total: usize,
+    /// Bytes of each allocation, by its address.
+    taken: HashMap<u64, usize>,
 }
 
 /// A launch or a copy that is yet to be done.
 enum Recorded {
     Launch(Started),
     Copy { to: Address, from: Address, bytes: usize },
+    Upload { to: Address, from: Address, bytes: usize },
 }
 
 struct Started {
@@ -122,7 +135,20 @@ impl Twin {
             recording: Mutex::default(),
             chain: Arc::default(),
             launched: Mutex::default(),
+            memory: Mutex::new(Room { total: 80 << 30, taken: HashMap::new() }),
+            broken: AtomicBool::new(false),
         }
+    }
+
+    /// From now on nothing works, as after a fault on a GPU.
+    pub fn break_down(&self) {
+        self.broken.store(true, Relaxed);
+    }
+
+    /// With so many bytes of memory, to see what happens when it is full.
+    pub fn with_memory(self, total: usize) -> Self {
+        lock(&self.memory).total = total;
+        self
     }
 
     /// As the trait's object, to allocate on.
@@ -147,6 +173,9 @@ impl Twin {
     /// # Safety
     /// As for [`Device::launch`] and [`Device::copy`].
     unsafe fn start(&self, what: Recorded) -> Result<(), Error> {
+        if self.broken.load(Relaxed) {
+            return Err(Error::Device("the twin has broken down".into()));
+        }
         if let Some(recording) = lock(&self.recording).as_mut() {
             recording.push(what);
             return Ok(());
@@ -154,10 +183,14 @@ impl Twin {
         if !what.is_dependent() {
             self.finish()?;
         }
-        let is_copy = matches!(what, Recorded::Copy { .. });
+        // Only launches are overtaken. An upload may be late, and then sees what the host did in the meantime.
+        let now = match what {
+            Recorded::Launch(_) => false,
+            Recorded::Copy { .. } => true,
+            Recorded::Upload { .. } => self.schedule.early,
+        };
         lock(&self.chain).push(what);
-        // Only launches are overtaken.
-        if is_copy { self.finish() } else { Ok(()) }
+        if now { self.finish() } else { Ok(()) }
     }
 
     fn finish(&self) -> Result<(), Error> {
@@ -222,7 +255,7 @@ unsafe fn run_chain(schedule: Schedule, chain: &[Recorded]) -> Result<(), Error>
     let ran = match last {
         // SAFETY: the caller's promise.
         Recorded::Launch(launch) => unsafe { run(schedule, launch, &mut before) },
-        Recorded::Copy { to, from, bytes } => {
+        Recorded::Copy { to, from, bytes } | Recorded::Upload { to, from, bytes } => {
             // SAFETY: the caller's promise.
             unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, to.0 as *mut u8, *bytes) };
             Ok(())
@@ -298,17 +331,23 @@ impl Device for Twin {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address, Error> {
+        let full = Error::Memory { bytes, what: "the twin's memory" };
+        if bytes > self.memory()?.free {
+            return Err(full);
+        }
         // SAFETY: always safe; null when there is no memory.
         let address = unsafe { ffi::twin_alloc(bytes) };
         if address.is_null() {
-            return Err(Error::Memory { bytes, what: "the twin's memory" });
+            return Err(full);
         }
+        lock(&self.memory).taken.insert(address as u64, bytes);
         Ok(Address(address as u64))
     }
 
     unsafe fn free(&self, address: Address) {
         let finished = self.finish();
         assert!(finished.is_ok() || std::thread::panicking(), "{finished:?}");
+        lock(&self.memory).taken.remove(&address.0);
         // SAFETY: the caller's promise.
         let result = unsafe { ffi::twin_free(address.0 as *mut c_void) };
         // Never while a test already fails: a second panic would hide the first.
@@ -320,6 +359,35 @@ impl Device for Twin {
         // SAFETY: the caller's promise.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0 as *mut u8, bytes.len()) };
         Ok(())
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<*mut u8, Error> {
+        // SAFETY: always safe; null when there is no memory.
+        let pointer: *mut u8 = unsafe { ffi::twin_alloc(bytes) }.cast();
+        if pointer.is_null() {
+            return Err(Error::Memory { bytes, what: "the twin's host memory" });
+        }
+        // SAFETY: so many bytes were allocated.
+        unsafe { pointer.write_bytes(0, bytes) };
+        Ok(pointer)
+    }
+
+    unsafe fn free_host(&self, pointer: *mut u8) {
+        // SAFETY: the caller's promise.
+        let result = unsafe { ffi::twin_free(pointer.cast()) };
+        assert!(result == 0 || std::thread::panicking(), "someone wrote just outside of host memory");
+    }
+
+    unsafe fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), Error> {
+        let from = Address(bytes.as_ptr() as u64);
+        // SAFETY: the caller's promise.
+        unsafe { self.start(Recorded::Upload { to, from, bytes: bytes.len() }) }
+    }
+
+    fn memory(&self) -> Result<DeviceMemory, Error> {
+        let room = lock(&self.memory);
+        let taken: usize = room.taken.values().sum();
+        Ok(DeviceMemory { free: room.total.saturating_sub(taken), total: room.total })
     }
 
     unsafe fn read(&self, from: Address, bytes: &mut [u8]) -> Result<(), Error> {
@@ -393,7 +461,7 @@ impl Graph for TwinGraph {
         finish(self.schedule, &self.chain)?;
         let mut chains = self
             .recorded
-            .chunk_by(|before, next| next.is_dependent() && !matches!(before, Recorded::Copy { .. }));
+            .chunk_by(|before, next| next.is_dependent() && matches!(before, Recorded::Launch(_)));
         // SAFETY: the caller's promise.
         chains.try_for_each(|chain| unsafe { run_chain(self.schedule, chain) })
     }

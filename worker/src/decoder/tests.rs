@@ -1,9 +1,11 @@
 use volley_kernels::{
-    BLOCK_TOKENS, Sequence,
+    BLOCK_TOKENS, DType, History, Logprobs, Mirostat, Penalties, Sequence,
     cpu::{Activations, CpuBackend, CpuOptions, formats::dequantized},
 };
 
 use super::*;
+use volley_twin::{Schedule, Twin};
+
 use crate::testing;
 
 /// Nothing is rounded on the way: what is off is wrong.
@@ -18,8 +20,9 @@ fn logits<B: Backend>(decoder: &mut Decoder<B>, tokens: &[u32], steps: &[usize])
     for rows in steps {
         let sequence = Sequence { first_row: 0, rows: *rows, position, blocks: blocks.clone() };
         let batch = Batch { tokens: tokens[position..position + rows].to_vec(), sequences: vec![sequence] };
-        decoder.forward(&batch);
+        decoder.forward(batch);
         logits.extend(decoder.logits(&(0..*rows).collect::<Vec<_>>()));
+        decoder.finish().unwrap();
         position += rows;
     }
     logits
@@ -29,7 +32,7 @@ fn logits<B: Backend>(decoder: &mut Decoder<B>, tokens: &[u32], steps: &[usize])
 fn logits_agree_with_transformers_to_1e_4_of_their_range() {
     for name in ["tiny-llama", "tiny-qwen2"] {
         let fixture = testing::fixture(name);
-        let mut decoder = testing::decoder(backend(), &fixture.model, Capacity { rows: 64, blocks: 8 });
+        let mut decoder = testing::decoder(backend(), &fixture.model, Capacity { rows: 64, sequences: 1 }, 8);
         for steps in [&[40][..], &[1, 16, 22, 1]] {
             let logits = logits(&mut decoder, &fixture.tokens, steps);
             let range = fixture.logits.iter().fold(0f32, |max, x| max.max(x.abs()));
@@ -44,11 +47,11 @@ fn logits_agree_with_transformers_to_1e_4_of_their_range() {
 fn the_output_matrix_turns_final_hidden_states_into_logits() {
     let fixture = testing::fixture("tiny-llama");
     let (width, tokens) = (fixture.model.description.width, &fixture.tokens);
-    let mut decoder = testing::decoder(backend(), &fixture.model, Capacity { rows: 64, blocks: 8 });
+    let mut decoder = testing::decoder(backend(), &fixture.model, Capacity { rows: 64, sequences: 1 }, 8);
     let logits = logits(&mut decoder, tokens, &[tokens.len()]);
     let table = fixture.model.weights.tensors().find(|tensor| tensor.name == "model.embed_tokens.weight");
     let output = dequantized(table.unwrap()).unwrap();
-    let hidden = decoder.hidden(vec![3..5, 0..1, 39..40]).concat();
+    let hidden = decoder.hidden(vec![3..5, 0..1, 39..40]).unwrap().concat();
     for (hidden, row) in hidden.chunks(width).zip([3, 4, 0, 39]) {
         let logits = &logits[row * output.len() / width..];
         for (weights, logit) in output.chunks(width).zip(logits) {
@@ -62,10 +65,10 @@ fn the_output_matrix_turns_final_hidden_states_into_logits() {
 fn progress_ends_at_the_total() {
     let fixture = testing::fixture("tiny-llama");
     let mut seen = Vec::new();
-    let capacity = Capacity { rows: 1, blocks: 1 };
+    let capacity = Capacity { rows: 1, sequences: 1 };
     let mut progress = |done, total| seen.push((done, total));
     let model = fixture.model.description.clone();
-    Decoder::load(backend(), model, &fixture.model.weights, capacity, &mut progress).unwrap();
+    Decoder::load(backend(), model, &fixture.model.weights, capacity, &mut progress, |_| Ok(1)).unwrap();
     let total = fixture.model.weights.tensors().map(|tensor| tensor.data.len() as u64).sum::<u64>();
     assert!(seen.is_sorted() && seen.iter().all(|(done, of)| done <= of && *of == total));
     assert_eq!((seen[0], *seen.last().unwrap()), ((0, total), (total, total)));
@@ -77,8 +80,9 @@ fn a_missing_or_misshapen_tensor_is_named() {
     let load = |change: fn(&mut Description)| {
         let mut model = fixture.model.description.clone();
         change(&mut model);
-        let capacity = Capacity { rows: 1, blocks: 1 };
-        let loaded = Decoder::load(backend(), model, &fixture.model.weights, capacity, &mut |_, _| ());
+        let capacity = Capacity { rows: 1, sequences: 1 };
+        let loaded =
+            Decoder::load(backend(), model, &fixture.model.weights, capacity, &mut |_, _| (), |_| Ok(1));
         loaded.err().unwrap().to_string()
     };
     let error = load(|model| model.layers = 3);
@@ -87,4 +91,130 @@ fn a_missing_or_misshapen_tensor_is_named() {
     assert!(error.contains("mlp.gate_proj.weight: has 64 rows of 32 numbers, expected 63 of 32"), "{error}");
     let error = load(|model| model.qkv_bias = Bias::Always);
     assert!(error.contains("self_attn.q_proj.bias: is missing"), "{error}");
+}
+
+/// Tokens that follow from a number.
+fn tokens(length: usize, number: u32) -> Vec<u32> {
+    (0..length as u32).map(|i| (i * 31 + number * 17) % 288).collect()
+}
+
+/// The root of the mean square of the differences, relative to the numbers.
+fn difference(numbers: &[f32], others: &[f32]) -> f32 {
+    assert_eq!(numbers.len(), others.len());
+    let squares = |of: &mut dyn Iterator<Item = f32>| of.map(|x| f64::from(x * x)).sum::<f64>();
+    let off = squares(&mut numbers.iter().zip(others).map(|(a, b)| a - b));
+    (off / squares(&mut numbers.iter().copied())).sqrt() as f32
+}
+
+#[test]
+fn a_gpu_s_logits_are_the_cpu_s_for_every_kind_of_weights() {
+    // The first is long enough for the large tiles, and for a GPU's own instructions.
+    let (long, short) = (tokens(150, 1), tokens(40, 2));
+    for (formats, arch) in [
+        ([DType::BF16, DType::BF16, DType::BF16], 90),
+        ([DType::BF16, DType::BF16, DType::BF16], 80),
+        ([DType::Q4_0, DType::Q4_0, DType::Q4_1], 90),
+        ([DType::Q4_1, DType::Q8_0, DType::Q8_0], 80),
+    ] {
+        let model = testing::made_up(formats);
+        let capacity = Capacity { rows: 160, sequences: 1 };
+        let mut cpu = testing::decoder(backend(), &model, capacity, 12);
+        let twin = Twin::with_arch(Schedule::ALL[5], arch);
+        let mut gpu = testing::decoder(testing::cuda(twin, false), &model, capacity, 12);
+        for (tokens, steps) in [(&long, &[150][..]), (&short, &[1, 16, 22, 1])] {
+            let (expected, got) = (logits(&mut cpu, tokens, steps), logits(&mut gpu, tokens, steps));
+            let off = difference(&expected, &got);
+            // Some two dozen roundings to bf16's 8 bits.
+            assert!(off <= 0.02, "{formats:?} on sm_{arch}: off by {off}");
+        }
+    }
+}
+
+#[test]
+fn deterministic_logits_have_the_same_bits_however_a_prompt_is_cut() {
+    let model = testing::made_up([DType::BF16, DType::BF16, DType::Q8_0]);
+    let tokens = tokens(90, 3);
+    let capacity = Capacity { rows: 96, sequences: 1 };
+    let mut expected = Vec::new();
+    for (arch, schedule) in [(90, Schedule::ALL[0]), (80, Schedule::ALL[7])] {
+        let twin = Twin::with_arch(schedule, arch);
+        let mut gpu = testing::decoder(testing::cuda(twin, true), &model, capacity, 6);
+        for steps in [&[90][..], &[1, 16, 65, 7, 1]] {
+            let logits = logits(&mut gpu, &tokens, steps);
+            if expected.is_empty() {
+                expected.clone_from(&logits);
+            }
+            assert_eq!(logits, expected, "sm_{arch}");
+        }
+    }
+}
+
+/// Draws of all kinds, some of which a GPU leaves to the host.
+fn draws() -> Vec<Draw> {
+    let mut history = History::default();
+    (0..60).for_each(|token| history.prompt(token * 3));
+    (0..200).for_each(|token| history.generated(token * token % 97));
+    let penalties = Penalties { frequency: 0.4, presence: 0.3, repetition: 1.2, history: history.into() };
+    let hot = Draw { temperature: 0.9, logprobs: Some(3), ..Draw::default() };
+    let mask: Vec<u32> = (0..7).map(|i| 0x5a5a_1234u32.rotate_left(i)).collect();
+    let kinds = [
+        Draw::default(),
+        hot.clone(),
+        Draw { top_k: 5, logprobs: None, ..hot.clone() },
+        Draw { top_p: 0.6, ..hot.clone() },
+        Draw { min_p: 0.2, top_k: 40, top_p: 0.9, ..hot.clone() },
+        Draw { typical_p: 0.5, ..hot.clone() },
+        Draw { mirostat: Some(Mirostat::start(3.0, 0.1)), ..hot.clone() },
+        Draw { penalties: Some(penalties.clone()), ..hot.clone() },
+        Draw {
+            penalties: Some(penalties),
+            banned: vec![0, 3, 9, 250],
+            bias: [(3, 9.0), (12, 4.0)].into(),
+            ..hot.clone()
+        },
+        Draw { allowed: Some(mask.clone()), ..hot.clone() },
+        Draw { allowed: Some(mask), bias: [(1, 8.0)].into(), temperature: 0.0, ..hot.clone() },
+        Draw { given: Some(17), ..hot.clone() },
+        Draw { logprobs: Some(200), ..hot.clone() },
+        Draw { logprobs: Some(0), temperature: 0.0, ..hot },
+    ];
+    let numbered =
+        |(i, draw): (u32, Draw)| Draw { seed: u64::from(i) * 7, choice: i % 3, position: i, ..draw };
+    (0..).zip(kinds.iter().cycle().take(56).cloned()).map(numbered).collect()
+}
+
+#[test]
+fn a_gpu_draws_what_the_cpu_draws_from_its_logits() {
+    let model = testing::made_up([DType::BF16; 3]);
+    let twin = Twin::new(Schedule::ALL[6]);
+    let mut gpu =
+        testing::decoder(testing::cuda(twin, false), &model, Capacity { rows: 64, sequences: 1 }, 4);
+    let logits = logits(&mut gpu, &tokens(56, 4), &[56]);
+    let (rows, draws) = ((0..56).collect::<Vec<_>>(), draws());
+    let drawn = gpu.draw(&rows, &draws).unwrap();
+
+    let data = logits.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
+    let table = Tensor::new("logits", DType::F32, 56, 288, data.into()).unwrap();
+    let cpu = backend();
+    let table = cpu.table(&table).unwrap();
+    let mut buffer = cpu.buffer(56, 288, Content::Logits).unwrap();
+    let mut batch = Batch { tokens: (0..56).collect(), sequences: vec![] };
+    cpu.embed(&mut batch, &table, &mut buffer);
+    let expected = cpu.draw(&mut batch, &mut buffer, &draws).unwrap();
+    for ((drawn, expected), draw) in drawn.iter().zip(&expected).zip(&draws) {
+        assert_eq!((drawn.token, drawn.mirostat), (expected.token, expected.mirostat), "{draw:?}");
+        let tokens = |drawn: &Drawn| {
+            drawn.logprobs.as_ref().map(|l| l.top.iter().map(|(token, _)| *token).collect::<Vec<_>>())
+        };
+        assert_eq!(tokens(drawn), tokens(expected), "{draw:?}");
+        let numbers = |drawn: &Drawn| {
+            let logprobs = drawn.logprobs.clone().unwrap_or(Logprobs { logprob: 0.0, top: vec![] });
+            logprobs.top.iter().map(|(_, x)| *x).chain([logprobs.logprob]).collect::<Vec<_>>()
+        };
+        let off =
+            numbers(drawn).iter().zip(numbers(expected)).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(off < 1e-5, "{draw:?}: {drawn:?}, not {expected:?}");
+    }
+    let different: std::collections::HashSet<u32> = drawn.iter().map(|drawn| drawn.token).collect();
+    assert!(different.len() > 20, "there was a choice");
 }

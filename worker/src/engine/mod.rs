@@ -28,7 +28,7 @@ use volley_proto::v1::{self, ResultMessage, StepPlan, StepResult, WorkerHello, r
 
 use self::slots::{PlanError, Step};
 pub(crate) use self::{draft::DraftModel, guide::Guides, metrics::describe, slots::Slots};
-use crate::{config::Pooling, decoder::Decoder};
+use crate::{Error, config::Pooling, decoder::Decoder};
 
 /// Plans that may wait for the step thread: a scheduler is one step ahead.
 pub(crate) const WAITING_JOBS: usize = 4;
@@ -121,18 +121,19 @@ impl<B: Backend> Engine<B> {
         Self { abort_on: tokens, ..self }
     }
 
-    /// Works until nobody can send jobs any more.
-    pub(crate) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+    /// Works until nobody can send jobs any more, or the device fails: its sequences then go on elsewhere.
+    pub(crate) fn run(mut self, mut jobs: mpsc::Receiver<Job>) -> Result<(), Error> {
         // A step is long; the async threads of the same process must not wait for its end.
         volley_kernels::cpu::lower_priority();
         while let Some(job) = jobs.blocking_recv() {
             match job {
                 Job::Claim { epoch, hello, results, alive } => self.claim(epoch, *hello, results, alive),
-                Job::Step { epoch, plan } if Some(epoch) == self.epoch => self.step(epoch, *plan),
+                Job::Step { epoch, plan } if Some(epoch) == self.epoch => self.step(epoch, *plan)?,
                 Job::End { epoch } if Some(epoch) == self.epoch => self.disown(None),
                 Job::Step { .. } | Job::End { .. } => {} // of an older epoch
             }
         }
+        Ok(())
     }
 
     fn claim(&mut self, epoch: Epoch, hello: WorkerHello, results: Results, alive: DropGuard) {
@@ -167,13 +168,16 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// Applies a plan's deltas, guesses, and lays out the rows.
-    fn lay_out(&mut self, plan: StepPlan) -> Result<Step, PlanError> {
-        let mut planned = self.slots.apply(plan)?;
+    /// Applies a plan's deltas, guesses, and lays out the rows. The outer error is the device's.
+    fn lay_out(&mut self, plan: StepPlan) -> Result<Result<Step, PlanError>, Error> {
+        let mut planned = match self.slots.apply(plan) {
+            Ok(planned) => planned,
+            Err(error) => return Ok(Err(error)),
+        };
         if let Some(model) = &mut self.draft_model {
-            model.guess(&mut self.slots, &mut planned);
+            model.guess(&mut self.slots, &mut planned)?;
         }
-        self.slots.lay_out(planned)
+        Ok(self.slots.lay_out(planned))
     }
 
     /// Whether a sequence that is about to run is what tests plant to kill workers.
@@ -182,11 +186,12 @@ impl<B: Backend> Engine<B> {
         !self.abort_on.is_empty() && plan.admit.iter().any(|new| poisoned(&new.tokens))
     }
 
-    fn step(&mut self, epoch: Epoch, plan: StepPlan) {
+    /// Runs a step; the error is the device's.
+    fn step(&mut self, epoch: Epoch, plan: StepPlan) -> Result<(), Error> {
         if self.is_poisoned(&plan) {
             std::process::abort();
         }
-        let Some(owner) = &mut self.owner else { return };
+        let Some(owner) = &mut self.owner else { return Ok(()) };
         let started = Instant::now();
         let wait = started - self.idle_since;
         let step_id = plan.step_id;
@@ -194,11 +199,15 @@ impl<B: Backend> Engine<B> {
             && step_id != last.wrapping_add(1)
         {
             let problem = format!("step {step_id} after step {last}; expected the next");
-            return self.disown(Some(Status::invalid_argument(problem)));
+            self.disown(Some(Status::invalid_argument(problem)));
+            return Ok(());
         }
-        let mut step = match self.lay_out(plan) {
+        let mut step = match self.lay_out(plan)? {
             Ok(step) => step,
-            Err(error) => return self.disown(Some(Status::invalid_argument(error.to_string()))),
+            Err(error) => {
+                self.disown(Some(Status::invalid_argument(error.to_string())));
+                return Ok(());
+            }
         };
         if !step.copies.is_empty() {
             self.decoder.copy_blocks(&step.copies);
@@ -207,14 +216,15 @@ impl<B: Backend> Engine<B> {
         let mut drawn = Vec::new();
         if rows > 0 {
             let forward = Instant::now();
-            self.decoder.forward(&step.batch);
+            self.decoder.forward(std::mem::take(&mut step.batch));
             if !step.pooled.is_empty() {
                 let rows = step.pooled.iter().map(|pooled| pooled.rows.clone());
-                let hidden = self.decoder.hidden(rows.collect());
+                let hidden = self.decoder.hidden(rows.collect())?;
                 self.slots.pool(&mut step, &hidden);
             }
             self.slots.guide(&mut step, forward.elapsed());
-            drawn = self.decoder.draw(&step.rows, &step.draws);
+            drawn = self.decoder.draw(&step.rows, &step.draws)?;
+            self.decoder.finish()?;
         }
         let slots = self.slots.settle(step, drawn);
         let compute = started.elapsed();
@@ -232,6 +242,7 @@ impl<B: Backend> Engine<B> {
             compute_us: compute.as_micros() as u64,
             wait_us: wait.as_micros() as u64,
         }));
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 //! owns the thread.
 
 mod claims;
+mod cuda;
 mod drafts;
 mod driver;
 mod embeddings;

@@ -55,6 +55,13 @@ impl Weights {
         }
     }
 
+    /// Those that a test made up.
+    #[cfg(test)]
+    pub(crate) fn of(tensors: Vec<Tensor>) -> Self {
+        let tensors = tensors.into_iter().map(|tensor| (tensor.name.clone(), Ok(tensor))).collect();
+        Self { file: PathBuf::from("made up"), tensors }
+    }
+
     /// Whether there is a tensor of that name.
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)

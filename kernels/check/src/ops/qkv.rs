@@ -5,7 +5,7 @@ use volley_kernels::{
     RopePairing,
     cuda::{
         Memory,
-        ops::{HeadNorms, KvCache, KvNumbers, QkvStore, qkv_store},
+        ops::{HeadNorms, KvCache, KvNumbers, QkvStore, Queries, qkv_store},
     },
 };
 
@@ -144,10 +144,9 @@ fn trial(random: &mut Random, shape: Shape) -> Trial {
         let frequencies = Memory::from_slice(device, &operands.frequencies)?;
         let mut run = |numbers| {
             let op = QkvStore {
-                qkv: qkv.view(),
+                qkv: Queries::Apart { qkv: qkv.view(), q: q.view_mut() },
                 bias: bias.as_ref().map(Memory::view),
                 norms: gains.as_ref().map(|(q, k)| HeadNorms { q: q.view(), k: k.view(), epsilon: EPSILON }),
-                q: q.view_mut(),
                 cache: KvCache { numbers, pages: operands.pages, page_tokens: shape.page_tokens },
                 slots: slots.view(),
                 positions: positions.view(),
@@ -256,10 +255,9 @@ fn speeds() -> Vec<Speed> {
                 Ok(Box::new(move |_| {
                     let numbers = KvNumbers::Bf16 { k: k.view_mut(), v: v.view_mut() };
                     let op = QkvStore {
-                        qkv: qkv.view(),
+                        qkv: Queries::Apart { qkv: qkv.view(), q: q.view_mut() },
                         bias: None,
                         norms: None,
-                        q: q.view_mut(),
                         cache: KvCache { numbers, pages, page_tokens },
                         slots: slots.view(),
                         positions: positions.view(),

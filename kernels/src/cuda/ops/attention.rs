@@ -41,10 +41,18 @@ pub struct PlannedAttention {
     words: Memory<i32>,
 }
 
+/// A plan and where its lists lie on the device.
+#[derive(Clone, Copy)]
+pub struct PlannedView<'a> {
+    plan: &'a AttentionPlan,
+    capacity: &'a AttentionCapacity,
+    words: View<'a, i32>,
+}
+
 /// Attention of the tokens of a plan.
 pub struct Attention<'a> {
     /// Which tokens, over which pages.
-    pub planned: &'a PlannedAttention,
+    pub planned: PlannedView<'a>,
     /// Rows of `stride` elements, of which the first `heads × dim` are queries.
     pub q: View<'a, bf16>,
     /// Elements from row to row of `q`: a multiple of 8.
@@ -60,12 +68,12 @@ pub struct Attention<'a> {
 /// Launches it, and the merge of parts where the plan has (or, by its capacity, could have) some.
 pub fn attention(device: &dyn Device, op: &Attention<'_>) -> Result<(), Error> {
     op.check()?;
-    let PlannedAttention { plan, capacity, words } = op.planned;
+    let PlannedView { plan, capacity, words } = op.planned;
     if capacity.items == 0 {
         return Ok(());
     }
     let shape = &plan.shape;
-    let list = |at: usize| Argument::from(words.view().slice(at..capacity.words()));
+    let list = |at: usize| Argument::from(words.slice(at..capacity.words()));
     let parts = capacity.slots * plan.part_rows() * shape.kv_heads;
     let (k, v, scales) = op.pages.arguments();
     let sums = Address(op.scratch.address().0 + (parts * shape.dim * size_of::<f32>()) as u64);
@@ -115,8 +123,8 @@ pub fn attention(device: &dyn Device, op: &Attention<'_>) -> Result<(), Error> {
 }
 
 fn merge(device: &dyn Device, op: &Attention<'_>, common: &[Argument]) -> Result<(), Error> {
-    let PlannedAttention { plan, capacity, words } = op.planned;
-    let items = words.view().slice(capacity.merges_at()..capacity.words());
+    let PlannedView { plan, capacity, words } = op.planned;
+    let items = words.slice(capacity.merges_at()..capacity.words());
     // part_o, part_ml, scales, out; out_stride, group, part_rows
     let mut arguments = vec![items.into(), common[8], common[9], common[6], common[7]];
     arguments.extend([common[11], common[12], common[13]]);
@@ -168,6 +176,11 @@ impl PlannedAttention {
         Ok(Self { plan, capacity, words: Memory::from_slice(device, &words)? })
     }
 
+    /// As a launch takes it.
+    pub fn view(&self) -> PlannedView<'_> {
+        PlannedView { plan: &self.plan, capacity: &self.capacity, words: self.words.view() }
+    }
+
     /// The plan.
     pub fn plan(&self) -> &AttentionPlan {
         &self.plan
@@ -182,6 +195,20 @@ impl PlannedAttention {
         self.words.write(&plan.words(&self.capacity)?)?;
         self.plan = plan;
         Ok(())
+    }
+}
+
+// === impl PlannedView ===
+
+impl<'a> PlannedView<'a> {
+    /// Of lists that were put there by other means: `words` must be the plan's [`words`](AttentionPlan::words) for this
+    /// capacity once the launch runs, which is why only this crate may say so.
+    pub(in crate::cuda) fn new(
+        plan: &'a AttentionPlan,
+        capacity: &'a AttentionCapacity,
+        words: View<'a, i32>,
+    ) -> Self {
+        Self { plan, capacity, words }
     }
 }
 
@@ -214,7 +241,7 @@ impl KvPages<'_> {
 
 impl Attention<'_> {
     fn check(&self) -> Result<(), Error> {
-        let PlannedAttention { plan, capacity, .. } = self.planned;
+        let PlannedView { plan, capacity, .. } = self.planned;
         let shape = &plan.shape;
         let columns = shape.heads * shape.dim;
         let strides = self.q_stride >= columns && self.q_stride.is_multiple_of(8);

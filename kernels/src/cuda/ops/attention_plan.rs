@@ -254,7 +254,7 @@ impl AttentionPlan {
     }
 
     /// The lists one after another, each with room for the capacity's; what is empty does nothing.
-    pub(super) fn words(&self, capacity: &AttentionCapacity) -> Result<Vec<i32>, Error> {
+    pub(in crate::cuda) fn words(&self, capacity: &AttentionCapacity) -> Result<Vec<i32>, Error> {
         let has = self.capacity();
         require(OPERATION, has.fits(capacity), || {
             format!("a plan of {has:?} doesn't fit into {capacity:?}")

@@ -19,7 +19,7 @@ mod sample;
 mod skinny;
 
 pub use activation::{Activate, Function, activate};
-pub use attention::{Attention, KvPages, PlannedAttention, attention};
+pub use attention::{Attention, KvPages, PlannedAttention, PlannedView, attention};
 pub use attention_plan::{
     AttentionCapacity, AttentionKernel, AttentionLimits, AttentionPlan, AttentionSequence, AttentionShape,
 };
@@ -33,7 +33,7 @@ pub use logits::{
     Asked, Edit, EditLogits, Logprobs, MAX_ALTERNATIVES, PenaltyRow, RestoreLogits, logits_edit,
     logits_restore, logprobs,
 };
-pub use qkv::{HeadNorms, KvCache, KvNumbers, QkvStore, qkv_store};
+pub use qkv::{HeadNorms, KvCache, KvNumbers, QkvStore, Queries, qkv_store};
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use sample::{DrawRow, Sample, sample};
 pub use skinny::{DeviceWeights, Skinny, SkinnyOut, SkinnyScratch, SkinnyWeights, skinny};

@@ -12,14 +12,12 @@ const OPERATION: &str = "qkv_store";
 
 /// Prepares the queries of `rows` tokens and stores their keys and values.
 pub struct QkvStore<'a> {
-    /// `[rows, (heads + 2 · kv_heads) · dim]`: queries, keys, values.
-    pub qkv: View<'a, bf16>,
+    /// Rows of queries, keys and values, and where queries go.
+    pub qkv: Queries<'a>,
     /// One such row.
     pub bias: Option<View<'a, bf16>>,
     /// RMS norms of each query and key head.
     pub norms: Option<HeadNorms<'a>>,
-    /// `[rows, heads · dim]`
-    pub q: ViewMut<'a, bf16>,
     /// Where keys and values go.
     pub cache: KvCache<'a>,
     /// `[rows]`: page · page_tokens + place in the page. A row whose slot isn't in the cache stores nothing.
@@ -36,6 +34,19 @@ pub struct QkvStore<'a> {
     pub kv_heads: usize,
     /// Dimensions of a head: a multiple of 8, at most 256.
     pub dim: usize,
+}
+
+/// Rows `[rows, (heads + 2 · kv_heads) · dim]`.
+pub enum Queries<'a> {
+    /// The prepared queries stand where they stood.
+    InPlace(ViewMut<'a, bf16>),
+    /// They go elsewhere.
+    Apart {
+        /// The rows.
+        qkv: View<'a, bf16>,
+        /// `[rows, heads · dim]`
+        q: ViewMut<'a, bf16>,
+    },
 }
 
 /// Gains `[dim]` of the query and key heads' RMS norms.
@@ -96,17 +107,21 @@ pub fn qkv_store(device: &dyn Device, op: &QkvStore<'_>) -> Result<(), Error> {
             ("qkv_store_e4m3", k.into(), v.into(), *k_scale, *v_scale)
         }
     };
+    let (qkv, q, q_stride) = match &op.qkv {
+        Queries::InPlace(qkv) => (qkv.view(), qkv.into(), columns),
+        Queries::Apart { qkv, q } => (*qkv, q.into(), op.heads * dim),
+    };
     let launch = Launch {
         kernel,
         grid: [int(OPERATION, "rows", rows)? as u32, 1, 1],
         block: [256, 1, 1],
         shared: 0,
         arguments: &[
-            op.qkv.into(),
+            qkv.into(),
             op.bias.into(),
             op.norms.map(|norms| norms.q).into(),
             op.norms.map(|norms| norms.k).into(),
-            (&op.q).into(),
+            q,
             k,
             v,
             op.slots.into(),
@@ -117,7 +132,7 @@ pub fn qkv_store(device: &dyn Device, op: &QkvStore<'_>) -> Result<(), Error> {
             number("dim", dim)?,
             number("pairs", pairs)?,
             number("page_tokens", op.cache.page_tokens)?,
-            number("a row of queries", op.heads * dim)?,
+            number("a row of queries", q_stride)?,
             u32::from(op.pairing == RopePairing::Adjacent).into(),
             number("pages", op.cache.pages)?,
             op.norms.map_or(0.0, |norms| norms.epsilon).into(),
@@ -136,9 +151,13 @@ fn check(op: &QkvStore<'_>, columns: usize) -> Result<(), Error> {
     })?;
     require(OPERATION, 2 * pairs <= dim, || format!("{pairs} pairs in heads of {dim} dimensions"))?;
     require(OPERATION, op.cache.page_tokens > 0, || "a page holds no token".into())?;
-    require_len(OPERATION, "qkv", op.qkv.len(), rows * columns)?;
+    let (qkv, qkv_at, q) = match &op.qkv {
+        Queries::InPlace(qkv) => (qkv.len(), qkv.address(), None),
+        Queries::Apart { qkv, q } => (qkv.len(), qkv.address(), Some(q)),
+    };
+    require_len(OPERATION, "qkv", qkv, rows * columns)?;
     require_len(OPERATION, "bias", op.bias.map_or(columns, |bias| bias.len()), columns)?;
-    require_len(OPERATION, "q", op.q.len(), rows * op.heads * dim)?;
+    require_len(OPERATION, "q", q.map_or(rows * op.heads * dim, |q| q.len()), rows * op.heads * dim)?;
     require_len(OPERATION, "positions", op.positions.len(), rows)?;
     if let Some(norms) = op.norms {
         require_len(OPERATION, "the queries' gain", norms.q.len(), dim)?;
@@ -151,7 +170,7 @@ fn check(op: &QkvStore<'_>, columns: usize) -> Result<(), Error> {
     };
     require_aligned(
         OPERATION,
-        &[("qkv", op.qkv.address()), ("q", op.q.address()), ("k", k_at), ("v", v_at)],
+        &[("qkv", qkv_at), ("q", q.map_or(qkv_at, |q| q.address())), ("k", k_at), ("v", v_at)],
     )?;
     let optional = [op.bias, op.norms.map(|norms| norms.q), op.norms.map(|norms| norms.k)];
     optional

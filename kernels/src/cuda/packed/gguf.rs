@@ -1,56 +1,83 @@
 //! From GGUF's blocks.
 
-use super::{PackedFormat, PackedWeights};
+use super::{PackedFormat, PackedWeights, invalid};
 use crate::{
     DType, Error, Tensor,
     cpu::formats::{self, BLOCK, Scales},
 };
 
-/// One block of 32 numbers.
-struct Block {
-    codes: [u8; BLOCK],
-    scales: Scales,
-}
-
 impl PackedWeights {
-    /// Packs a matrix in Q4_0, Q4_1 or Q4_K (as four bits) or Q8_0 (as int8), groups of 32. Q4_K's scales are the
-    /// products of two numbers and are rounded to f16; the others stay exact.
-    pub fn from_gguf(tensor: &Tensor) -> Result<Self, Error> {
-        formats::check(tensor)?;
-        let format = match tensor.dtype {
-            DType::Q4_0 | DType::Q4_1 | DType::Q4K => PackedFormat::Int4Grouped,
-            DType::Q8_0 => PackedFormat::Int8Grouped,
-            dtype => {
-                let problem = format!("{dtype:?} can't be packed for a GPU: Q4_0, Q4_1, Q4_K and Q8_0 can");
+    /// Packs quantized matrices of equal inputs, stacked by outputs, in groups of 32: as four bits with a minimum where
+    /// all have four, else as int8.
+    ///
+    /// What four bits say is kept, but that K-quants' scales are products of two numbers and are rounded to f16. As int8,
+    /// Q4_0, Q5_0 and Q8_0 are exact; numbers with a minimum, or a scale for every 16 (Q6_K), are rounded to 1/127 of
+    /// the largest of 32.
+    pub fn from_gguf(parts: &[&Tensor]) -> Result<Self, Error> {
+        let cols = parts.first().map_or(0, |tensor| tensor.cols);
+        for tensor in parts {
+            formats::check(tensor)?;
+            if tensor.cols != cols {
+                return Err(invalid(format!("{} has {} inputs, not {cols}", tensor.name, tensor.cols)));
+            }
+            if matches!(tensor.dtype, DType::F32 | DType::F16 | DType::BF16) {
+                let problem = format!("{:?} is not quantized", tensor.dtype);
                 return Err(Error::Tensor { name: tensor.name.clone(), problem });
             }
+        }
+        let four_bits = |tensor: &&Tensor| matches!(tensor.dtype, DType::Q4_0 | DType::Q4_1 | DType::Q4K);
+        let format = match parts.iter().all(four_bits) {
+            true => PackedFormat::Int4Grouped,
+            false => PackedFormat::Int8Grouped,
         };
-        let groups = tensor.cols / BLOCK;
-        let blocks: Vec<Block> =
-            (0..tensor.rows * groups).map(|i| block(tensor, i / groups, i % groups)).collect();
-        let code = |row: usize, col: usize| {
-            let code = blocks[row * groups + col / BLOCK].codes[col % BLOCK];
-            // Codes of 8 bits are unsigned here, 128 standing for zero.
-            if format == PackedFormat::Int8Grouped { code ^ 0x80 } else { code }
-        };
+        let rows = parts.iter().map(|tensor| tensor.rows).sum();
+        let groups = cols / BLOCK;
+        let mut blocks = Vec::with_capacity(rows * groups);
+        for tensor in parts {
+            blocks.extend((0..tensor.rows * groups).map(|i| block(tensor, i / groups, i % groups, format)));
+        }
+        let code = |row: usize, col: usize| blocks[row * groups + col / BLOCK].codes[col % BLOCK];
         let scale = |row: usize, group: usize| {
-            let Scales { d, m, sub, min } = blocks[row * groups + group].scales;
-            let scale = d.to_f32() * f32::from(sub[0]);
-            let offset = match tensor.dtype {
-                DType::Q4_0 => -8.0 * scale,
-                DType::Q8_0 => 0.0,
-                _ => m.to_f32() * f32::from(min),
-            };
+            let Block { scale, offset, .. } = blocks[row * groups + group];
             (scale, offset)
         };
-        Self::by_group(format, (tensor.rows, tensor.cols), BLOCK, code, scale)
+        Self::by_group(format, (rows, cols), BLOCK, code, scale)
     }
 }
 
-fn block(tensor: &Tensor, row: usize, group: usize) -> Block {
-    let (numbers, bytes) = tensor.dtype.block();
+/// One block of 32 numbers: `scale · code + offset`, without the offset for int8.
+struct Block {
+    codes: [u8; BLOCK],
+    scale: f32,
+    offset: f32,
+}
+
+fn block(tensor: &Tensor, row: usize, group: usize, format: PackedFormat) -> Block {
+    let dtype = tensor.dtype;
+    let (numbers, bytes) = dtype.block();
     let per_block = numbers / BLOCK;
     let data = &formats::row_data(tensor, row)[group / per_block * bytes..][..bytes];
     let i = group % per_block;
-    Block { codes: formats::codes(tensor.dtype, data, i), scales: formats::scales(tensor.dtype, data, i) }
+    let (codes, scales) = (formats::codes(dtype, data, i), formats::scales(dtype, data, i));
+    let Scales { d, m, sub, min } = scales;
+    let scale = d.to_f32() * f32::from(sub[0]);
+    match formats::zero_shift(dtype) {
+        Some(shift) if format == PackedFormat::Int4Grouped => {
+            Block { codes, scale, offset: -scale * f32::from(1u8 << shift) }
+        }
+        None if format == PackedFormat::Int4Grouped => {
+            Block { codes, scale, offset: m.to_f32() * f32::from(min) }
+        }
+        Some(shift) if dtype != DType::Q6K => {
+            Block { codes: codes.map(|code| code.wrapping_sub(1 << shift)), scale, offset: 0.0 }
+        }
+        _ => rounded(&formats::dequantize_block(dtype, &codes, scales)),
+    }
+}
+
+/// To int8.
+fn rounded(numbers: &[f32; BLOCK]) -> Block {
+    let scale = numbers.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
+    let code = |x: f32| if scale > 0.0 { (x / scale).round() as i8 as u8 } else { 0 };
+    Block { codes: numbers.map(code), scale, offset: 0.0 }
 }

@@ -25,8 +25,11 @@ fn gguf(dtype: DType, rows: usize, cols: usize, seed: u64) -> Tensor {
             block[at..at + 2].copy_from_slice(&f16::from_f32(scale).to_bits().to_le_bytes());
         };
         half(0);
-        if matches!(dtype, DType::Q4_1 | DType::Q4K) {
+        if matches!(dtype, DType::Q4_1 | DType::Q4K | DType::Q5_1 | DType::Q5K) {
             half(2);
+        }
+        if dtype == DType::Q6K {
+            half(208);
         }
     }
     Tensor::new("w", dtype, rows, cols, Bytes::from(data)).unwrap()
@@ -43,7 +46,7 @@ proptest! {
         let cols = blocks * dtype.block().0;
         let tensor = gguf(dtype, rows, cols, seed);
         let plain = formats::dequantized(&tensor).unwrap();
-        let packed = PackedWeights::from_gguf(&tensor).unwrap();
+        let packed = PackedWeights::from_gguf(&[&tensor]).unwrap();
         for (i, &plain) in plain.iter().enumerate() {
             let weight = packed.weight(i / cols, i % cols);
             if dtype == DType::Q4K {
@@ -51,6 +54,30 @@ proptest! {
                 prop_assert!((weight - f64::from(plain)).abs() <= 2f64.powi(-11) * 0.03 * 63.0 * 16.0);
             } else {
                 prop_assert_eq!(weight as f32, plain);
+            }
+        }
+    }
+
+    #[test]
+    fn gguf_weights_of_several_formats_are_stacked_as_int8(
+        above in 0..8usize, below in 0..4usize, rows in 1..20usize, seed: u64,
+    ) {
+        let all = [
+            DType::Q5_0, DType::Q5_1, DType::Q5K, DType::Q6K, DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q4K,
+        ];
+        let (upper, lower) = (gguf(all[above], rows, 256, seed), gguf(all[below], 3, 256, seed ^ 1));
+        let packed = PackedWeights::from_gguf(&[&upper, &lower]).unwrap();
+        let plain = [&upper, &lower].map(|tensor| formats::dequantized(tensor).unwrap()).concat();
+        let exact = |row| {
+            matches!(if row < rows { all[above] } else { all[below] }, DType::Q4_0 | DType::Q5_0 | DType::Q8_0)
+        };
+        for (group, numbers) in plain.chunks(32).enumerate() {
+            let largest = numbers.iter().fold(0f32, |most, x| most.max(x.abs()));
+            // Half a step, and the scale's rounding to f16.
+            let most = if exact(group / 8) { 0.0 } else { f64::from(largest) * (0.5 / 127.0 + 2f64.powi(-11)) };
+            for (i, &plain) in numbers.iter().enumerate() {
+                let weight = packed.weight(group / 8, group % 8 * 32 + i);
+                prop_assert!((weight - f64::from(plain)).abs() <= most, "{weight} for {plain} of {largest}");
             }
         }
     }
@@ -136,8 +163,10 @@ fn what_cant_be_packed_is_an_error() {
     assert!(PackedWeights::from_e4m3(8, &[0x7f; 8], &[1.0]).is_err());
     let tensor = gguf(DType::Q4_0, 2, 64, 1);
     let other = Tensor::new("w", DType::F32, 1, 8, Bytes::from(vec![0; 32])).unwrap();
-    assert!(PackedWeights::from_gguf(&tensor).is_ok());
-    assert!(PackedWeights::from_gguf(&other).is_err());
+    assert!(PackedWeights::from_gguf(&[&tensor]).is_ok());
+    assert!(PackedWeights::from_gguf(&[&other]).is_err());
+    let narrow = gguf(DType::Q4_0, 2, 32, 1);
+    assert!(PackedWeights::from_gguf(&[&tensor, &narrow]).is_err());
     let reordered = GptqTensors {
         qweight: &[0; 32],
         qzeros: &[0; 1],

@@ -10,6 +10,7 @@ use volley_kernels::{self as kernels, BLOCK_TOKENS, Backend, Batch, Draw};
 
 use super::Guess;
 use crate::{
+    Error,
     decoder::Decoder,
     engine::slots::{Planned, Slots},
 };
@@ -45,15 +46,15 @@ impl<B: Backend> DraftModel<B> {
         Self { decoder, rows, context, whole: vec![false; blocks] }
     }
 
-    /// Guesses for the runs that may guess and have nothing to guess from.
-    pub(crate) fn guess(&mut self, slots: &mut Slots, planned: &mut Planned) {
+    /// Guesses for the runs that may guess and have nothing to guess from. The error is the device's.
+    pub(crate) fn guess(&mut self, slots: &mut Slots, planned: &mut Planned) -> Result<(), Error> {
         if !planned.copies.is_empty() {
             self.decoder.copy_blocks(&planned.copies);
         }
         self.overwritten(slots, planned);
         let mut drafting = self.begin(slots, planned);
         while !drafting.is_empty() {
-            self.pass(slots, &mut drafting);
+            self.pass(slots, &mut drafting)?;
             for done in drafting.extract_if(.., |drafting| drafting.rows.is_empty()) {
                 if let Some(sequence) = slots.sequence_mut(done.slot) {
                     sequence.mirrored = Some(done.position);
@@ -62,6 +63,7 @@ impl<B: Backend> DraftModel<B> {
                 planned.runs[done.run].1 = Some(guess).filter(|guess| !guess.tokens.is_empty());
             }
         }
+        Ok(())
     }
 
     /// Blocks that the step writes aren't whole here any more.
@@ -113,7 +115,7 @@ impl<B: Backend> DraftModel<B> {
     }
 
     /// Runs the next rows of each, and draws where they are the last known.
-    fn pass(&mut self, slots: &mut Slots, drafting: &mut [Drafting]) {
+    fn pass(&mut self, slots: &mut Slots, drafting: &mut [Drafting]) -> Result<(), Error> {
         let (mut batch, mut rows, mut draws) = (Batch::default(), Vec::new(), Vec::new());
         let mut drawing = Vec::new();
         let limits = slots.limits();
@@ -131,12 +133,15 @@ impl<B: Backend> DraftModel<B> {
                 drawing.push(drafting);
             }
         }
-        self.decoder.forward(&batch);
-        for (drafting, drawn) in drawing.into_iter().zip(self.decoder.draw(&rows, &draws)) {
+        self.decoder.forward(batch);
+        let drawn = self.decoder.draw(&rows, &draws)?;
+        self.decoder.finish()?;
+        for (drafting, drawn) in drawing.into_iter().zip(drawn) {
             drafting.guess.push(drawn.token);
             if drafting.guess.len() < drafting.most {
                 drafting.rows.push(drawn.token);
             }
         }
+        Ok(())
     }
 }

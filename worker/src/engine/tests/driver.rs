@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use volley_kernels::{
-    BLOCK_TOKENS,
+    BLOCK_TOKENS, Backend,
     cpu::{CpuBackend, CpuOptions},
 };
 use volley_proto::v1::{
@@ -15,7 +15,7 @@ use volley_proto::v1::{
 };
 
 use crate::{
-    Activations,
+    Activations, Error,
     config::Pooling,
     decoder::Capacity,
     engine::{DraftModel, Engine, Epoch, Guides, Job, Limits, WAITING_JOBS, WAITING_RESULTS},
@@ -29,7 +29,7 @@ pub(super) type Received = mpsc::Receiver<Result<ResultMessage, Status>>;
 /// A step thread over a tiny model.
 pub(super) struct Driver {
     pub(super) jobs: mpsc::Sender<Job>,
-    thread: JoinHandle<()>,
+    thread: JoinHandle<Result<(), Error>>,
     connections: u64,
     limits: Limits,
 }
@@ -104,14 +104,28 @@ impl Driver {
         draft: Option<&str>,
     ) -> Self {
         let model = testing::fixture(model).model;
+        let draft = draft.map(|draft| testing::fixture(draft).model);
+        let backend =
+            || CpuBackend::new(CpuOptions { threads: 2, activations: Activations::Int8, isa: None }).unwrap();
+        let draft = draft.as_ref().map(|draft| (backend(), draft));
+        Self::over((backend(), &model), draft, sequences, rows, pooling)
+    }
+
+    pub(super) fn over<B: Backend>(
+        (backend, model): (B, &Model),
+        draft: Option<(B, &Model)>,
+        sequences: usize,
+        rows: usize,
+        pooling: Option<Pooling>,
+    ) -> Self {
         let (context, vocab) = (model.description.context, model.description.vocab);
         let limits = Limits { sequences, rows, blocks: sequences * 12, context, vocab, pooling };
-        let options = CpuOptions { threads: 2, activations: Activations::Int8, isa: None };
-        let capacity = Capacity { rows, blocks: limits.blocks };
-        let decoder = |model: &Model| testing::decoder(CpuBackend::new(options).unwrap(), model, capacity);
-        let draft = draft.map(|draft| testing::fixture(draft).model);
-        let draft = draft.map(|draft| DraftModel::new(decoder(&draft), rows, limits.blocks));
-        let decoder = decoder(&model);
+        let decoder = |backend, model: &Model| {
+            testing::decoder(backend, model, Capacity { rows, sequences }, limits.blocks)
+        };
+        let draft =
+            draft.map(|(backend, draft)| DraftModel::new(decoder(backend, draft), rows, limits.blocks));
+        let decoder = decoder(backend, model);
         let guides = Guides::start(compiler(&model.text, vocab)).unwrap();
         let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
         let thread = std::thread::spawn(move || Engine::new(decoder, draft, limits, guides).run(waiting));
@@ -120,8 +134,13 @@ impl Driver {
 
     /// Ends the step thread.
     pub(super) fn stop(self) {
+        self.end().unwrap();
+    }
+
+    /// What the step thread says at its end.
+    pub(super) fn end(self) -> Result<(), Error> {
         drop(self.jobs);
-        self.thread.join().unwrap();
+        self.thread.join().unwrap()
     }
 
     /// Claims the thread with an epoch.

@@ -123,7 +123,7 @@ fn a_grammar_that_cannot_be_compiled_fails_its_own_sequence_alone() {
 }
 
 /// A request for numbers in groups, such as `123-456-78`.
-fn numbers(seed: u64) -> Request {
+pub(super) fn numbers(seed: u64) -> Request {
     let grammar = Grammar::regex("[0-9]{3}-[0-9]{3}(-[0-9]{2}){0,2}").unwrap();
     Request {
         sequence: NewSequence {

@@ -81,7 +81,7 @@ fn timed(
                 KvPages::Bf16 { k: k.view().cast(), v: v.view().cast() }
             };
             let op = Attention {
-                planned: &planned,
+                planned: planned.view(),
                 q: q.view(),
                 q_stride: columns,
                 pages,

@@ -166,7 +166,7 @@ impl World {
         attention(
             &**device,
             &Attention {
-                planned: &planned,
+                planned: planned.view(),
                 q: q.view(),
                 q_stride,
                 pages,

@@ -1,0 +1,244 @@
+//! GPUs as a [`Backend`].
+//!
+//! ```text
+//! step.rs      a step's rows on the device, the plans of its attention, its workspace
+//! layers.rs    the operations of a forward pass
+//! draws.rs     drawing tokens: on the device where it can, else here
+//! weights.rs   weights on their way to the device
+//! buffer.rs    activations, and the cache of keys and values
+//! staging.rs   what the host tells the device, copied at once
+//! ```
+//!
+//! Activations are bf16, logits f32, keys and values bf16. Nothing is allocated on the device once a step, its buffers
+//! and its cache are there. The twin runs the same code.
+
+mod buffer;
+mod draws;
+mod layers;
+mod staging;
+mod step;
+mod weights;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use self::{
+    buffer::{Buffer, Cache},
+    step::Step,
+    weights::{Linear, Rotation, Table, Vector},
+};
+use self::{draws::Rows, weights::Tables};
+use super::Device;
+use crate::{
+    Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawn, Error, Heads, Norm, Rope,
+    StepLimits, Tensor,
+};
+
+/// How a GPU computes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CudaOptions {
+    /// A row's bits depend on its own sequence only: every product by the kernels for few rows, which sum in one order
+    /// whatever the number of rows, and attention whose sums restart at fixed positions. Long prompts take longer.
+    pub deterministic: bool,
+}
+
+/// A GPU, or its twin. Operations start their work in the order in which they are called.
+pub struct CudaBackend {
+    device: Arc<dyn Device>,
+    deterministic: bool,
+    tables: Tables,
+    /// The first error of an operation that could not give it back.
+    failed: Mutex<Option<Error>>,
+}
+
+// === impl CudaBackend ===
+
+impl CudaBackend {
+    /// Over an open device.
+    pub fn new(device: Arc<dyn Device>, options: CudaOptions) -> Self {
+        Self {
+            device,
+            deterministic: options.deterministic,
+            tables: Tables::default(),
+            failed: Mutex::default(),
+        }
+    }
+
+    /// Over the same device, for another model.
+    pub fn another(&self) -> Self {
+        Self::new(self.device.clone(), CudaOptions { deterministic: self.deterministic })
+    }
+
+    fn device(&self) -> &dyn Device {
+        &*self.device
+    }
+
+    /// Starts work, unless earlier work failed; keeps its error.
+    fn start(&self, work: impl FnOnce() -> Result<(), Error>) {
+        let mut failed = lock(&self.failed);
+        if failed.is_none() {
+            *failed = work().err();
+        }
+    }
+
+    /// Does work that gives its error back, or that of work before it.
+    fn give<T>(&self, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        let mut failed = lock(&self.failed);
+        let given = failed.take().map_or_else(work, Err);
+        given.inspect_err(|error| *failed = Some(Error::Device(error.to_string())))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Backend for CudaBackend {
+    type Linear = Linear;
+    type Table = Table;
+    type Vector = Vector;
+    type Rope = Rotation;
+    type Buffer = Buffer;
+    type Cache = Cache;
+    type Step = Step;
+
+    fn linear(&self, parts: &[(Tensor, Option<Tensor>)]) -> Result<Linear, Error> {
+        Linear::new(&self.device, &self.tables, parts)
+    }
+
+    fn gated(&self, gate: &Tensor, up: &Tensor) -> Result<Linear, Error> {
+        Linear::new(&self.device, &self.tables, &[(gate.clone(), None), (up.clone(), None)])
+    }
+
+    fn table(&self, tensor: &Tensor) -> Result<Table, Error> {
+        self.tables.table(&self.device, tensor)
+    }
+
+    fn vector(&self, tensor: &Tensor) -> Result<Vector, Error> {
+        Vector::new(&self.device, tensor)
+    }
+
+    fn rope(&self, rope: &Rope) -> Result<Rotation, Error> {
+        Rotation::new(&self.device, rope)
+    }
+
+    fn buffer(&self, rows: usize, cols: usize, content: Content) -> Result<Buffer, Error> {
+        Buffer::new(&self.device, rows, cols, content)
+    }
+
+    fn step(&self, limits: &StepLimits) -> Result<Step, Error> {
+        Step::new(&self.device, limits)
+    }
+
+    fn cache(&self, layers: usize, heads: Heads, blocks: usize) -> Result<Cache, Error> {
+        Cache::new(&self.device, layers, heads, blocks)
+    }
+
+    fn block_bytes(&self, layers: usize, heads: Heads) -> usize {
+        layers * 2 * buffer::block_numbers(heads) * size_of::<half::bf16>()
+    }
+
+    fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
+        self.device.memory().map(Some)
+    }
+
+    fn begin(&self, step: &mut Step, batch: Batch) {
+        self.start(|| step.begin(self.device(), &batch, self.deterministic));
+    }
+
+    fn embed(&self, step: &mut Step, table: &Table, x: &mut Buffer) {
+        self.start(|| self.run_embed(step, table, x));
+    }
+
+    fn norm_linear(
+        &self,
+        step: &mut Step,
+        x: &mut Buffer,
+        norm: &Norm<Vector>,
+        w: &Linear,
+        out: &mut Buffer,
+    ) {
+        self.start(|| self.run_norm_linear(step, x, norm, w, out));
+    }
+
+    fn rope_and_store(
+        &self,
+        step: &mut Step,
+        layer: usize,
+        heads: Heads,
+        rope: &Rotation,
+        qkv: &mut Buffer,
+        cache: &mut Cache,
+    ) {
+        self.start(|| self.run_rope_and_store(step, layer, heads, rope, qkv, cache));
+    }
+
+    fn attention(
+        &self,
+        step: &mut Step,
+        layer: usize,
+        heads: Heads,
+        qkv: &Buffer,
+        cache: &Cache,
+        out: &mut Buffer,
+    ) {
+        self.start(|| self.run_attention(step, layer, heads, qkv, cache, out));
+    }
+
+    fn linear_add(&self, step: &mut Step, a: &Buffer, w: &Linear, x: &mut Buffer) {
+        self.start(|| self.run_linear_add(step, a, w, x));
+    }
+
+    fn gated_linear(
+        &self,
+        step: &mut Step,
+        x: &mut Buffer,
+        norm: &Norm<Vector>,
+        w: &Linear,
+        activation: Activation,
+        out: &mut Buffer,
+    ) {
+        self.start(|| self.run_gated_linear(step, x, norm, w, activation, out));
+    }
+
+    fn logits(
+        &self,
+        step: &mut Step,
+        rows: &[usize],
+        x: &Buffer,
+        norm: &Norm<Vector>,
+        w: &Linear,
+        out: &mut Buffer,
+    ) {
+        self.start(|| self.run_logits(step, rows, x, norm, w, out));
+    }
+
+    fn draw(&self, step: &mut Step, logits: &mut Buffer, draws: &[Draw]) -> Result<Vec<Drawn>, Error> {
+        self.give(|| {
+            let (vocab, stride) = (logits.cols, logits.stride);
+            let mut rows = Rows { logits: logits.logits_mut()?, vocab, stride };
+            step.draws.draw(self.device(), &mut rows, draws)
+        })
+    }
+
+    fn finish(&self, step: &mut Step) -> Result<(), Error> {
+        self.give(|| {
+            self.device.synchronize()?;
+            step.rested();
+            Ok(())
+        })
+    }
+
+    fn copy_blocks(&self, cache: &mut Cache, copies: &[(BlockId, BlockId)]) {
+        self.start(|| cache.copy(copies));
+    }
+
+    fn read(&self, buffer: &Buffer, rows: usize) -> Result<Vec<f32>, Error> {
+        self.give(|| buffer.read(rows))
+    }
+
+    fn numerics(&self) -> Option<String> {
+        // How sums are cut up follows from the number of multiprocessors.
+        let properties = self.device.properties();
+        self.deterministic.then(|| format!("cuda-sm{}x{}-bf16-v1", properties.arch, properties.processors))
+    }
+}

@@ -1,0 +1,229 @@
+//! A step on the device: its rows, the plans of its attention, and what its operations compute with.
+
+use std::sync::Arc;
+
+use half::bf16;
+
+use super::{
+    draws::Draws,
+    staging::{Part, Staging},
+};
+use crate::{
+    BLOCK_TOKENS, Batch, Error, Heads, Sequence, StepLimits,
+    cuda::{
+        Device, Memory, View,
+        ops::{
+            AttentionCapacity, AttentionLimits, AttentionPlan, AttentionSequence, AttentionShape,
+            PlannedView, SkinnyScratch,
+        },
+    },
+};
+
+/// Rows of the smallest attention tile.
+const TILE_ROWS: usize = 16;
+/// Parts that attention may be cut into along its keys, and the most numbers that their sums may take.
+const PARTS: usize = 1024;
+const MOST_SUMS: usize = 16 << 20;
+/// Words of the lists of an attention plan: of a sequence, and of a tile or part with its merge.
+const SEQUENCE_WORDS: usize = 3;
+const ITEM_WORDS: usize = 6 + 5;
+/// Sequences that decode are planned apart from those with many new tokens.
+const PLANS: usize = 2;
+
+/// A step, with memory for the largest.
+pub struct Step {
+    pub(super) limits: StepLimits,
+    pub(super) rows: Rows,
+    /// Sums of the parts of attention.
+    pub(super) sums: Memory<f32>,
+    /// Normed rows.
+    pub(super) normed: Memory<bf16>,
+    /// `[gate | up]` of each row.
+    pub(super) pairs: Memory<bf16>,
+    /// The chosen rows of the residual stream, and of what is to be added to it.
+    pub(super) chosen: [Memory<bf16>; 2],
+    pub(super) scratch: SkinnyScratch,
+    pub(super) draws: Draws,
+}
+
+/// The rows, as the kernels read them.
+pub(super) struct Rows {
+    count: usize,
+    staging: Staging,
+    tokens: Part,
+    positions: Part,
+    slots: Part,
+    plans: Vec<Planned>,
+}
+
+/// A plan, and where its lists lie.
+struct Planned {
+    plan: AttentionPlan,
+    capacity: AttentionCapacity,
+    words: Part,
+}
+
+// === impl Step ===
+
+impl Step {
+    pub(super) fn new(device: &Arc<dyn Device>, limits: &StepLimits) -> Result<Self, Error> {
+        let StepLimits { rows, draws, width, hidden, heads, vocab, .. } = *limits;
+        let qkv = (heads.heads + 2 * heads.kv_heads) * heads.dim;
+        let largest = vocab.max(qkv).max(2 * hidden).max(width);
+        Ok(Self {
+            limits: *limits,
+            rows: Rows::new(device, limits)?,
+            sums: Memory::new(device, parts(heads) * part(heads))?,
+            normed: Memory::new(device, rows.max(draws) * width)?,
+            pairs: Memory::new(device, rows * 2 * hidden)?,
+            chosen: [Memory::new(device, draws * width)?, Memory::new(device, draws * width)?],
+            scratch: SkinnyScratch::new(device, largest)?,
+            draws: Draws::new(device, draws, vocab)?,
+        })
+    }
+
+    /// Lays out a batch and starts its way to the device.
+    pub(super) fn begin(&mut self, device: &dyn Device, batch: &Batch, invariant: bool) -> Result<(), Error> {
+        let (rows, sequences) = (batch.tokens.len(), batch.sequences.len());
+        if rows > self.limits.rows || sequences > self.limits.sequences {
+            return Err(misfit(format!(
+                "{rows} rows of {sequences} sequences; {} of {} are the most",
+                self.limits.rows, self.limits.sequences
+            )));
+        }
+        let limits = AttentionLimits { invariant, scratch: self.sums.len() };
+        self.rows.lay_out(device, batch, self.limits.heads, &limits)
+    }
+
+    /// All that was asked for is done.
+    pub(super) fn rested(&mut self) {
+        self.rows.staging.rested();
+        self.draws.rested();
+    }
+}
+
+/// Numbers that the sums of a part take, of the smallest tile.
+fn part(heads: Heads) -> usize {
+    TILE_ROWS * heads.kv_heads.max(1) * (heads.dim + 2)
+}
+
+/// Parts that there is room for.
+fn parts(heads: Heads) -> usize {
+    PARTS.min(MOST_SUMS / part(heads))
+}
+
+fn misfit(problem: String) -> Error {
+    Error::Arguments { operation: "a step", problem }
+}
+
+// === impl Rows ===
+
+impl Rows {
+    fn new(device: &Arc<dyn Device>, limits: &StepLimits) -> Result<Self, Error> {
+        let StepLimits { rows, sequences, blocks, heads, .. } = *limits;
+        let tiles = (rows * heads.heads).div_ceil(heads.kv_heads.max(1) * TILE_ROWS) + sequences;
+        let words = sequences * (SEQUENCE_WORDS + blocks) + ITEM_WORDS * (tiles + PLANS * parts(heads));
+        let bytes = rows * (4 + 4 + 8) + 4 * (words + PLANS);
+        Ok(Self {
+            count: 0,
+            staging: Staging::new(device, bytes, 3 + PLANS)?,
+            tokens: Part::default(),
+            positions: Part::default(),
+            slots: Part::default(),
+            plans: Vec::with_capacity(PLANS),
+        })
+    }
+
+    fn lay_out(
+        &mut self,
+        device: &dyn Device,
+        batch: &Batch,
+        heads: Heads,
+        limits: &AttentionLimits,
+    ) -> Result<(), Error> {
+        let rows = batch.tokens.len();
+        self.count = rows;
+        self.staging.clear()?;
+        let (mut positions, mut slots) = (vec![0u32; rows], vec![-1i64; rows]);
+        for sequence in &batch.sequences {
+            for i in 0..sequence.rows {
+                let (row, position) = (sequence.first_row + i, sequence.position + i);
+                let block = sequence.blocks.get(position / BLOCK_TOKENS).filter(|_| row < rows);
+                let block = block.ok_or_else(|| misfit(format!("row {row} has no block at {position}")))?;
+                positions[row] = position as u32;
+                slots[row] = i64::from(block.0) * BLOCK_TOKENS as i64 + (position % BLOCK_TOKENS) as i64;
+            }
+        }
+        self.tokens = self.staging.put(&batch.tokens)?;
+        self.positions = self.staging.put(&positions)?;
+        self.slots = self.staging.put(&slots)?;
+        self.plan(device, &batch.sequences, heads, limits)?;
+        self.staging.upload()
+    }
+
+    fn plan(
+        &mut self,
+        device: &dyn Device,
+        all: &[Sequence],
+        heads: Heads,
+        limits: &AttentionLimits,
+    ) -> Result<(), Error> {
+        let shape = AttentionShape {
+            heads: heads.heads,
+            kv_heads: heads.kv_heads,
+            dim: heads.dim,
+            page_tokens: BLOCK_TOKENS,
+            e4m3: false,
+            window: None,
+            softcap: None,
+            scale: heads.scale,
+        };
+        let tables: Vec<Vec<u32>> =
+            all.iter().map(|sequence| sequence.blocks.iter().map(|block| block.0).collect()).collect();
+        let decodes = |sequence: &Sequence| sequence.rows * shape.group() <= TILE_ROWS;
+        self.plans.clear();
+        for decoding in [true, false] {
+            let chosen = all.iter().zip(&tables).filter(|(sequence, _)| decodes(sequence) == decoding);
+            let sequences: Vec<AttentionSequence<'_>> = chosen
+                .map(|(sequence, pages)| AttentionSequence {
+                    first_row: sequence.first_row,
+                    tokens: sequence.rows,
+                    position: sequence.position,
+                    pages,
+                })
+                .collect();
+            if !sequences.is_empty() {
+                let plan = AttentionPlan::new(&shape, &sequences, limits, device.properties())?;
+                let capacity = plan.capacity();
+                let words = self.staging.put(&plan.words(&capacity)?)?;
+                self.plans.push(Planned { plan, capacity, words });
+            }
+        }
+        Ok(())
+    }
+
+    /// How many.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn tokens(&self) -> View<'_, u32> {
+        self.staging.view(&self.tokens)
+    }
+
+    pub(super) fn positions(&self) -> View<'_, u32> {
+        self.staging.view(&self.positions)
+    }
+
+    /// Places in the cache.
+    pub(super) fn slots(&self) -> View<'_, i64> {
+        self.staging.view(&self.slots)
+    }
+
+    /// Launches of attention that cover all rows.
+    pub(super) fn plans(&self) -> impl Iterator<Item = PlannedView<'_>> {
+        self.plans.iter().map(|planned| {
+            PlannedView::new(&planned.plan, &planned.capacity, self.staging.view(&planned.words))
+        })
+    }
+}

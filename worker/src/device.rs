@@ -1,0 +1,140 @@
+//! Where a worker computes: the CPU, or a GPU if there is one; and what a machine has of both.
+
+use std::sync::Arc;
+
+use volley_kernels::{
+    cpu::{CpuBackend, CpuOptions, Isa},
+    cuda::{Cuda, CudaBackend, CudaOptions, Device as _, FATBINS},
+};
+
+use crate::{Error, available_memory, config};
+
+/// A device, ready to take weights.
+pub(crate) enum Device {
+    /// This machine's processor.
+    Cpu(CpuBackend),
+    /// A GPU.
+    Cuda(CudaBackend),
+}
+
+/// What a machine has to compute with.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// The instructions that the CPU's kernels use.
+    pub instructions: String,
+    /// Threads that may run side by side.
+    pub threads: usize,
+    /// Bytes that are free.
+    pub memory: u64,
+    /// Kernels for GPUs in this program.
+    pub kernels: usize,
+    /// Each GPU, or why it can't be used; or why none can.
+    pub gpus: Result<Vec<Result<Gpu, String>>, String>,
+}
+
+/// A GPU that can be used.
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    /// For people.
+    pub name: String,
+    /// Compute capability: 80, 90.
+    pub architecture: u32,
+    /// Kernels that were loaded onto it.
+    pub kernels: usize,
+    /// Bytes that nobody has.
+    pub free: u64,
+    /// All bytes.
+    pub total: u64,
+}
+
+/// Whether a worker told so would compute on a GPU. Opens it, and closes it again.
+pub fn has_gpu(device: config::Device) -> bool {
+    match device {
+        config::Device::Cpu => false,
+        config::Device::Cuda(_) => true,
+        config::Device::Auto => Cuda::open(0).is_ok(),
+    }
+}
+
+/// Opens the device that the configuration asks for; left to choose, a GPU if one can be opened.
+pub(crate) fn open(config: &config::Config) -> Result<Device, Error> {
+    match config.device {
+        config::Device::Cpu => cpu(config).map(Device::Cpu),
+        config::Device::Cuda(index) => cuda(config, index).map_err(|error| {
+            Error::Config(format!("device cuda:{index}: {error}; --device cpu works anywhere"))
+        }),
+        config::Device::Auto => match cuda(config, 0) {
+            Ok(device) => Ok(device),
+            Err(reason) => {
+                tracing::info!(%reason, "computing on the CPU");
+                cpu(config).map(Device::Cpu)
+            }
+        },
+    }
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get())
+}
+
+/// The CPU, with threads of its own.
+pub(crate) fn cpu(config: &config::Config) -> Result<CpuBackend, Error> {
+    let threads = config.threads.unwrap_or_else(threads).min(threads());
+    if let Some(asked) = config.threads.filter(|&asked| asked > threads) {
+        tracing::warn!(
+            "{asked} threads were asked for; this process may run {threads} side by side, so it has {threads}"
+        );
+    }
+    tracing::info!(threads, "computing on the CPU");
+    let options = CpuOptions { threads, activations: config.activations, isa: None };
+    Ok(CpuBackend::new(options)?)
+}
+
+fn cuda(config: &config::Config, index: usize) -> Result<Device, volley_kernels::Error> {
+    let device = Cuda::open(index)?;
+    let properties = device.properties();
+    tracing::info!(
+        name = properties.name,
+        architecture = properties.arch,
+        multiprocessors = properties.processors,
+        deterministic = config.deterministic,
+        "computing on GPU {index}"
+    );
+    let options = CudaOptions { deterministic: config.deterministic };
+    Ok(Device::Cuda(CudaBackend::new(Arc::new(device), options)))
+}
+
+// === impl Machine ===
+
+impl Machine {
+    /// Looks around.
+    pub fn look() -> Self {
+        let gpus = Cuda::count().map(|count| (0..count).map(Gpu::look).collect());
+        Self {
+            instructions: format!("{:?}", Isa::detect()),
+            threads: threads(),
+            memory: available_memory(),
+            kernels: FATBINS.iter().map(|fatbin| fatbin.kernels.len()).sum(),
+            gpus: gpus.map_err(|error| error.to_string()),
+        }
+    }
+}
+
+// === impl Gpu ===
+
+impl Gpu {
+    fn look(index: usize) -> Result<Self, String> {
+        let open = || -> Result<Self, volley_kernels::Error> {
+            let device = Cuda::open(index)?;
+            let (memory, properties) = (device.memory()?, device.properties());
+            Ok(Self {
+                name: properties.name.clone(),
+                architecture: properties.arch,
+                kernels: device.kernels(),
+                free: memory.free as u64,
+                total: memory.total as u64,
+            })
+        };
+        open().map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,145 @@
+//! The step thread over the CUDA backend, on the twin of a GPU.
+
+use std::sync::Arc;
+
+use volley_kernels::{
+    DType,
+    cpu::{CpuBackend, CpuOptions},
+};
+use volley_proto::v1::{BlockAppend, Kind, NewSequence, Sampling, ScoreRange, SlotRun, StepPlan};
+use volley_twin::{Schedule, Twin};
+
+use super::{
+    driver::{Driver, Request, next},
+    exactness::{alone, request},
+    guided,
+};
+use crate::{Activations, Error, config::Pooling, engine::Epoch, model::Model, testing};
+
+fn model() -> Model {
+    testing::made_up([DType::Q4_0, DType::Q8_0, DType::BF16])
+}
+
+fn driver(twin: impl Into<Arc<Twin>>, deterministic: bool, pooling: Option<Pooling>) -> Driver {
+    Driver::over((testing::cuda(twin, deterministic), &model()), None, 10, 96, pooling)
+}
+
+#[test]
+fn deterministic_sequences_together_give_what_each_gives_alone_and_after_a_move() {
+    let mut gpu = driver(Twin::new(Schedule::ALL[4]), true, None);
+    // Scores, penalties, bias, filters, mirostat, bans, log-probabilities; and grammars.
+    let requests: Vec<Request> = (0..12)
+        .map(request)
+        .chain((0..3).map(guided::numbers))
+        .map(|request| Request { generate: request.generate.min(14), ..request })
+        .collect();
+    let together = gpu.run(&requests);
+    for (request, together) in requests.iter().zip(&together) {
+        assert_eq!(&alone(&mut gpu, request), together);
+        assert_eq!(together.tokens.len(), request.generate);
+        let half = request.generate / 2;
+        if half > 0 && request.sequence.score.is_none() {
+            let mut moved = request.clone();
+            moved.sequence.tokens.extend(&together.tokens[..half]);
+            moved.sequence.mirostat = together.mirostat.get(half - 1).copied();
+            moved.generate -= half;
+            assert_eq!(alone(&mut gpu, &moved).tokens, together.tokens[half..]);
+        }
+    }
+    gpu.stop();
+}
+
+#[test]
+fn deterministic_streams_with_guesses_are_those_without() {
+    let (twin, model) = (Arc::new(Twin::new(Schedule::ALL[4])), model());
+    let gpu = || (testing::cuda(twin.clone(), true), &model);
+    let mut gpu = Driver::over(gpu(), Some(gpu()), 10, 96, None);
+    let requests: Vec<Request> =
+        (0..5).map(|number| Request { generate: 12, drafts: 4, ..request(number) }).collect();
+    let whole: Vec<_> = requests.iter().map(|request| alone(&mut gpu, request)).collect();
+    let guessed = gpu.run(&requests);
+    assert_eq!(guessed, whole);
+    let right: u32 = guessed.iter().map(|output| output.drafted.1).sum();
+    assert!(right > 20, "the model is its own draft model: {right}");
+    gpu.stop();
+}
+
+#[test]
+fn every_token_of_a_fast_greedy_stream_is_the_cpu_s_best_or_as_good() {
+    let sampling = Sampling { logprobs: Some(1), ..Default::default() };
+    let sequence = NewSequence { sampling: Some(sampling), score: None, ..request(4).sequence };
+    let mut gpu = driver(Twin::new(Schedule::ALL[3]), false, None);
+    let generating = Request { sequence, generate: 24, ..request(4) };
+    let beside = (20..24).map(request);
+    let generated = gpu.run(&[generating.clone()].into_iter().chain(beside).collect::<Vec<_>>()).remove(0);
+    gpu.stop();
+
+    let options = CpuOptions { threads: 1, activations: Activations::F32, isa: None };
+    let mut cpu = Driver::over((CpuBackend::new(options).unwrap(), &model()), None, 1, 96, None);
+    let from = generating.sequence.tokens.len() as u32;
+    let mut scoring = generating;
+    scoring.sequence.tokens.extend(&generated.tokens);
+    scoring.sequence.prompt_tokens = scoring.sequence.tokens.len() as u32;
+    scoring.sequence.kind = Kind::Score.into();
+    scoring.sequence.score = Some(ScoreRange { from, alternatives: 6 });
+    scoring.generate = 0;
+    let scored = cpu.run(&[scoring]).remove(0).scored;
+    assert_eq!((scored.len(), generated.logprobs.len()), (24, 24));
+    for (scored, generated) in scored.iter().zip(&generated.logprobs) {
+        // Banned tokens may stand above it.
+        let allowed =
+            scored.top_tokens.iter().zip(&scored.top_logprobs).find(|(token, _)| ![2, 3].contains(*token));
+        let best = allowed.unwrap().1;
+        assert!(scored.logprob >= best - 0.1, "{scored:?}");
+        assert!((scored.logprob - generated.logprob).abs() < 0.1, "{scored:?} was {generated:?}");
+    }
+    cpu.stop();
+}
+
+#[test]
+fn embeddings_of_a_deterministic_gpu_depend_on_their_prompt_alone() {
+    let mut gpu = driver(Twin::new(Schedule::ALL[2]), true, Some(Pooling::Mean));
+    let requests: Vec<Request> = (0..4)
+        .map(|number| {
+            let mut request = request(number + 5);
+            (request.generate, request.sequence.kind) = (0, Kind::Embed.into());
+            (request.sequence.score, request.sequence.sampling) = (None, None);
+            request
+        })
+        .collect();
+    let together = gpu.run(&requests);
+    for (request, together) in requests.iter().zip(&together) {
+        assert_eq!(alone(&mut gpu, request).embedding, together.embedding);
+        assert!(together.embedding.len() == 64 && together.embedding.iter().any(|x| *x != 0.0));
+    }
+    gpu.stop();
+}
+
+#[test]
+fn a_device_that_fails_ends_the_step_thread_with_its_error_and_the_connection() {
+    let twin = Arc::new(Twin::new(Schedule::ALL[0]));
+    let gpu = driver(twin.clone(), false, None);
+    let epoch = Epoch { claim: 1, connection: 1 };
+    let (mut received, _ended) = gpu.claim(epoch);
+    next(&mut received).unwrap();
+    let first = StepPlan {
+        step_id: 1,
+        admit: vec![NewSequence {
+            kind: Kind::Generate.into(),
+            tokens: vec![1, 2, 3],
+            prompt_tokens: 3,
+            ..Default::default()
+        }],
+        append: vec![BlockAppend { slot: 0, group: 0, blocks: vec![0] }],
+        run: vec![SlotRun { slot: 0, tokens: 3, drafts: 0 }],
+        ..Default::default()
+    };
+    gpu.send(epoch, first);
+    next(&mut received).unwrap();
+    twin.break_down();
+    let run = vec![SlotRun { slot: 0, tokens: 1, drafts: 0 }];
+    gpu.send(epoch, StepPlan { step_id: 2, run, ..Default::default() });
+    assert!(received.blocking_recv().is_none(), "no result, and no more connection");
+    let error = gpu.end().unwrap_err();
+    assert!(matches!(error, Error::Kernel(_)) && error.to_string() == "the twin has broken down", "{error}");
+}
