@@ -31,6 +31,9 @@ use crate::{
 /// How often sequences are looked through for passed deadlines.
 const EXPIRY: Duration = Duration::from_secs(1);
 
+/// How long a worker that takes no more plans has to say why.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
 /// What the front tells a runner.
 pub(crate) enum Command {
     /// One request's sequences, and where their output goes.
@@ -183,6 +186,21 @@ fn send(plans: &mpsc::Sender<v1::PlanMessage>, message: plan_message::Message) -
     plans.try_send(v1::PlanMessage { message: Some(message) }).map_err(|_| Lost::Closed)
 }
 
+/// Why a worker that takes no more plans is lost: what it says about it may still be on its way. That another scheduler
+/// has it is no death of those that it ran.
+async fn last_word(results: &mut Streaming<v1::ResultMessage>) -> Lost {
+    let end = async {
+        loop {
+            match results.message().await {
+                Ok(Some(_)) => {} // computed again elsewhere
+                Ok(None) => return Lost::Closed,
+                Err(status) => return Lost::Rpc(status),
+            }
+        }
+    };
+    timeout(LAST_WORD, end).await.unwrap_or(Lost::Closed)
+}
+
 // === impl Lost ===
 
 impl Lost {
@@ -246,7 +264,9 @@ impl Runner {
             }
             // The worker first: it may be idle.
             while let Some(plan) = self.planner.plan() {
-                send(&self.plans, plan_message::Message::Plan(plan))?;
+                if send(&self.plans, plan_message::Message::Plan(plan)).is_err() {
+                    return Err(last_word(results).await);
+                }
             }
             self.report();
             if drained.is_some() && self.planner.is_idle() {

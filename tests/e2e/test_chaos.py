@@ -272,8 +272,8 @@ def test_a_scheduler_is_cut_off_from_etcd(full, undisturbed):
             full.etcd.expire(full.member(lonely)[1])
 
         streams_stay_exact(full, undisturbed, strike)
-        assert full.of("volley_scheduler_workers", [lonely, other]) == [0, 3]
-        assert "superseded" in lonely.output(), "its workers told it that they obey another"
+        obeyed = lambda: full.of("volley_scheduler_workers", [lonely, other])  # noqa: E731
+        eventually(lambda: obeyed() == [0, 3], "all workers obey the other", full.parts)
 
 
 @pytest.mark.full
