@@ -122,7 +122,7 @@ impl Chat {
         if let Some(temperature) = self.args.temperature {
             body["temperature"] = temperature.into();
         }
-        let mut stream = self.server.stream("chat/completions", body.to_string().into()).await?;
+        let mut stream = self.server.stream("chat/completions", body.to_string().into(), None).await?;
         let (mut answer, mut usage) = (String::new(), None);
         while let Some((text, counted)) = stream.next(|c| (c.text().to_owned(), c.usage)).await? {
             write_now(&text);

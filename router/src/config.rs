@@ -24,6 +24,8 @@ pub struct Config {
     pub unknown_fields: UnknownFields,
     /// The largest request body, bytes.
     pub body_limit: usize,
+    /// The longest silence in the middle of a request.
+    pub client_timeout: Duration,
     /// The most alternatives that `top_logprobs` may ask for. Fireworks stops at 5, OpenAI at 20.
     pub top_logprobs_max: u32,
     /// The largest `top_k`.
@@ -83,6 +85,7 @@ impl Default for Config {
             stop_word: StopWord::default(),
             unknown_fields: UnknownFields::default(),
             body_limit: 10 << 20,
+            client_timeout: Duration::from_secs(30),
             top_logprobs_max: 20,
             top_k_max: 100,
             choices_max: 256,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use volley_grammar::Grammar;
+use volley_proto::v1::Drafted;
 
 /// A request for text, or for embeddings: some prompts, `n` choices of each, one way of sampling.
 #[derive(Clone, Debug)]
@@ -31,6 +32,8 @@ pub struct Generation {
     pub logprobs: Option<u32>,
     /// What a choice may say.
     pub grammar: Option<Grammar>,
+    /// Tokens that a choice is likely to have: for speed alone.
+    pub prediction: Vec<u32>,
     /// Special tokens whose names are part of the text.
     pub shown: Vec<u32>,
     /// How tokens are drawn.
@@ -115,6 +118,17 @@ pub struct Delta {
     pub embedding: Vec<f32>,
     /// Set on the choice's last delta.
     pub finish: Option<Finish>,
+    /// What was guessed of the choice's tokens before they were drawn, on its last delta.
+    pub guessed: Guessed,
+}
+
+/// Guesses, and how many were right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Guessed {
+    /// By how many guessed tokens came before in the same step: (right, made).
+    pub places: [(u32, u32); Guessed::PLACES],
+    /// Of the client's own prediction: (right, made).
+    pub predicted: (u32, u32),
 }
 
 /// A token and, when asked for, its log-probabilities.
@@ -154,6 +168,35 @@ pub struct Finish {
     pub cached_tokens: u32,
     /// Which of the stop strings ended it, if one did.
     pub stop: Option<u32>,
+}
+
+// === impl Guessed ===
+
+impl Guessed {
+    /// Places that are told apart; what is guessed beyond counts at the last.
+    pub const PLACES: usize = 8;
+
+    /// Counts the guesses of a step.
+    pub fn count(&mut self, step: Drafted) {
+        for nth in 0..step.tokens {
+            let (right, made) = &mut self.places[(nth as usize).min(Self::PLACES - 1)];
+            *made += 1;
+            *right += u32::from(nth < step.accepted);
+        }
+        if step.predicted {
+            self.predicted.0 += step.accepted;
+            self.predicted.1 += step.tokens;
+        }
+    }
+
+    /// Counts another choice's.
+    pub fn add(&mut self, other: &Self) {
+        let all = self.places.iter_mut().zip(other.places);
+        for ((right, made), (more_right, more_made)) in all.chain([(&mut self.predicted, other.predicted)]) {
+            *right += more_right;
+            *made += more_made;
+        }
+    }
 }
 
 // === impl Sampling ===

@@ -68,6 +68,7 @@ fn steps(prefix_cache: bool, waiting: u64) -> Vec<Duration> {
         context: 8192,
         depth: 2,
         prefix_cache,
+        drafts: 8,
         max_waiting: 1 << 20,
         max_waiting_tokens: 1 << 30,
     };

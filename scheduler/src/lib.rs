@@ -36,6 +36,9 @@ use tokio::sync::watch;
 pub use self::core::fairness::Weights;
 pub use server::serve;
 
+/// The most tokens of a sequence that a step may guess: further ones are rarely right.
+pub const MAX_DRAFTS: usize = 8;
+
 /// How a scheduler is set up. [`Config::new`] gives the defaults.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -53,6 +56,9 @@ pub struct Config {
     /// Steps in flight per worker. With 2, a worker never waits for a round trip; with 1, nothing is ever
     /// computed in vain.
     pub step_depth: usize,
+    /// Tokens of a sequence that a step may guess, up to [`MAX_DRAFTS`]; 0: none. How many of them it does is
+    /// decided by what they cost and bring.
+    pub drafts: usize,
     /// Whether sequences that begin alike share what is computed of them.
     pub prefix_cache: bool,
     /// A worker that hasn't answered a step for this long is lost. The first step may page in weights from
@@ -86,6 +92,9 @@ pub enum Error {
 // === impl Config ===
 
 impl Config {
+    /// Default of `step_deadline`.
+    pub const STEP_DEADLINE: Duration = Duration::from_secs(60);
+
     /// The defaults, which each field explains.
     pub fn new(id: impl Into<String>, address: impl Into<String>) -> Self {
         Self {
@@ -95,8 +104,9 @@ impl Config {
             max_waiting_tokens: 4 << 20,
             tenant_weights: Weights::default(),
             step_depth: 2,
+            drafts: MAX_DRAFTS,
             prefix_cache: true,
-            step_deadline: Duration::from_secs(60),
+            step_deadline: Self::STEP_DEADLINE,
             drain: Duration::from_secs(10),
             readiness: Readiness::default(),
         }

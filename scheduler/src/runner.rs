@@ -16,7 +16,7 @@ use volley_proto::{
 };
 
 use crate::{
-    Config,
+    Config, MAX_DRAFTS,
     core::{
         placement::Facts,
         planner::{Limits, Load, Planner},
@@ -164,6 +164,7 @@ fn limits(hello: &v1::WorkerHello, config: &Config) -> Result<(Limits, Facts), L
         blocks: blocks.collect(),
         context: card.context_length as usize,
         depth: config.step_depth.max(1),
+        drafts: config.drafts.min(MAX_DRAFTS),
         prefix_cache: config.prefix_cache,
         max_waiting: config.max_waiting_sequences,
         max_waiting_tokens: config.max_waiting_tokens,

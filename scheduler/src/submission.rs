@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use volley_proto::v1;
 
 use crate::{
+    MAX_DRAFTS,
     core::{
         sequence::{Sequence, Spec},
         types::{LinkId, Millis, SequenceKey, TokenId},
@@ -15,8 +16,8 @@ use crate::{
 /// Tokens of submissions that aren't complete yet, per link: far above what a router has under way at a time.
 const MAX_PARTIAL_TOKENS: usize = 16 << 20;
 
-/// Tokens that a worker may run beyond those that the router has received.
-const AHEAD: usize = 2;
+/// Tokens that a worker may run beyond those that the router has received: two steps, with what they guess.
+const AHEAD: usize = 2 * (1 + MAX_DRAFTS);
 
 /// The submissions of a link that are under way.
 #[derive(Default)]
@@ -112,6 +113,7 @@ fn spec(header: &v1::Submission) -> Spec {
         cache_salt: header.cache_salt.clone(),
         max_cached: header.max_cached_tokens.map(|max| max as usize),
         session: header.session,
+        prediction: header.prediction.clone(),
     }
 }
 

@@ -18,6 +18,8 @@ pub(crate) struct WorkerMetrics {
     blocks_total: Gauge,
     preemptions: Counter,
     wasted_tokens: Counter,
+    draft_tokens: Counter,
+    accepted_tokens: Counter,
     recomputed_tokens: Counter,
     cached_tokens: Counter,
     evictions: Counter,
@@ -52,7 +54,12 @@ pub(crate) fn describe() {
         "volley_scheduler_preemptions_total",
         "Sequences that had to give way, to be computed again"
     );
-    describe_counter!("volley_scheduler_wasted_tokens_total", "Tokens computed in vain");
+    describe_counter!(
+        "volley_scheduler_wasted_tokens_total",
+        "Tokens computed in vain; wrong guesses aren't counted"
+    );
+    describe_counter!("volley_scheduler_draft_tokens_total", "Tokens that were guessed, and computed");
+    describe_counter!("volley_scheduler_accepted_tokens_total", "Guessed tokens that were right");
     describe_counter!(
         "volley_scheduler_recomputed_tokens_total",
         "Tokens computed again, since their sequence had to give way"
@@ -84,6 +91,8 @@ impl WorkerMetrics {
             blocks_total: metrics::gauge!("volley_kv_blocks_total", &worker()),
             preemptions: metrics::counter!("volley_scheduler_preemptions_total", &worker()),
             wasted_tokens: metrics::counter!("volley_scheduler_wasted_tokens_total", &worker()),
+            draft_tokens: metrics::counter!("volley_scheduler_draft_tokens_total", &worker()),
+            accepted_tokens: metrics::counter!("volley_scheduler_accepted_tokens_total", &worker()),
             recomputed_tokens: metrics::counter!("volley_scheduler_recomputed_tokens_total", &worker()),
             cached_tokens: metrics::counter!("volley_prefix_cache_hit_tokens_total", &worker()),
             evictions: metrics::counter!("volley_prefix_cache_evictions_total", &worker()),
@@ -113,6 +122,8 @@ impl WorkerMetrics {
         self.blocks_total.set(load.total_blocks as f64);
         self.preemptions.increment(totals.preemptions - self.seen.preemptions);
         self.wasted_tokens.increment(totals.wasted_tokens - self.seen.wasted_tokens);
+        self.draft_tokens.increment(totals.draft_tokens - self.seen.draft_tokens);
+        self.accepted_tokens.increment(totals.accepted_tokens - self.seen.accepted_tokens);
         self.recomputed_tokens.increment(totals.recomputed_tokens - self.seen.recomputed_tokens);
         self.cached_tokens.increment(totals.cached_tokens - self.seen.cached_tokens);
         self.evictions.increment(totals.evictions - self.seen.evictions);

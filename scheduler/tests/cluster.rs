@@ -60,7 +60,10 @@ async fn a_cancel_frees_the_blocks_within_a_step() {
     let worker = cluster.worker("w", 3).await;
     scheduler.ready().await;
     let mut router = cluster.router("s").await;
-    router.submit(1, &prompt(1), &submission(4000, 1)).await;
+    // With mirostat nothing is guessed: a token a step.
+    let sampling = v1::Sampling { mirostat_target: Some(3.0), ..Default::default() };
+    let unguessed = v1::Submission { sampling: Some(sampling), ..submission(4000, 1) };
+    router.submit(1, &prompt(1), &unguessed).await;
     router.tokens((1, 0), 3).await;
     router.cancel(1).await;
     router.submit(2, &prompt(2), &submission(1, 1)).await;
@@ -143,7 +146,7 @@ async fn a_worker_that_hangs_up_is_connected_again_and_its_sequences_go_back_mea
 
 #[tokio::test]
 async fn the_deaths_that_a_request_brings_count_until_it_is_past_their_place() {
-    for (steps, reason, deaths) in [(1, Reason::GaveUp, 0), (4, Reason::NoWorker, 1)] {
+    for (steps, reason, deaths) in [(1, Reason::GaveUp, 0), (20, Reason::NoWorker, 1)] {
         let cluster = Cluster::default();
         let scheduler = cluster.scheduler("s");
         let worker = cluster.worker("w", steps).await;

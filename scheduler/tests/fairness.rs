@@ -176,6 +176,7 @@ fn limits() -> Limits {
         context: 2000,
         depth: 1,
         prefix_cache: true,
+        drafts: 0,
         max_waiting: 1000,
         max_waiting_tokens: 1 << 20,
     }

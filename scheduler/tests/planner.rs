@@ -257,8 +257,8 @@ fn event() -> impl Strategy<Value = Event> {
 
 fn limits() -> impl Strategy<Value = Limits> {
     let cache = prop::bool::weighted(0.9);
-    (1..7u32, 1..40usize, 1..9usize, 1..24u32, 1..3usize, 1..3usize, cache).prop_map(
-        |(slots, batch_tokens, block_tokens, blocks, groups, depth, prefix_cache)| Limits {
+    (1..7u32, 1..40usize, 1..9usize, 1..24u32, 1..3usize, 1..3usize, cache, 0..9usize).prop_map(
+        |(slots, batch_tokens, block_tokens, blocks, groups, depth, prefix_cache, drafts)| Limits {
             slots,
             batch_tokens,
             block_tokens,
@@ -267,6 +267,7 @@ fn limits() -> impl Strategy<Value = Limits> {
             context: CONTEXT,
             depth,
             prefix_cache,
+            drafts,
             max_waiting: usize::MAX,
             max_waiting_tokens: usize::MAX,
         },

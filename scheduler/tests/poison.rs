@@ -178,6 +178,7 @@ fn limits() -> impl Strategy<Value = Limits> {
             context: CONTEXT,
             depth,
             prefix_cache: true,
+            drafts: 0,
             max_waiting: usize::MAX,
             max_waiting_tokens: usize::MAX,
         }
@@ -257,6 +258,7 @@ fn what_was_present_at_two_deaths_runs_alone_until_it_is_past_the_place_while_ot
         context: 256,
         depth: 2,
         prefix_cache: true,
+        drafts: 0,
         max_waiting: 8,
         max_waiting_tokens: 1000,
     };

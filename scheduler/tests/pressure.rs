@@ -33,6 +33,7 @@ fn limits() -> Limits {
         context: CONTEXT,
         depth: 2,
         prefix_cache: true,
+        drafts: 0,
         max_waiting: usize::MAX,
         max_waiting_tokens: usize::MAX,
     }

@@ -22,6 +22,7 @@ fn limits() -> Limits {
         context: 256,
         depth: 1,
         prefix_cache: true,
+        drafts: 0,
         max_waiting: 8,
         max_waiting_tokens: 1000,
     }

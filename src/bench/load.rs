@@ -9,17 +9,16 @@ use std::{
 use futures::future;
 use hyper::body::Bytes;
 
-use crate::{
-    cli::BenchEndpoint,
-    client::{Error, Server, Usage},
-};
+use super::answer::{self, Answer};
+use crate::{cli::BenchEndpoint, client::Server};
 
 /// How often `--health` asks.
 const HEALTH_PERIOD: Duration = Duration::from_millis(50);
 
 /// What to send.
 pub(super) struct Load {
-    pub(super) server: Server,
+    /// Beyond the first: where a stream goes on that broke off. Requests begin at them in turn.
+    pub(super) servers: Vec<Server>,
     pub(super) endpoint: BenchEndpoint,
     pub(super) bodies: Vec<Bytes>,
     pub(super) concurrency: usize,
@@ -41,19 +40,6 @@ pub(super) struct Seen {
     pub(super) health_errors: usize,
 }
 
-/// One finished request.
-#[derive(Debug)]
-pub(super) struct Answer {
-    /// To the first chunk with text, or to the end when there was none.
-    pub(super) first: Duration,
-    /// Between chunks with text.
-    pub(super) gaps: Vec<Duration>,
-    pub(super) whole: Duration,
-    /// Chunks with text.
-    pub(super) chunks: u64,
-    pub(super) usage: Option<Usage>,
-}
-
 /// Runs a load on the current thread.
 pub(super) async fn run(load: Load) -> Seen {
     let seen = Rc::new(RefCell::new(Seen {
@@ -61,7 +47,7 @@ pub(super) async fn run(load: Load) -> Seen {
         requests: load.bodies.len(),
         ..Seen::default()
     }));
-    let bodies = RefCell::new(load.bodies.into_iter());
+    let bodies = RefCell::new(load.bodies.into_iter().enumerate());
     let path = match load.endpoint {
         BenchEndpoint::Completions => "completions",
         BenchEndpoint::Chat => "chat/completions",
@@ -69,8 +55,9 @@ pub(super) async fn run(load: Load) -> Seen {
     let start = Instant::now();
     let client = || async {
         loop {
-            let Some(body) = bodies.borrow_mut().next() else { break };
-            let answer = tokio::time::timeout(load.timeout, one(&load.server, path, body)).await;
+            let Some((number, body)) = bodies.borrow_mut().next() else { break };
+            let answer = answer::hear(&load.servers, number, path, body);
+            let answer = tokio::time::timeout(load.timeout, answer).await;
             let mut seen = seen.borrow_mut();
             match answer {
                 Ok(Ok(answer)) => {
@@ -83,37 +70,15 @@ pub(super) async fn run(load: Load) -> Seen {
         }
     };
     let clients = future::join_all((0..load.concurrency).map(|_| client()));
-    if load.poll_health {
+    if let Some(server) = load.servers.first().filter(|_| load.poll_health) {
         tokio::select! {
             _ = clients => {}
-            () = poll_health(&load.server, &seen) => {}
+            () = poll_health(server, &seen) => {}
         }
     } else {
         clients.await;
     }
     Rc::try_unwrap(seen).map(RefCell::into_inner).unwrap_or_default()
-}
-
-/// Sends one request and reads its answer to the end.
-async fn one(server: &Server, path: &str, body: Bytes) -> Result<Answer, Error> {
-    let start = Instant::now();
-    let mut stream = server.stream(path, body).await?;
-    let (mut first, mut last, mut gaps, mut chunks, mut usage) = (None, start, Vec::new(), 0, None);
-    while let Some((has_text, new_usage)) = stream.next(|c| (!c.text().is_empty(), c.usage)).await? {
-        usage = new_usage.or(usage);
-        if !has_text {
-            continue;
-        }
-        let now = Instant::now();
-        match first {
-            None => first = Some(now - start),
-            Some(_) => gaps.push(now - last),
-        }
-        last = now;
-        chunks += 1;
-    }
-    let whole = start.elapsed();
-    Ok(Answer { first: first.unwrap_or(whole), gaps, whole, chunks, usage })
 }
 
 /// Asks for /health over and over; does not end.

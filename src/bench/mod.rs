@@ -9,6 +9,9 @@
 //! | ITL | gaps between a request's chunks with text (a server that puts several tokens in a chunk shows tok/chunk > 1) |
 //! | e2e | from the send to the end of the stream |
 //!
+//! Given several servers of one cluster, a stream that breaks off is resumed at the next, and must go on with its very
+//! next event.
+//!
 //! Token counts are the server's own usage where it sends one, else chunks.
 
 use std::{io::Write, time::Duration};
@@ -18,6 +21,7 @@ use crate::{
     client::{self, Server},
 };
 
+mod answer;
 mod load;
 mod prompts;
 mod report;
@@ -50,10 +54,12 @@ pub(crate) enum Error {
 
 /// Runs the loads one after the other; a table on stdout, and JSON where `--json` says.
 pub(crate) async fn run(args: &BenchArgs) -> Result<(), Error> {
-    let server = Server::parse(&args.url, args.api_key.clone())?;
-    let model = match &args.model {
-        Some(model) => model.clone(),
-        None => server.first_model().await?,
+    let servers = args.url.iter().map(|url| Server::parse(url, args.api_key.clone()));
+    let servers = servers.collect::<Result<Vec<_>, _>>()?;
+    let model = match (&args.model, servers.first()) {
+        (Some(model), _) => model.clone(),
+        (None, Some(server)) => server.first_model().await?,
+        (None, None) => String::new(), // the command line has one at least
     };
     let extra = match &args.extra {
         None => serde_json::Map::new(),
@@ -61,13 +67,14 @@ pub(crate) async fn run(args: &BenchArgs) -> Result<(), Error> {
     };
     let json_on_stdout = args.json.as_deref() == Some("-");
     if !json_on_stdout {
-        println!("{server}, {model}: {} prompts, {} tokens each", args.mode, args.max_tokens);
+        let servers: Vec<_> = servers.iter().map(ToString::to_string).collect();
+        println!("{}, {model}: {} prompts, {} tokens each", servers.join(" "), args.mode, args.max_tokens);
         println!("{}", report::head(args.health));
     }
     let mut rows = Vec::new();
     for &concurrency in &args.concurrency {
         let load = Load {
-            server: server.clone(),
+            servers: servers.clone(),
             endpoint: args.endpoint,
             bodies: prompts::bodies(args, &model, &extra, concurrency),
             concurrency,
@@ -77,6 +84,9 @@ pub(crate) async fn run(args: &BenchArgs) -> Result<(), Error> {
         let row = report::row(args, &model, &load::run(load).await);
         if !json_on_stdout {
             println!("{}", report::line(&row, args.health));
+            if row.resumed > 0 {
+                println!("  {} times a stream went on at another server", row.resumed);
+            }
             if let Some(error) = &row.first_error {
                 println!("  first error: {error}");
             }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use super::load::Seen;
 use crate::cli::BenchArgs;
@@ -18,6 +19,10 @@ pub(super) struct Row {
     requests: usize,
     pub(super) ok: usize,
     errors: usize,
+    /// How often a stream went on at another server.
+    pub(super) resumed: u64,
+    /// SHA-256 of what all answers say, in the requests' order: equal for equal prompts (`--seed`) at temperature 0.
+    text_sha256: String,
     pub(super) first_error: Option<String>,
     wall_s: f64,
     output_tokens: u64,
@@ -61,6 +66,8 @@ pub(super) fn row(args: &BenchArgs, model: &str, seen: &Seen) -> Row {
         requests: seen.requests,
         ok: seen.answers.len(),
         errors: seen.errors.len(),
+        resumed: seen.answers.iter().map(|answer| answer.resumed).sum(),
+        text_sha256: digest(seen),
         first_error: seen.errors.first().cloned(),
         wall_s: round(wall, 3),
         output_tokens: tokens,
@@ -77,6 +84,14 @@ pub(super) fn row(args: &BenchArgs, model: &str, seen: &Seen) -> Row {
         health_p99_ms: health.percentile(99.0),
         health_errors: args.health.then_some(seen.health_errors),
     }
+}
+
+fn digest(seen: &Seen) -> String {
+    let mut answers: Vec<_> = seen.answers.iter().map(|answer| (answer.number, answer.digest)).collect();
+    answers.sort_unstable();
+    let mut all = Sha256::new();
+    answers.iter().for_each(|(_, digest)| all.update(digest));
+    all.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The table's head; times in milliseconds.
@@ -152,7 +167,7 @@ fn round(value: f64, digits: i32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{bench::load::Answer, cli::BenchArgs, client::Usage};
+    use crate::{bench::answer::Answer, cli::BenchArgs, client::Usage};
 
     fn ms(value: u64) -> Duration {
         Duration::from_millis(value)
@@ -168,8 +183,16 @@ mod tests {
 
     #[test]
     fn tokens_are_the_servers_usage_where_there_is_one() {
-        let answer =
-            |usage| Answer { first: ms(10), gaps: vec![ms(2), ms(4)], whole: ms(20), chunks: 3, usage };
+        let answer = |usage| Answer {
+            number: 0,
+            first: ms(10),
+            gaps: vec![ms(2), ms(4)],
+            whole: ms(20),
+            chunks: 3,
+            usage,
+            resumed: 1,
+            digest: [0; 32],
+        };
         let usage = Usage { prompt_tokens: 30, completion_tokens: 7 };
         let seen = Seen {
             concurrency: 2,
@@ -182,6 +205,7 @@ mod tests {
         let row = row(&BenchArgs::of(&[]), "m", &seen);
         assert_eq!((row.output_tokens, row.output_tok_s, row.requests_s), (10, 5.0, 1.0));
         assert_eq!((row.ok, row.errors, row.prompt_tokens), (2, 1, Some(30.0)));
+        assert_eq!(row.resumed, 2);
         assert_eq!((row.ttft_p50_ms, row.itl_p50_ms, row.e2e_p50_ms), (Some(10.0), Some(3.0), Some(20.0)));
         assert_eq!(head(true).len(), line(&row, true).len());
         assert_eq!(head(false).len(), line(&row, false).len());

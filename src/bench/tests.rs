@@ -62,7 +62,7 @@ async fn seen(server: Server, requests: usize, concurrency: usize) -> Seen {
     let bodies = prompts::bodies(&args, "m", &serde_json::Map::new(), concurrency);
     let endpoint = BenchEndpoint::Completions;
     let timeout = Duration::from_secs(60);
-    load::run(Load { server, endpoint, bodies, concurrency, timeout, poll_health: true }).await
+    load::run(Load { servers: vec![server], endpoint, bodies, concurrency, timeout, poll_health: true }).await
 }
 
 #[tokio::test]

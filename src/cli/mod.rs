@@ -10,8 +10,8 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use self::values::{
-    Activations, BenchEndpoint, BenchMode, Device, LogFormat, Pooling, StopWord, Switch, ToolParser,
-    UnknownFields,
+    Activations, BenchEndpoint, BenchMode, Device, LogFormat, Pooling, Speculation, StopWord, Switch,
+    ToolParser, UnknownFields,
 };
 use self::values::{alias, device, gigabytes, positive, url, weight};
 use crate::models;
@@ -181,6 +181,11 @@ pub(crate) struct EngineArgs {
     /// folder's. Requests may write it in any case.
     #[arg(long, env = "VOLLEY_MODEL_NAME", value_name = "NAME")]
     pub(crate) model_name: Option<String>,
+    /// A smaller model of the same vocabulary that guesses tokens ahead, named as the model is. Guesses cost nothing
+    /// where they don't pay, and never change an answer. By default there is none: tokens are guessed from the text so
+    /// far and from a request's prediction alone.
+    #[arg(long, env = "VOLLEY_DRAFT_MODEL", value_name = "MODEL")]
+    pub(crate) draft_model: Option<String>,
     /// Where the model runs: auto or cpu. CPU only for now: cuda and cuda:INDEX are known, and refused until the GPU
     /// worker is built.
     #[arg(long, env = "VOLLEY_DEVICE", default_value = "auto", value_name = "DEVICE", value_parser = device)]
@@ -217,6 +222,15 @@ pub(crate) struct EngineArgs {
     /// Your token for private repositories of the hub. By default the one that its own tools saved.
     #[arg(long, env = "HF_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub(crate) hub_token: Option<String>,
+    /// For tests of how a cluster bears it: a worker aborts when it is to run a sequence with these tokens in a row.
+    #[arg(
+        long,
+        hide = true,
+        env = "VOLLEY_TEST_ABORT_ON_TOKENS",
+        value_delimiter = ',',
+        value_name = "TOKEN,…"
+    )]
+    pub(crate) test_abort_on_tokens: Vec<u32>,
 }
 
 /// What the HTTP API accepts and how it answers.
@@ -271,6 +285,18 @@ pub(crate) struct ApiArgs {
     /// The largest request body, MiB. 10 holds a million tokens of text.
     #[arg(long, env = "VOLLEY_BODY_LIMIT_MIB", default_value_t = 10, value_name = "MIB")]
     pub(crate) body_limit_mib: usize,
+    /// How long a client may be silent in the middle of a request, seconds; for its headers it has 10 at most.
+    ///
+    /// 30: longer than a phone takes to change networks.
+    #[arg(long, env = "VOLLEY_CLIENT_TIMEOUT", default_value_t = 30, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) client_timeout: u64,
+    /// Steps of a stream that a client may leave unread, beyond what its socket holds, before its sequences pause.
+    ///
+    /// 256: a client that stops for seconds costs nothing, as pausing means to compute again.
+    #[arg(long, env = "VOLLEY_CLIENT_BUFFER", value_name = "STEPS", value_parser = positive,
+          default_value_t = volley_router::engine::EngineConfig::CLIENT_BUFFER)]
+    pub(crate) client_buffer: usize,
     /// How long running answers may go on after SIGTERM or Ctrl-C, seconds; a second signal ends at once.
     ///
     /// 30: shorter than what supervisors usually wait before they kill.
@@ -300,6 +326,10 @@ pub(crate) struct AdmissionArgs {
     /// costs its full time, for measuring.
     #[arg(long, env = "VOLLEY_PREFIX_CACHE", default_value = "on", value_name = "SWITCH")]
     pub(crate) prefix_cache: Switch,
+    /// Whether steps guess tokens from the text so far, from a request's `prediction`, and with a draft model: `auto`
+    /// does where that makes answers faster, by measurement. Bytes are the same either way.
+    #[arg(long, env = "VOLLEY_SPECULATION", default_value = "auto", value_name = "auto|off")]
+    pub(crate) speculation: Speculation,
     /// What an API key gets of a busy cluster beside others: twice as much with weight 2 as with 1, the default.
     ///
     /// A key is named by the first 16 digits of its BLAKE3 hash, so that schedulers see none:
@@ -307,6 +337,12 @@ pub(crate) struct AdmissionArgs {
     #[arg(long, env = "VOLLEY_TENANT_WEIGHT", value_delimiter = ',', value_parser = weight,
           value_name = "TENANT=WEIGHT[,…]")]
     pub(crate) tenant_weight: Vec<(String, u32)>,
+    /// A worker that has not answered a step for so long is lost, and its streams move, seconds.
+    ///
+    /// 60: the first step may page in weights from a slow disk. A process that is dead or frozen is noticed sooner.
+    #[arg(long, env = "VOLLEY_STEP_DEADLINE", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..),
+          default_value_t = volley_scheduler::Config::STEP_DEADLINE.as_secs())]
+    pub(crate) step_deadline: u64,
 }
 
 // --- clients ----------------------------------------------------------------------------------------------
@@ -314,9 +350,10 @@ pub(crate) struct AdmissionArgs {
 /// `volley bench`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// The server; with a path when its API is not under /v1.
-    #[arg(env = "VOLLEY_URL", default_value = "http://127.0.0.1:8000")]
-    pub(crate) url: String,
+    /// The server; with a path when its API is not under /v1. Several are routers of one cluster: streams begin at
+    /// them in turn, and one that breaks off goes on at the next.
+    #[arg(env = "VOLLEY_URL", default_value = "http://127.0.0.1:8000", value_delimiter = ',')]
+    pub(crate) url: Vec<String>,
     /// The model's id. By default the first that the server lists.
     #[arg(long)]
     pub(crate) model: Option<String>,

@@ -51,6 +51,15 @@ pub(crate) enum Switch {
     Off,
 }
 
+/// Whether tokens are guessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Speculation {
+    /// Where it pays.
+    Auto,
+    /// Never.
+    Off,
+}
+
 /// Whether text keeps the stop word that ended it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum StopWord {

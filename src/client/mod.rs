@@ -21,6 +21,8 @@ use sse::Sse;
 
 /// How long a connection may take to open.
 const CONNECT: Duration = Duration::from_secs(10);
+/// Asks for a stream that can be resumed, and names one.
+const RESUME: &str = "x-volley-resume";
 /// The most of an error's body that is shown.
 const SHOWN: usize = 300;
 
@@ -66,6 +68,9 @@ pub(crate) enum Error {
     /// The connection broke, or the answer was none.
     #[error("the answer broke off: {0}")]
     Broken(String),
+    /// A resumed stream doesn't go on where it broke off.
+    #[error("the stream goes on out of turn: {0}")]
+    OutOfTurn(String),
     /// An error event in the stream.
     #[error("the stream ended with an error: {0}")]
     Stream(String),
@@ -109,8 +114,19 @@ pub(crate) struct Usage {
     pub completion_tokens: u64,
 }
 
+/// What a client must know to go on with a stream elsewhere: see `deploy/examples/resume.py`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Resume {
+    /// The server's name for the stream; none before it has begun.
+    pub token: Option<String>,
+    /// The last event that came whole.
+    pub last: Option<String>,
+}
+
 /// A streamed answer.
 pub(crate) struct Stream {
+    /// The server's name for it, if it can be resumed.
+    pub token: Option<String>,
     body: Incoming,
     sse: Sse,
     finished: bool,
@@ -158,17 +174,31 @@ impl Server {
 
     /// The whole body of a path of the server (not of the API).
     pub(crate) async fn get(&self, path: &str) -> Result<Bytes, Error> {
-        let response = self.send(Method::GET, path, Bytes::new()).await?;
+        let response = self.send(Method::GET, path, Bytes::new(), None).await?;
         collect(response).await
     }
 
-    /// Posts to an endpoint of the API and reads the events of its answer.
-    pub(crate) async fn stream(&self, endpoint: &str, body: Bytes) -> Result<Stream, Error> {
-        let response = self.send(Method::POST, &format!("{}/{endpoint}", self.prefix), body).await?;
-        Ok(Stream { body: response.into_body(), sse: Sse::default(), finished: false })
+    /// Posts to an endpoint of the API and reads the events of its answer: of one that can be resumed, or is, where
+    /// `resume` says so.
+    pub(crate) async fn stream(
+        &self,
+        endpoint: &str,
+        body: Bytes,
+        resume: Option<&Resume>,
+    ) -> Result<Stream, Error> {
+        let path = format!("{}/{endpoint}", self.prefix);
+        let response = self.send(Method::POST, &path, body, resume).await?;
+        let token = response.headers().get(RESUME).and_then(|token| token.to_str().ok()).map(str::to_owned);
+        Ok(Stream { token, body: response.into_body(), sse: Sse::default(), finished: false })
     }
 
-    async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, Error> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        resume: Option<&Resume>,
+    ) -> Result<Response<Incoming>, Error> {
         let connect = |why: String, hint| Error::Connect { authority: self.authority.clone(), why, hint };
         let failed = |e: std::io::Error| {
             let refused = e.kind() == std::io::ErrorKind::ConnectionRefused;
@@ -191,6 +221,12 @@ impl Server {
             .header(header::CONNECTION, "close");
         if let Some(key) = &self.key {
             request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
+        }
+        if let Some(Resume { token, last }) = resume {
+            request = request.header(RESUME, token.as_deref().unwrap_or("new"));
+            if let Some(last) = last {
+                request = request.header("last-event-id", last);
+            }
         }
         let request = request.body(Full::new(body)).map_err(|e| Error::Broken(e.to_string()))?;
         let response = sender.send_request(request).await.map_err(broken)?;
@@ -225,6 +261,11 @@ async fn collect(response: Response<Incoming>) -> Result<Bytes, Error> {
 // === impl Stream ===
 
 impl Stream {
+    /// The last event's id, in a stream that can be resumed.
+    pub(crate) fn id(&self) -> Option<&str> {
+        self.sse.id()
+    }
+
     /// Hands the next chunk to `read`; `None` after `[DONE]`. The text borrows from the buffer, so that reading a
     /// token copies nothing.
     pub(crate) async fn next<T>(&mut self, read: impl FnOnce(&Chunk<'_>) -> T) -> Result<Option<T>, Error> {
@@ -255,6 +296,21 @@ impl Stream {
         }
         self.finished |= chunk.choices().iter().any(|c| c.finish_reason.is_some());
         Ok(Some(read(&chunk)))
+    }
+}
+
+// === impl Error ===
+
+impl Error {
+    /// Whether another server of the cluster may do better.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::Url { .. } | Self::OutOfTurn(_) => false,
+            Self::Status { status, .. } => {
+                status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS
+            }
+            Self::Connect { .. } | Self::Broken(_) | Self::Stream(_) => true,
+        }
     }
 }
 

@@ -9,6 +9,10 @@ pub(super) struct Sse {
     /// Up to where no line end was found.
     searched: usize,
     data: Option<String>,
+    /// The id of the event that arrives.
+    arriving: Option<String>,
+    /// That of the last whole one that had any.
+    id: Option<String>,
 }
 
 // === impl Sse ===
@@ -20,6 +24,11 @@ impl Sse {
         self.searched -= self.start;
         self.start = 0;
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The id of the last event that was handed out, if it or one before had any.
+    pub(super) fn id(&self) -> Option<&str> {
+        self.id.as_deref()
     }
 
     /// The data of the next whole event. Comments and other fields are passed over.
@@ -34,6 +43,7 @@ impl Sse {
             let line = &self.buffer[self.start..end];
             let line = line.strip_suffix(b"\r").unwrap_or(line);
             let event = if line.is_empty() {
+                self.id = self.arriving.take().or(self.id.take());
                 self.data.take()
             } else {
                 if let Some(data) = line.strip_prefix(b"data:") {
@@ -45,6 +55,9 @@ impl Sse {
                             before.push_str(&data);
                         }
                     }
+                }
+                if let Some(id) = line.strip_prefix(b"id: ") {
+                    self.arriving = Some(String::from_utf8_lossy(id).into_owned());
                 }
                 None
             };
@@ -60,6 +73,19 @@ impl Sse {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_id_is_that_of_a_whole_event() {
+        let mut sse = Sse::default();
+        let next = |sse: &mut Sse| (sse.next(), sse.id().map(str::to_owned));
+        let event = |data: &str, id: &str| (Some(data.to_owned()), Some(id.to_owned()));
+        sse.push(b"id: 1,0\ndata: a\n\ndata: b\n\nid: 2,0\ndata:");
+        assert_eq!(next(&mut sse), event("a", "1,0"));
+        assert_eq!(next(&mut sse), event("b", "1,0"));
+        assert_eq!(next(&mut sse), (None, Some("1,0".to_owned())));
+        sse.push(b" c\n\n");
+        assert_eq!(next(&mut sse), event("c", "2,0"));
+    }
 
     #[test]
     fn events_are_the_same_however_the_bytes_are_cut() {

@@ -1,5 +1,7 @@
 //! From flags to a loaded worker.
 
+use std::path::PathBuf;
+
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use volley_worker::Worker;
@@ -13,19 +15,40 @@ use crate::{
 
 /// Finds the model, downloading it if need be. Ends with [`models::Error::Interrupted`] when cancelled.
 pub(super) async fn resolve(args: &EngineArgs, cancel: &CancellationToken) -> Result<Model, Error> {
-    let (spec, cache) = (args.model.clone(), Cache::new(args.home.clone()));
-    let sources = Sources { hub_token: args.hub_token.clone(), ..Sources::default() };
-    let cancel = cancel.clone();
-    let found = spawn_blocking(move || models::resolve(&spec, &cache, &sources, &cancel)).await;
-    let mut model = found.map_err(|e| ended(&e))??;
+    let mut model = find(args, args.model.clone(), cancel).await?;
     if let Some(name) = &args.model_name {
         model.name.clone_from(name);
     }
     Ok(model)
 }
 
-/// Loads it, with progress unless `silent`.
-pub(super) async fn load(args: &EngineArgs, model: Model, id: String, silent: bool) -> Result<Worker, Error> {
+/// The same for the draft model, if there is to be one: where it is.
+pub(super) async fn resolve_draft(
+    args: &EngineArgs,
+    cancel: &CancellationToken,
+) -> Result<Option<PathBuf>, Error> {
+    match args.draft_model.clone() {
+        Some(spec) => Ok(Some(find(args, spec, cancel).await?.path)),
+        None => Ok(None),
+    }
+}
+
+async fn find(args: &EngineArgs, spec: String, cancel: &CancellationToken) -> Result<Model, Error> {
+    let cache = Cache::new(args.home.clone());
+    let sources = Sources { hub_token: args.hub_token.clone(), ..Sources::default() };
+    let cancel = cancel.clone();
+    let found = spawn_blocking(move || models::resolve(&spec, &cache, &sources, &cancel)).await;
+    Ok(found.map_err(|e| ended(&e))??)
+}
+
+/// Loads them, with progress unless `silent`.
+pub(super) async fn load(
+    args: &EngineArgs,
+    model: Model,
+    draft: Option<PathBuf>,
+    id: String,
+    silent: bool,
+) -> Result<Worker, Error> {
     let config = volley_worker::Config {
         id,
         model: model.path,
@@ -38,6 +61,7 @@ pub(super) async fn load(args: &EngineArgs, model: Model, id: String, silent: bo
             cli::Device::Cuda(index) => volley_worker::Device::Cuda(index),
         },
         threads: args.threads,
+        draft,
         kv_cache_bytes: args.kv_cache_gb.map(|gb| (gb * 1e9) as u64),
         max_batch_tokens: args.max_batch_tokens,
         max_sequences: args.max_sequences,
@@ -50,6 +74,7 @@ pub(super) async fn load(args: &EngineArgs, model: Model, id: String, silent: bo
             cli::Pooling::Mean => Some(volley_worker::Pooling::Mean),
             cli::Pooling::Last => Some(volley_worker::Pooling::Last),
         },
+        abort_on: args.test_abort_on_tokens.clone(),
     };
     let loaded = spawn_blocking(move || {
         let label = format!("loading {}", config.name);

@@ -96,6 +96,7 @@ pub(super) fn config(args: &ApiArgs) -> Result<Config, Error> {
             cli::ToolParser::Mistral => Some(Format::Mistral),
         },
         body_limit: args.body_limit_mib << 20,
+        client_timeout: Duration::from_secs(args.client_timeout),
         grace: Duration::from_secs(args.grace),
         ..Config::default()
     })
@@ -105,6 +106,7 @@ pub(super) fn config(args: &ApiArgs) -> Result<Config, Error> {
 pub(super) fn engine_config(args: &ApiArgs) -> EngineConfig {
     EngineConfig {
         router_id: fresh_id("router"),
+        client_buffer: args.client_buffer,
         move_deadline: Duration::from_secs(args.move_deadline),
         ..EngineConfig::default()
     }

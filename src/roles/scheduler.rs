@@ -1,14 +1,14 @@
 //! `volley scheduler`: claims workers, and plans their steps for the routers that connect.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 use volley_proto::transport::Transport;
-use volley_scheduler::Config;
+use volley_scheduler::{Config, MAX_DRAFTS};
 
 use super::{Error, address, admin, cluster, fresh_id, parts::Parts, shutdown};
-use crate::cli::{AdmissionArgs, SchedulerArgs, Switch};
+use crate::cli::{AdmissionArgs, SchedulerArgs, Speculation, Switch};
 
 /// Serves until a signal, then hands its workers over.
 pub(crate) async fn run(args: SchedulerArgs, metrics: PrometheusHandle) -> Result<(), Error> {
@@ -37,6 +37,8 @@ pub(crate) async fn run(args: SchedulerArgs, metrics: PrometheusHandle) -> Resul
 pub(super) fn config(args: &AdmissionArgs, id: String, address: String) -> Config {
     Config {
         max_waiting_sequences: args.max_waiting,
+        drafts: if args.speculation == Speculation::Auto { MAX_DRAFTS } else { 0 },
+        step_deadline: Duration::from_secs(args.step_deadline),
         prefix_cache: args.prefix_cache == Switch::On,
         tenant_weights: Arc::new(args.tenant_weight.iter().cloned().collect()),
         ..Config::new(id, address)

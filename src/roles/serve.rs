@@ -8,7 +8,7 @@
 //! HTTP answers from the first moment (/ready, and requests, say 503 until the model is loaded), so that a port in
 //! use is found before a download, not after.
 
-use std::{ffi::OsString, io::Write, sync::Arc, time::Duration};
+use std::{ffi::OsString, io::Write, path::PathBuf, sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::mpsc;
@@ -38,6 +38,12 @@ struct Service {
     _registration: Option<Registration>,
 }
 
+/// What is to be loaded.
+struct Models {
+    model: Model,
+    draft: Option<PathBuf>,
+}
+
 /// Serves until a signal, then lets running answers finish.
 pub(crate) async fn run(
     args: ServeArgs,
@@ -64,9 +70,13 @@ pub(crate) async fn run(
         model = load::resolve(&args.engine, &ending) => model?,
         failure = service.parts.failure() => return Err(failure),
     };
-    let name = model.name.clone();
+    let draft = tokio::select! {
+        draft = load::resolve_draft(&args.engine, &ending) => draft?,
+        failure = service.parts.failure() => return Err(failure),
+    };
+    let (name, models) = (model.name.clone(), Models { model, draft });
     let started = tokio::select! {
-        started = service.start_workers(&args, &telemetry, model) => started,
+        started = service.start_workers(&args, &telemetry, models) => started,
         () = ending.cancelled() => return Ok(()),
     };
     started?;
@@ -113,18 +123,18 @@ impl Service {
         &mut self,
         args: &ServeArgs,
         telemetry: &TelemetryArgs,
-        model: Model,
+        models: Models,
     ) -> Result<(), Error> {
         match args.workers {
-            1 => self.start_in_process(args, model).await,
-            _ => self.start_children(args, telemetry, &model).await,
+            1 => self.start_in_process(args, models).await,
+            _ => self.start_children(args, telemetry, &models).await,
         }
     }
 
-    async fn start_in_process(&mut self, args: &ServeArgs, model: Model) -> Result<(), Error> {
+    async fn start_in_process(&mut self, args: &ServeArgs, models: Models) -> Result<(), Error> {
         let id = fresh_id(WORKER);
         let worker = tokio::select! {
-            worker = load::load(&args.engine, model, id.clone(), false) => worker?,
+            worker = load::load(&args.engine, models.model, models.draft, id.clone(), false) => worker?,
             failure = self.parts.failure() => return Err(failure),
         };
         let member = Member { id, address: format!("inproc://{WORKER}"), model: worker.card().name.clone() };
@@ -139,9 +149,9 @@ impl Service {
         &mut self,
         args: &ServeArgs,
         telemetry: &TelemetryArgs,
-        model: &Model,
+        models: &Models,
     ) -> Result<(), Error> {
-        let command = child_command(args, telemetry, model)?;
+        let command = child_command(args, telemetry, models)?;
         let (ready, mut became_ready) = mpsc::unbounded_channel();
         for _ in 0..args.workers {
             let (command, membership, ready) = (command.clone(), self.membership.clone(), ready.clone());
@@ -149,7 +159,7 @@ impl Service {
                 Supervised { command, membership, ready, shutdown }.run()
             });
         }
-        let progress = Progress::new(format!("loading {} in {} processes", model.name, args.workers));
+        let progress = Progress::new(format!("loading {} in {} processes", models.model.name, args.workers));
         for _ in 0..args.workers {
             tokio::select! {
                 Some(()) = became_ready.recv() => {}
@@ -176,7 +186,11 @@ async fn chat_when_ready(engine: &Engine, name: &str) -> Result<bool, Error> {
 }
 
 /// `volley worker …`: all that holds for a child is on its command line.
-fn child_command(args: &ServeArgs, telemetry: &TelemetryArgs, model: &Model) -> Result<Vec<OsString>, Error> {
+fn child_command(
+    args: &ServeArgs,
+    telemetry: &TelemetryArgs,
+    models: &Models,
+) -> Result<Vec<OsString>, Error> {
     let program = std::env::current_exe()
         .map_err(|source| Error::System { doing: "cannot find this program's own file", source })?;
     let (engine, count) = (&args.engine, usize::from(args.workers));
@@ -191,8 +205,11 @@ fn child_command(args: &ServeArgs, telemetry: &TelemetryArgs, model: &Model) -> 
         command.push(value.as_ref().into());
     };
     flag("--listen", &"127.0.0.1:0");
-    flag("--model", &model.path);
-    flag("--model-name", &model.name);
+    flag("--model", &models.model.path);
+    flag("--model-name", &models.model.name);
+    if let Some(draft) = &models.draft {
+        flag("--draft-model", draft);
+    }
     flag("--device", &engine.device.to_string());
     flag("--threads", &threads.to_string());
     flag("--kv-cache-gb", &kv_cache_gb.to_string());
@@ -202,6 +219,10 @@ fn child_command(args: &ServeArgs, telemetry: &TelemetryArgs, model: &Model) -> 
     flag("--pooling", &engine.pooling.to_string());
     flag("--log", &telemetry.log.as_deref().unwrap_or("warn"));
     flag("--log-format", &telemetry.log_format.to_string());
+    if !engine.test_abort_on_tokens.is_empty() {
+        let tokens: Vec<_> = engine.test_abort_on_tokens.iter().map(u32::to_string).collect();
+        flag("--test-abort-on-tokens", &tokens.join(","));
+    }
     if let Some(home) = &engine.home {
         flag("--home", home);
     }
@@ -232,11 +253,13 @@ mod tests {
         let cli = Cli::parse_from(["volley", "serve"].into_iter().chain(flags.split(' ')));
         let Command::Serve(args) = cli.command else { panic!() };
         let model = Model { path: "/m.gguf".into(), name: "m".into(), weights_hash: None };
-        let command = child_command(&args, &cli.telemetry, &model).unwrap();
+        let models = Models { model, draft: Some("/d.gguf".into()) };
+        let command = child_command(&args, &cli.telemetry, &models).unwrap();
         let Command::Worker(worker) = Cli::parse_from(command).command else { panic!() };
         assert!(worker.supervised);
         assert_eq!((worker.engine.model.as_str(), worker.engine.threads), ("/m.gguf", Some(3)));
         assert_eq!((worker.engine.kv_cache_gb, worker.engine.pooling), (Some(0.5), cli::Pooling::Last));
+        assert_eq!(worker.engine.draft_model.as_deref(), Some("/d.gguf"));
         assert_eq!(worker.engine.home, Some("/h".into()));
     }
 }

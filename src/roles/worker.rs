@@ -62,7 +62,8 @@ async fn load_model(
     ending: &CancellationToken,
 ) -> Result<volley_worker::Worker, Error> {
     let model = load::resolve(&args.engine, ending).await?;
-    load::load(&args.engine, model, id.to_owned(), args.supervised).await
+    let draft = load::resolve_draft(&args.engine, ending).await?;
+    load::load(&args.engine, model, draft, id.to_owned(), args.supervised).await
 }
 
 /// Into etcd; or, for a supervising parent, a line on stdout.

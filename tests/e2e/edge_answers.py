@@ -266,9 +266,9 @@ def a_client_that_leaves_is_not_generated_for(server):
     assert server.metric("volley_worker_step_sequences_count") - steps < 100  # of 4000
 
 
-@row(84)
+@row(84, server="brisk")
 def a_slow_reader_is_waited_for_and_not_run_ahead_of(server):
-    n, length = 8, 700  # more than sockets hold, and in more steps than the router keeps
+    n, length = 8, 400  # more than sockets hold, and in more steps than the router keeps
     ask = chat(**LONG | {"max_tokens": length}, n=n, logprobs=True, top_logprobs=20, seed=3)
     before = server.metric("volley_router_pauses_total")
     stream = Stream(server, *ask, buffer=1 << 17)

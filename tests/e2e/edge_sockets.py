@@ -92,7 +92,7 @@ def a_chunked_body_over_the_limit_is_refused_before_its_end(server):
         assert status == 413 and b"Payload Too Large" in body
 
 
-@row(10, 11, server="alone")
+@row(10, 11, server="hasty")
 def a_client_that_stalls_is_told_and_cut_off(server):
     """All at once, because each takes its time: half a body, a body by drops, half a header."""
     started = time.monotonic()

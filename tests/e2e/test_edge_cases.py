@@ -7,6 +7,7 @@ import pytest
 
 import edge_answers  # noqa: F401  they fill the table
 import edge_sockets  # noqa: F401
+from conftest import router
 from edge import TABLE
 from volley import ROOT, Serve
 
@@ -15,7 +16,7 @@ OWN = [row for row in TABLE if row.server != "server"]
 
 
 def test_every_edge_case_has_a_row():
-    assert sorted({row.number for row in TABLE}) == list(range(1, 99))
+    assert sorted({number for row in TABLE for number in row.numbers}) == list(range(1, 99))
 
 
 @pytest.mark.parametrize("row", COMMON, ids=str)
@@ -40,6 +41,18 @@ def serve(*flags):
 @pytest.fixture
 def limited():
     yield from serve("--limit-requests", "2")
+
+
+@pytest.fixture
+def hasty():
+    running = router("--client-timeout", "2")
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def brisk():
+    yield from serve("--client-buffer", "8")
 
 
 @pytest.fixture

@@ -73,27 +73,6 @@ def test_streams_go_on_with_another_schedulers_worker(cluster):
     assert cluster.metric("volley_router_moves_total") == cluster.metric("volley_scheduler_handed_back_total") > 0
 
 
-def test_streams_go_on_when_their_worker_hangs(cluster):
-    scheduler = cluster.scheduler()
-    cluster.router()
-    workers = [cluster.worker("--threads=1"), cluster.worker("--threads=1")]
-    at_work = lambda: cluster.metric("volley_scheduler_workers", [scheduler.admin])
-    eventually(lambda: at_work() == 2, "two workers claimed", cluster.parts)
-    cluster.wait()
-    alone = [stream(cluster, i) for i in range(STREAMS)]
-    with ThreadPoolExecutor(STREAMS) as pool:
-        running = all_under_way(pool, cluster)
-        workers[0].child.send_signal(signal.SIGSTOP)
-        try:
-            assert [one.result() for one in running] == alone
-            assert cluster.metric("volley_scheduler_moves_total", [scheduler.admin]) >= 1
-        finally:
-            workers[0].child.send_signal(signal.SIGCONT)
-    # What it still had to do is nobody's any more; it is of use again.
-    eventually(lambda: at_work() == 2, "the worker back", cluster.parts)
-    assert [stream(cluster, i) for i in range(STREAMS)] == alone
-
-
 def test_a_scheduler_that_joins_gets_its_share_of_the_workers_under_load(cluster):
     schedulers = [cluster.scheduler()]
     cluster.router()

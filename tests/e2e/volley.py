@@ -1,5 +1,6 @@
 """Runs the built binary in its two forms, `serve` and separate processes with etcd, on free loopback ports."""
 
+import base64
 import http.client
 import itertools
 import json
@@ -11,6 +12,8 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+from network import Loopback
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).absolute()
@@ -115,10 +118,11 @@ class Process:
 
 
 class Server:
-    """Something that answers the API at `url`; `admin` lists the ports that serve metrics."""
+    """Something that answers the API at `url`; `admin` lists the ports that serve metrics, `hosts` has the addresses
+    of those that are not on the loopback."""
 
     def __init__(self, port, admin=()):
-        self.port, self.admin = port, [port, *admin]
+        self.port, self.admin, self.hosts = port, [port, *admin], {}
         self.url = f"http://127.0.0.1:{port}"
         self.base = f"{self.url}/inference/v1"
 
@@ -126,7 +130,8 @@ class Server:
         """(status, headers, body); a JSON body is parsed, one given as a value is sent as JSON."""
         if body is not None and not isinstance(body, bytes):
             body, headers = json.dumps(body).encode(), {"content-type": "application/json", **(headers or {})}
-        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=120)
+        port = port or self.port
+        connection = http.client.HTTPConnection(self.hosts.get(port, "127.0.0.1"), port, timeout=120)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
@@ -173,12 +178,11 @@ class Serve(Server):
 class Etcd(Process):
     """A real etcd with one member; starting it again finds its data."""
 
-    def __init__(self):
-        self.client, peer = free_port(), free_port()
-        self.url = f"http://127.0.0.1:{self.client}"
-        peers = f"http://127.0.0.1:{peer}"
+    def __init__(self, host=Loopback().host()):
+        self.host, self.client, peer = host, free_port(), free_port()
+        self.url, peers = (f"http://{host.ip}:{port}" for port in (self.client, peer))
         super().__init__(
-            "etcd", "etcd", "--data-dir", tempfile.mkdtemp(prefix="volley-etcd-"),
+            "etcd", *host.enter, "etcd", "--data-dir", tempfile.mkdtemp(prefix="volley-etcd-"),
             "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
             "--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers,
             "--initial-cluster", f"default={peers}", "--logger", "zap",
@@ -186,27 +190,45 @@ class Etcd(Process):
 
     def start(self):
         super().start()
-        health = Server(self.client)
-        eventually(lambda: health.request("GET", "/health")[0] == 200, "healthy", [self])
+        eventually(lambda: self.ask("GET", "/health")[0] == 200, "healthy", [self])
+
+    def ask(self, method, path, body=None):
+        server = Server(self.client)
+        server.hosts[self.client] = self.host.ip
+        return server.request(method, path, body)
+
+    def entries(self, folder):
+        """What Volley keeps in a folder: values and leases, by name."""
+        name = lambda text: base64.b64encode(text.encode()).decode()  # noqa: E731
+        asked = {"key": name(f"/volley/{folder}/"), "range_end": name(f"/volley/{folder}0")}
+        found = self.ask("POST", "/v3/kv/range", asked)[2].get("kvs", [])
+        read = lambda text: base64.b64decode(text).decode()  # noqa: E731
+        return {read(kv["key"]).split("/")[-1]: (read(kv["value"]), kv["lease"]) for kv in found}
+
+    def expire(self, lease):
+        """Ends a lease, as if its time were over."""
+        assert self.ask("POST", "/v3/lease/revoke", {"ID": lease})[0] == 200
 
 
 class Cluster(Server):
-    """A router, schedulers and workers as separate processes that find each other through etcd."""
+    """Routers, schedulers and workers as separate processes that find each other through etcd."""
 
-    def __init__(self):
+    def __init__(self, network=Loopback()):
         super().__init__(free_port())
-        self.etcd = Etcd()
-        self.parts = []
+        self.network, self.etcd, self.parts = network, Etcd(network.host()), []
 
     def part(self, role, *flags):
-        port, admin = free_port(), free_port()
-        listen = ["--listen", f"127.0.0.1:{self.port}"] if role == "router" else [
-            "--listen", f"127.0.0.1:{port}", "--admin-listen", f"127.0.0.1:{admin}"
-        ]  # fmt: skip
-        if role != "router":
+        host, port, admin = self.network.host(), free_port(), free_port()
+        listen = ["--admin-listen", f"{host.ip}:{admin}"]
+        if role == "router":
+            port, listen = self.port, []
+            admin = port
+        listen += ["--listen", f"{host.ip}:{port}"]
+        process = Process(role, *host.enter, BINARY, role, "--etcd", self.etcd.url, *listen, *flags)
+        process.host, process.admin, process.url = host, admin, f"http://{host.ip}:{port}"
+        self.hosts[admin] = host.ip
+        if admin not in self.admin:
             self.admin.append(admin)
-        process = Process(role, BINARY, role, "--etcd", self.etcd.url, *listen, *flags)
-        process.admin = admin
         self.parts.append(process)
         return process
 
@@ -225,6 +247,7 @@ class Cluster(Server):
         if part.admin in self.admin:
             self.admin.remove(part.admin)
         part.kill() if kill else part.end()
+        self.network.leave(part.host)
 
     def wait(self, seconds=120):
         eventually(self.ready, "ready", self.parts, seconds)

@@ -19,6 +19,8 @@ pub struct Config {
     pub device: Device,
     /// Kernel threads; none: as many as this process may run side by side.
     pub threads: Option<usize>,
+    /// A small model of the same vocabulary that guesses tokens: a file or folder, as `model` is.
+    pub draft: Option<PathBuf>,
     /// Bytes for keys and values; none: a quarter of the memory that is free, and no more than
     /// `max_sequences` full contexts take. Touched as it is used.
     pub kv_cache_bytes: Option<u64>,
@@ -30,6 +32,8 @@ pub struct Config {
     pub activations: Activations,
     /// How embeddings are made; none: they are not served.
     pub pooling: Option<Pooling>,
+    /// For tests: the process aborts when it is to run a sequence that has these tokens in a row. None: it never does.
+    pub abort_on: Vec<u32>,
 }
 
 /// How the final hidden states of a prompt become its embedding.
@@ -73,11 +77,13 @@ impl Config {
             cache: None,
             device: Device::Auto,
             threads: None,
+            draft: None,
             kv_cache_bytes: None,
             max_batch_tokens: Self::MAX_BATCH_TOKENS,
             max_sequences: Self::MAX_SEQUENCES,
             activations: Activations::Int8,
             pooling: None,
+            abort_on: Vec::new(),
         }
     }
 }

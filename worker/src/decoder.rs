@@ -126,6 +126,11 @@ impl<B: Backend> Decoder<B> {
         })
     }
 
+    /// The most tokens of a sequence.
+    pub(crate) fn context(&self) -> usize {
+        self.model.context
+    }
+
     /// Copies KV blocks.
     pub(crate) fn copy_blocks(&mut self, copies: &[(BlockId, BlockId)]) {
         self.backend.copy_blocks(&mut self.cache, copies);

@@ -26,7 +26,7 @@ use crate::{
     card::card,
     config::{Config, Device},
     decoder::{Capacity, Decoder},
-    engine::{self, Engine, Guides, Job, Limits, WAITING_JOBS},
+    engine::{self, DraftModel, Engine, Guides, Job, Limits, WAITING_JOBS},
     memory,
     model::{Description, Model},
     service::Service,
@@ -74,10 +74,16 @@ impl Worker {
                 "{asked} threads were asked for; this process may run {threads} side by side, so it has {threads}"
             );
         }
+        let draft = config.draft.as_deref().map(Model::open).transpose()?;
+        if let Some(draft) = &draft {
+            speaks_alike(&model, draft)?;
+        }
         let options = CpuOptions { threads, activations: config.activations, isa: None };
-        let backend = CpuBackend::new(options)?;
+        let backend = || CpuBackend::new(options);
+        let draft = draft.as_ref().map(|draft| backend().map(|backend| (backend, draft))).transpose()?;
+        let backend = backend()?;
         let card = card(&config, &model, weights_hash, &backend.numerics());
-        let worker = Self::with_backend(&config, backend, &model, card, &mut progress)?;
+        let worker = Self::with_backend(&config, (backend, &model), draft, card, &mut progress)?;
         tracing::info!(
             model = worker.card.name,
             architecture = worker.card.architecture,
@@ -93,8 +99,8 @@ impl Worker {
 
     fn with_backend<B: Backend>(
         config: &Config,
-        backend: B,
-        model: &Model,
+        (backend, model): (B, &Model),
+        draft: Option<(B, &Model)>,
         card: ModelCard,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Error> {
@@ -107,8 +113,12 @@ impl Worker {
                 "max-batch-tokens {rows}, max-sequences {sequences}: expected at least 1 of each"
             )));
         }
-        let block_bytes = backend.block_bytes(description.layers, description.heads) as u64;
-        let blocks = blocks(config, description, block_bytes)?;
+        let block_bytes =
+            |backend: &B, model: &Description| backend.block_bytes(model.layers, model.heads) as u64;
+        let of_draft = draft.as_ref().map_or(0, |(backend, draft)| block_bytes(backend, &draft.description));
+        let block_bytes = block_bytes(&backend, description);
+        // Each block has its like in the draft model's cache.
+        let blocks = blocks(config, description, block_bytes + of_draft)?;
         let limits = Limits {
             sequences,
             rows,
@@ -125,6 +135,12 @@ impl Worker {
         };
         let capacity = Capacity { rows, blocks };
         let decoder = Decoder::load(backend, description.clone(), weights, capacity, progress)?;
+        let load_draft = |(backend, draft): (B, &Model)| {
+            let decoder =
+                Decoder::load(backend, draft.description.clone(), &draft.weights, capacity, progress)?;
+            Ok::<_, Error>(DraftModel::new(decoder, rows, blocks))
+        };
+        let draft = draft.map(load_draft).transpose()?;
         let hello = WorkerHello {
             protocol: PROTOCOL,
             worker_id: config.id.clone(),
@@ -134,7 +150,9 @@ impl Worker {
             max_sequences: config.max_sequences,
             max_batch_tokens: config.max_batch_tokens,
         };
-        let steps = Box::new(move |jobs| Engine::new(decoder, limits, guides).run(jobs));
+        let abort_on = config.abort_on.clone();
+        let steps =
+            Box::new(move |jobs| Engine::new(decoder, draft, limits, guides).abort_on(abort_on).run(jobs));
         Ok(Self { hello, files: Arc::new(text.files.clone()), steps, card })
     }
 
@@ -180,6 +198,22 @@ impl Worker {
         let _ = tokio::time::timeout(SHUTDOWN, thread).await;
         Ok(())
     }
+}
+
+/// What one model guesses must be tokens of the other.
+fn speaks_alike(model: &Model, draft: &Model) -> Result<(), Error> {
+    let vocabulary = |model: &Model| {
+        let tokenizer = serde_json::from_slice::<serde_json::Value>(&model.text.tokenizer()).ok()?;
+        Some(tokenizer.get("model")?.get("vocab")?.clone())
+    };
+    let (size, drafts) = (model.description.vocab, draft.description.vocab);
+    if size != drafts || vocabulary(model) != vocabulary(draft) {
+        return Err(Error::Config(format!(
+            "the draft model has another vocabulary ({drafts} tokens) than the model ({size}): choose one of the \
+             same family, or leave out --draft-model"
+        )));
+    }
+    Ok(())
 }
 
 /// Compiles grammars for the model's vocabulary, which is read for the first of them.

@@ -59,7 +59,7 @@ async fn start(link: &mut Link, sequences: Vec<NewSequence>, tokens: &[usize]) -
     let mut plan = StepPlan { step_id: 1, ..Default::default() };
     let mut free = 0..;
     for (slot, (sequence, tokens)) in (0..).zip(sequences.into_iter().zip(tokens)) {
-        plan.run.push(SlotRun { slot, tokens: sequence.tokens.len() as u32 });
+        plan.run.push(SlotRun { slot, tokens: sequence.tokens.len() as u32, drafts: 0 });
         plan.admit.push(NewSequence { slot, ..sequence });
         let blocks = free.by_ref().take(tokens.div_ceil(16)).collect();
         plan.append.push(BlockAppend { slot, group: 0, blocks });
@@ -157,7 +157,7 @@ async fn generate(config: Config, items: &[Item], sampling: Sampling) -> Vec<Vec
     let results = start(&mut link, items.iter().map(sequence).collect(), &lengths).await;
     let mut texts: Vec<_> = results.into_iter().map(|result| result.tokens).collect();
     for step_id in 2..=items[0].gen_ids.len() as u64 {
-        let run = (0..items.len() as u32).map(|slot| SlotRun { slot, tokens: 1 }).collect();
+        let run = (0..items.len() as u32).map(|slot| SlotRun { slot, tokens: 1, drafts: 0 }).collect();
         let result = link.step(StepPlan { step_id, run, ..Default::default() }).await.unwrap();
         texts.iter_mut().zip(result.slots).for_each(|(text, slot)| text.extend(slot.tokens));
     }

@@ -36,7 +36,7 @@ fn admission() -> StepPlan {
             ..Default::default()
         }],
         append: vec![BlockAppend { slot: 0, group: 0, blocks: vec![0] }],
-        run: vec![SlotRun { slot: 0, tokens: 3 }],
+        run: vec![SlotRun { slot: 0, tokens: 3, drafts: 0 }],
         ..Default::default()
     }
 }
@@ -60,7 +60,7 @@ async fn a_scheduler_claims_the_worker_and_runs_steps() {
     let first = link.step(admission()).await.unwrap();
     assert_eq!((first.step_id, first.rows, first.slots.len()), (1, 3, 1));
     assert_eq!((first.slots[0].tokens.len(), first.slots[0].logprobs.len()), (1, 1));
-    let run = vec![SlotRun { slot: 0, tokens: 1 }];
+    let run = vec![SlotRun { slot: 0, tokens: 1, drafts: 0 }];
     let second = link.step(StepPlan { step_id: 2, run, ..Default::default() }).await.unwrap();
     assert_eq!((second.slots[0].tokens.len(), second.epoch.unwrap().claim), (1, 1));
 }

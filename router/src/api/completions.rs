@@ -44,7 +44,7 @@ pub(crate) async fn create<E: Generate>(
     request: Request,
 ) -> Result<Response, ApiError> {
     let caller = Caller::of(&request)?;
-    let body = body::read(request, app.config.body_limit).await?;
+    let body = body::read(request, &app.config).await?;
     let mut parsed = parse::request::<CompletionRequest>(body, app.config.unknown_fields).await?;
     caller.name_model(&mut parsed.parameters);
     let settings = parsed.parameters.check(&app.config)?;

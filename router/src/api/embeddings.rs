@@ -108,7 +108,7 @@ pub(crate) async fn create<E: Generate>(
     request: Request,
 ) -> Result<Response, ApiError> {
     let caller = Caller::of(&request)?;
-    let body = body::read(request, app.config.body_limit).await?;
+    let body = body::read(request, &app.config).await?;
     let mut request: EmbeddingRequest = parse::only(body, app.config.unknown_fields).await?;
     let name = caller.named(request.model.take()).filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| ApiError::missing("model"))?;
@@ -179,6 +179,7 @@ impl<E: Generate> App<E> {
             echo: 0,
             logprobs: None,
             grammar: None,
+            prediction: Vec::new(),
             shown: Vec::new(),
             sampling: Sampling::default(),
             tenant: caller.tenant.0.clone(),

@@ -73,7 +73,7 @@ pub(crate) async fn tokenize<E: Generate>(
     request: Request,
 ) -> Result<Json<Tokens>, ApiError> {
     let caller = Caller::of(&request)?;
-    let body = body::read(request, app.config.body_limit).await?;
+    let body = body::read(request, &app.config).await?;
     let request: TokenizeRequest = parse::only(body, app.config.unknown_fields).await?;
     let model = app.only_model(caller.named(request.model.clone())).await?;
     let strings = request.return_token_strs.unwrap_or(false);
@@ -92,7 +92,7 @@ pub(crate) async fn detokenize<E: Generate>(
     request: Request,
 ) -> Result<Json<Text>, ApiError> {
     let caller = Caller::of(&request)?;
-    let body = body::read(request, app.config.body_limit).await?;
+    let body = body::read(request, &app.config).await?;
     let request: DetokenizeRequest = parse::only(body, app.config.unknown_fields).await?;
     let model = app.only_model(caller.named(request.model)).await?;
     let ids = request.tokens.ok_or_else(|| ApiError::missing("tokens"))?;

@@ -118,6 +118,8 @@ struct Guard {
 // === impl EngineConfig ===
 
 impl EngineConfig {
+    /// Default of `client_buffer`.
+    pub const CLIENT_BUFFER: usize = 256;
     /// Default of `move_deadline`: outlasts the restart of a worker with a model of moderate size.
     pub const MOVE_DEADLINE: Duration = Duration::from_secs(30);
 }
@@ -127,7 +129,7 @@ impl Default for EngineConfig {
         Self {
             router_id: String::new(),
             max_requests: 64 << 10,
-            client_buffer: 256,
+            client_buffer: Self::CLIENT_BUFFER,
             slow_client: Duration::from_secs(60),
             max_moves: 3,
             move_deadline: Self::MOVE_DEADLINE,

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, stream};
+use futures::{Stream, StreamExt, stream};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Streaming, transport::Channel};
@@ -154,21 +154,34 @@ impl Link {
 
     /// Reads until the link breaks. Step outputs go to `batches`; `models_changed` is called after every new
     /// list of models.
+    ///
+    /// The link is broken off before `batches` ends: whoever moves what was on it then finds it taking nothing more.
     pub(crate) async fn read(
         &self,
-        mut inbound: Streaming<SchedulerMessage>,
+        mut inbound: impl Stream<Item = Result<SchedulerMessage, tonic::Status>> + Unpin,
         batches: mpsc::Sender<StepOutput>,
+        models_changed: impl Fn(),
+    ) -> LinkError {
+        let error = self.hear(&mut inbound, &batches, models_changed).await;
+        self.break_off();
+        error
+    }
+
+    async fn hear(
+        &self,
+        inbound: &mut (impl Stream<Item = Result<SchedulerMessage, tonic::Status>> + Unpin),
+        batches: &mpsc::Sender<StepOutput>,
         models_changed: impl Fn(),
     ) -> LinkError {
         loop {
             let message = tokio::select! {
                 () = self.broken.cancelled() => return LinkError::BrokenOff,
-                message = inbound.message() => message,
+                message = inbound.next() => message,
             };
             let message = match message {
-                Ok(Some(message)) => message.message,
-                Ok(None) => return LinkError::Closed,
-                Err(status) => return LinkError::Status(Box::new(status)),
+                Some(Ok(message)) => message.message,
+                None => return LinkError::Closed,
+                Some(Err(status)) => return LinkError::Status(Box::new(status)),
             };
             match message {
                 Some(scheduler_message::Message::Output(output)) => {
@@ -364,6 +377,32 @@ mod tests {
             });
         }
         all.join(" ")
+    }
+
+    #[tokio::test]
+    async fn a_link_takes_nothing_more_once_its_outputs_have_ended() {
+        let (submissions, _submitted) = mpsc::channel(16);
+        let (cancels, _cancelled) = mpsc::channel(16);
+        let channel = tonic::transport::Endpoint::from_static("http://nowhere").connect_lazy();
+        let link = Arc::new(Link {
+            scheduler: "s".into(),
+            client: SchedulerClient::new(channel),
+            submissions,
+            cancels,
+            queued_tokens: Arc::default(),
+            broken: CancellationToken::new(),
+            report: Mutex::default(),
+            sent: AtomicU64::new(0),
+        });
+        assert!(link.submit(order(1, 0, 1)));
+        let (batches, mut received) = mpsc::channel(1);
+        let text = async {
+            assert!(received.recv().await.is_none());
+            link.submit(order(1, 1, 1))
+        };
+        // The scheduler hangs up; what was here moves, and must not come back.
+        let (error, taken) = tokio::join!(link.read(stream::empty(), batches, || ()), text);
+        assert!(matches!(error, LinkError::Closed) && !taken);
     }
 
     #[tokio::test]

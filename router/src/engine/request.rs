@@ -17,7 +17,7 @@ use volley_proto::v1::{
 
 use super::StartError;
 use crate::{
-    generation::{Delta, Generation, Reason, Task},
+    generation::{Delta, Generation, Guessed, Reason, Task},
     text::{
         assembler::{Assembler, Rules, Step},
         model::Model,
@@ -96,6 +96,7 @@ struct Choice {
     log: Vec<u32>,
     /// The sampler's state after the log.
     mirostat: Option<f32>,
+    guessed: Guessed,
     /// Outputs that came before the echo was complete.
     early: Vec<SequenceOutput>,
     /// The scheduler has ended it, or was told to.
@@ -163,6 +164,7 @@ impl<P: Place> Request<P> {
                 assembler: Assembler::new(choice, rules.clone()),
                 log: Vec::new(),
                 mirostat: None,
+                guessed: Guessed::default(),
                 early: Vec::new(),
                 over: false,
             })
@@ -390,6 +392,7 @@ impl Choice {
         }
         self.log.extend_from_slice(&output.tokens);
         self.mirostat = output.mirostat.or(self.mirostat);
+        output.drafted.into_iter().for_each(|drafted| self.guessed.count(drafted));
         let end = match output.finish() {
             FinishReason::Unspecified => None,
             FinishReason::Stop => Some(Reason::Stop),
@@ -408,7 +411,9 @@ impl Choice {
                 end: end.filter(|_| at == last),
                 cached_tokens,
             };
-            batch.extend(self.assembler.push(step));
+            let delta = self.assembler.push(step);
+            let guessed = |end: bool| if end { self.guessed } else { Guessed::default() };
+            batch.extend(delta.map(|delta| Delta { guessed: guessed(delta.finish.is_some()), ..delta }));
         }
         if let Some(delta) = batch.last_mut().filter(|_| !embedding.is_empty()) {
             delta.embedding = embedding;
@@ -448,6 +453,7 @@ fn header(
         cache_salt: generation.cache_salt.clone(),
         max_cached_tokens: generation.max_cached_tokens,
         traceparent: generation.traceparent.clone(),
+        prediction: generation.prediction.clone(),
         grammar: generation.grammar.as_ref().map(|grammar| grammar.text().to_owned()),
         ..Submission::default()
     }

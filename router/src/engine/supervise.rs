@@ -107,7 +107,6 @@ impl<S: Sink> Links<S> {
         }
         self.cluster.add(link.clone());
         let error = link.read(inbound, batches, || self.cluster.models_changed()).await;
-        link.break_off();
         self.cluster.remove(link);
         error
     }

@@ -10,21 +10,21 @@ use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout_at};
 
 use super::{decode::Coding, error::ApiError};
+use crate::config::Config;
 
-/// The longest silence inside a body.
-const IDLE: Duration = Duration::from_secs(30);
-/// The slowest body, bytes per second, beyond the first [`IDLE`].
+/// The slowest body, bytes per second, beyond [`Config::client_timeout`].
 const SLOWEST: u64 = 1024;
 /// How much is still read of a body that was refused, bytes.
 const DRAIN: u64 = 64 << 20;
 /// And for how long.
 const DRAIN_FOR: Duration = Duration::from_secs(10);
 
-/// The body of `request`, of at most `limit` bytes, compressed or not.
-pub(crate) async fn read(request: Request, limit: usize) -> Result<Bytes, ApiError> {
+/// The body of `request`, within the bounds of `config`, compressed or not.
+pub(crate) async fn read(request: Request, config: &Config) -> Result<Bytes, ApiError> {
+    let (limit, idle) = (config.body_limit, config.client_timeout);
     let (parts, mut body) = request.into_parts();
     let read = match check(&parts.headers, &body, limit) {
-        Ok(coding) => collect(&mut body, limit).await.map(|bytes| (bytes, coding)),
+        Ok(coding) => collect(&mut body, limit, idle).await.map(|bytes| (bytes, coding)),
         Err(refusal) => Err(refusal),
     };
     let (bytes, coding) = match read {
@@ -76,12 +76,12 @@ fn is_form(headers: &HeaderMap) -> bool {
     media_type(headers).is_some_and(|media| media.starts_with("application/x-www-form-urlencoded"))
 }
 
-async fn collect(body: &mut Body, limit: usize) -> Result<Bytes, ApiError> {
+async fn collect(body: &mut Body, limit: usize, idle: Duration) -> Result<Bytes, ApiError> {
     let started = Instant::now();
     let mut bytes = BytesMut::new();
     loop {
         let pace = Duration::from_secs(bytes.len() as u64 / SLOWEST);
-        let deadline = (Instant::now() + IDLE).min(started + IDLE + pace);
+        let deadline = (Instant::now() + idle).min(started + idle + pace);
         let frame = match timeout_at(deadline, body.frame()).await {
             Err(_) => return Err(ApiError::BodyTimeout),
             Ok(None) => return Ok(bytes.freeze()),

@@ -36,7 +36,7 @@ use crate::{
 
 /// The most open connections, where there are file descriptors for them; more wait in the listener's backlog.
 const CONNECTIONS: usize = 64 << 10;
-/// The longest wait for a request's headers.
+/// The longest wait for a request's headers; no longer than [`Config::client_timeout`].
 const HEADERS: Duration = Duration::from_secs(10);
 /// The largest headers, bytes.
 const HEADERS_SIZE: usize = 32 << 10;
@@ -69,6 +69,7 @@ pub async fn serve<E: Generate>(
 ) -> Result<(), Error> {
     crate::telemetry::describe();
     listener.local_addr().map_err(Error::Listener)?;
+    let headers = HEADERS.min(config.client_timeout);
     let (grace, closing) = (config.grace, CancellationToken::new());
     let responses = Arc::new(Store::new(config.responses_bytes, config.responses_age));
     let app = Arc::new(App {
@@ -86,7 +87,7 @@ pub async fn serve<E: Generate>(
     let mut server = Server {
         listener,
         routes: edge::routes(app),
-        builder: builder(),
+        builder: builder(headers),
         graceful: GracefulShutdown::new(),
         permits: Arc::new(Semaphore::new(CONNECTIONS)),
         connections: JoinSet::new(),
@@ -204,12 +205,12 @@ impl Server {
 }
 
 /// HTTP/1.1, and HTTP/2 for clients that begin with it.
-fn builder() -> auto::Builder<TokioExecutor> {
+fn builder(headers: Duration) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS)
+        .header_read_timeout(headers)
         .max_headers(HEADERS_COUNT)
         .max_buf_size(HEADERS_SIZE);
     builder

@@ -10,6 +10,7 @@ mod parameters;
 mod responses;
 mod resume;
 mod served;
+mod speculation;
 mod streams;
 mod tokenizing;
 mod tools;

@@ -44,6 +44,8 @@ pub struct Spec {
     pub tenant: String,
     /// What a choice may say; the worker's to understand.
     pub grammar: Option<String>,
+    /// Tokens that it is likely to say; the worker's to use.
+    pub prediction: Vec<u32>,
     /// Part of every block hash, beside the tenant.
     pub cache_salt: String,
     /// Tokens that may come from the prefix cache; none: as many as there are.
@@ -112,6 +114,11 @@ impl Spec {
     /// Where the hashes of its blocks start from: sequences that differ in any of these share nothing.
     pub fn salt(&self) -> BlockHash {
         prefix::salt(&[&self.model_hash, &self.adapter, &self.tenant, &self.cache_salt])
+    }
+
+    /// Whether its tokens can be guessed: what may be drawn must not depend on more than the tokens before.
+    pub fn guessable(&self) -> bool {
+        self.grammar.is_none() && self.sampling.mirostat_target.is_none()
     }
 }
 

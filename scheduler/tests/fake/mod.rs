@@ -105,7 +105,7 @@ impl FakeWorker {
             let cells = self.kv.get(&(copy.group, copy.from)).cloned().expect("it was written");
             self.kv.insert((copy.group, copy.to), cells);
         }
-        let rows = plan.run.iter().map(|run| run.tokens as usize).sum::<usize>();
+        let rows = plan.run.iter().map(|run| (run.tokens + run.drafts) as usize).sum::<usize>();
         assert!(rows <= self.batch_tokens, "{rows} rows in a step of {}", self.batch_tokens);
         let last_words = released && self.slots.is_empty();
         assert!(rows > 0 || last_words, "a step without rows empties the last slots");
@@ -117,7 +117,7 @@ impl FakeWorker {
 
     fn run(&mut self, run: &v1::SlotRun) -> v1::SlotResult {
         let owner = &self.slots[&run.slot];
-        let written = owner.computed..owner.computed + run.tokens as usize;
+        let written = owner.computed..owner.computed + (run.tokens + run.drafts) as usize;
         for (_, other) in self.slots.iter().filter(|(slot, _)| **slot != run.slot) {
             for (group, table) in &owner.tables {
                 let own = written.clone().filter_map(|position| table.get(position / self.block_tokens));
@@ -156,22 +156,66 @@ impl FakeWorker {
                     result.deferred = true;
                     continue;
                 }
-                let sampling = slot.sequence.sampling.clone().unwrap_or_default();
-                let mut token = draw(&past, sampling.seed, slot.sequence.choice, slot.mirostat);
-                let generated = next - slot.sequence.prompt_tokens as usize;
-                if generated < slot.sequence.min_tokens as usize && slot.sequence.banned.contains(&token) {
-                    token += 1;
-                }
-                result.tokens.push(token);
-                slot.mirostat = slot.mirostat.map(|state| next_state(state, token));
-                result.mirostat = slot.mirostat;
-                if sampling.logprobs.is_some() {
-                    result.logprobs.push(score(&past, token));
-                }
+                slot.draw(&past, &mut result);
+                slot.guess(run.drafts, &mut self.kv, (self.block_tokens, self.last_step), &mut result);
+                break; // it was the last row
             }
         }
-        slot.tokens.extend(&result.tokens);
         result
+    }
+}
+
+impl Slot {
+    /// Draws the token after `past`, and keeps it.
+    fn draw(&mut self, past: &[u32], result: &mut v1::SlotResult) {
+        let sampling = self.sequence.sampling.clone().unwrap_or_default();
+        let mut token = draw(past, sampling.seed, self.sequence.choice, self.mirostat);
+        let generated = past.len() - self.sequence.prompt_tokens as usize;
+        if generated < self.sequence.min_tokens as usize && self.sequence.banned.contains(&token) {
+            token += 1;
+        }
+        result.tokens.push(token);
+        self.tokens.push(token);
+        self.mirostat = self.mirostat.map(|state| next_state(state, token));
+        result.mirostat = self.mirostat;
+        if sampling.logprobs.is_some() {
+            result.logprobs.push(score(past, token));
+        }
+    }
+
+    /// Guesses some of the `most` tokens that it may, and runs a row for each; some are right.
+    fn guess(
+        &mut self,
+        most: u32,
+        kv: &mut HashMap<(u32, u32), Vec<Option<u32>>>,
+        (block_tokens, step): (usize, u64),
+        result: &mut v1::SlotResult,
+    ) {
+        let guesses = hash(&self.tokens, step) % (u64::from(most) + 1);
+        let mut drafted = v1::Drafted { tokens: guesses as u32, ..Default::default() };
+        for nth in 0..guesses {
+            let position = self.computed + (guesses - nth) as usize - 1;
+            for (&group, table) in &self.tables {
+                let block = *table.get(position / block_tokens).expect("there is a block for a guess");
+                let cells = kv.entry((group, block)).or_default();
+                cells.resize(block_tokens, None);
+                cells[position % block_tokens] = Some(u32::MAX);
+            }
+        }
+        for nth in 0..guesses {
+            if hash(&self.tokens, step ^ nth << 20).is_multiple_of(3) {
+                break; // this one is wrong
+            }
+            for (&group, table) in &self.tables {
+                let cells =
+                    kv.get_mut(&(group, table[self.computed / block_tokens])).expect("it was written");
+                cells[self.computed % block_tokens] = Some(self.tokens[self.computed]);
+            }
+            self.computed += 1;
+            drafted.accepted += 1;
+            self.draw(&self.tokens[..self.computed].to_vec(), result);
+        }
+        result.drafted = (guesses > 0).then_some(drafted);
     }
 }
 

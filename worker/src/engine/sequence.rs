@@ -6,6 +6,7 @@ use volley_proto::v1::{Kind, NewSequence, Sampling};
 
 use super::{
     Limits,
+    draft::{Drafter, Guess},
     guide::{Guide, Guides},
     pool::Pool,
     shaping::{Shaping, cannot_shape},
@@ -28,6 +29,9 @@ pub(super) struct Sequence {
     score: Option<(usize, u32)>,
     banned: Vec<u32>,
     min_tokens: usize,
+    drafter: Drafter,
+    /// Tokens that a draft model has in its own KV cache, if it has looked; those it guessed among them.
+    pub(super) mirrored: Option<usize>,
     /// Says what may be drawn.
     pub(super) guide: Option<Guide>,
     pub(super) blocks: Vec<BlockId>,
@@ -46,8 +50,10 @@ pub(super) struct Run {
     pub(super) tokens: Vec<u32>,
     /// Scores of known tokens: row (counted from the run's first) and what to score.
     pub(super) scores: Vec<(usize, Draw)>,
-    /// The draw of a new token, from the run's last row.
-    pub(super) sample: Option<Draw>,
+    /// The draw of a new token, if all that is known has run; with a guess, those of the rows after it.
+    pub(super) samples: Vec<(usize, Draw)>,
+    /// Tokens that were guessed: the last rows.
+    pub(super) guess: Option<Guess>,
     /// How many of the last rows go into its embedding.
     pub(super) pooled: usize,
     /// Whether all that is known has run.
@@ -77,7 +83,9 @@ impl Sequence {
         // Where it stands in its grammar follows from what was generated, here or elsewhere.
         let guide = grammar.map(|grammar| guides.guide(grammar, new.tokens[prompt_tokens..].to_vec()));
         let sampling = new.sampling.take().unwrap_or_default();
+        let prediction = new.prediction.iter().copied().take_while(|&token| (token as usize) < limits.vocab);
         Ok(Self {
+            drafter: Drafter::new(prediction.collect()),
             kind,
             shaping: Shaping::new(&new, &sampling),
             tokens: new.tokens,
@@ -85,6 +93,7 @@ impl Sequence {
             prompt_tokens,
             sampling,
             choice: new.choice,
+            mirrored: None,
             score: new.score.map(|score| (score.from.max(1) as usize, score.alternatives)),
             banned: new.banned,
             min_tokens: new.min_tokens as usize,
@@ -101,8 +110,47 @@ impl Sequence {
         self.failure.as_deref()
     }
 
-    /// Computes the next `rows` tokens. The error is a plan that contradicts itself.
-    pub(super) fn run(&mut self, slot: u32, rows: usize, limits: &Limits) -> Result<Run, String> {
+    /// All that is known.
+    pub(super) fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Of it, what is in the KV cache.
+    pub(super) fn computed(&self) -> usize {
+        self.computed
+    }
+
+    /// The blocks that a run of so many rows writes.
+    pub(super) fn touched(&self, rows: usize) -> &[BlockId] {
+        let end = (self.computed + rows).div_ceil(BLOCK_TOKENS).min(self.blocks.len());
+        self.blocks.get(self.computed / BLOCK_TOKENS..end).unwrap_or_default()
+    }
+
+    /// Whether what a run of `rows` tokens draws can be guessed on from. Not where a draw depends on more than the
+    /// tokens before it: on a mask that is computed from the last one, or on how surprising that was.
+    pub(super) fn is_guessable(&self, rows: usize) -> bool {
+        let draws = self.kind == Kind::Generate && self.computed + rows == self.tokens.len();
+        let exact = self.guide.is_none() && self.sampling.mirostat_target.is_none();
+        draws && exact && self.failure.is_none()
+    }
+
+    /// Up to `most` tokens that may come after a run of `rows` tokens.
+    pub(super) fn guess(&mut self, rows: usize, most: usize) -> Option<Guess> {
+        match most > 0 && self.is_guessable(rows) {
+            true => self.drafter.guess(&self.tokens, self.prompt_tokens, most),
+            false => None,
+        }
+    }
+
+    /// Computes the next `rows` tokens, and those guessed to come after, at most `drafts`. The error is a plan that
+    /// contradicts itself.
+    pub(super) fn run(
+        &mut self,
+        slot: u32,
+        (rows, drafts): (usize, usize),
+        guess: Option<Guess>,
+        limits: &Limits,
+    ) -> Result<Run, String> {
         let known = self.tokens.len();
         let (position, end) = (self.computed, self.computed + rows);
         if rows == 0 || end > known {
@@ -111,13 +159,14 @@ impl Sequence {
                 known - position
             ));
         }
-        if end > limits.context {
-            return Err(format!("slot {slot}: run to token {end} of a context of {}", limits.context));
+        if end + drafts > limits.context {
+            let last = end + drafts;
+            return Err(format!("slot {slot}: run to token {last} of a context of {}", limits.context));
         }
-        if end > self.blocks.len() * BLOCK_TOKENS {
-            let have = self.blocks.len();
+        if end + drafts > self.blocks.len() * BLOCK_TOKENS {
+            let (have, need) = (self.blocks.len(), end + drafts);
             return Err(format!(
-                "slot {slot}: {have} blocks of {BLOCK_TOKENS} tokens cannot hold {end} tokens"
+                "slot {slot}: {have} blocks of {BLOCK_TOKENS} tokens cannot hold {need} tokens"
             ));
         }
         self.computed = end;
@@ -128,10 +177,14 @@ impl Sequence {
                 (scored - 1 - position, self.score_at(scored, alternatives.min(limits.vocab as u32)))
             })
             .collect();
-        let sample = (self.kind == Kind::Generate && end == known).then(|| self.draw_at_end(limits));
-        let ends = end == known;
+        let (ends, mut tokens) = (end == known, self.tokens[position..end].to_vec());
+        let samples = self.kind == Kind::Generate && ends;
+        let guessed = guess.as_ref().map_or(&[][..], |guess| &guess.tokens);
+        tokens.extend(guessed);
+        let draws = if samples { 0..guessed.len() + 1 } else { 0..0 };
+        let samples = draws.map(|nth| (rows - 1 + nth, self.draw_after(&guessed[..nth], limits))).collect();
         let pooled = self.pool.as_ref().map_or(0, |pool| pool.wants(rows, ends));
-        Ok(Run { position, tokens: self.tokens[position..end].to_vec(), scores, sample, pooled, ends })
+        Ok(Run { position, tokens, scores, samples, guess, pooled, ends })
     }
 
     /// Keeps a drawn token: the next run may start with it.
@@ -141,6 +194,11 @@ impl Sequence {
         if let Some(guide) = &mut self.guide {
             guide.push(drawn.token);
         }
+    }
+
+    /// A guess was right: its row counts, and the next draw is the one after it.
+    pub(super) fn accept(&mut self) {
+        self.computed += 1;
     }
 
     /// Takes back the last row, from which nothing could be drawn: the next run starts with it.
@@ -153,10 +211,12 @@ impl Sequence {
         self.failure = Some(problem);
     }
 
-    fn draw_at_end(&self, limits: &Limits) -> Draw {
-        let generated = self.tokens.len() - self.prompt_tokens;
+    /// The draw after all that is known and `guess`: what it would be if that were known too.
+    pub(super) fn draw_after(&self, guess: &[u32], limits: &Limits) -> Draw {
+        let known = self.tokens.len() + guess.len();
+        let generated = known - self.prompt_tokens;
         let sampling = &self.sampling;
-        self.shaping.shape(Draw {
+        let draw = Draw {
             temperature: sampling.temperature,
             top_p: sampling.top_p.unwrap_or(1.0),
             top_k: sampling.top_k.unwrap_or(0),
@@ -164,11 +224,12 @@ impl Sequence {
             typical_p: sampling.typical_p.unwrap_or(1.0),
             seed: sampling.seed,
             choice: self.choice,
-            position: self.tokens.len() as u32,
+            position: known as u32,
             banned: if generated < self.min_tokens { self.banned.clone() } else { Vec::new() },
             logprobs: sampling.logprobs.map(|alternatives| alternatives.min(limits.vocab as u32)),
             ..Draw::default()
-        })
+        };
+        self.shaping.shape(draw, guess)
     }
 
     fn score_at(&self, position: usize, alternatives: u32) -> Draw {

@@ -37,9 +37,14 @@ impl Shaping {
         }
     }
 
-    /// A draw that has only its filters yet.
-    pub(super) fn shape(&self, draw: Draw) -> Draw {
-        Draw { penalties: self.penalties.clone(), bias: self.bias.clone(), mirostat: self.mirostat, ..draw }
+    /// A draw that has only its filters yet, after tokens that are known and then `guess`.
+    pub(super) fn shape(&self, draw: Draw, guess: &[u32]) -> Draw {
+        let mut penalties = self.penalties.clone();
+        if let Some(penalties) = penalties.as_mut().filter(|_| !guess.is_empty()) {
+            let history = Arc::make_mut(&mut penalties.history);
+            guess.iter().for_each(|&token| history.generated(token));
+        }
+        Draw { penalties, bias: self.bias.clone(), mirostat: self.mirostat, ..draw }
     }
 
     /// Takes in what was drawn. The draw itself must be gone: it shares the history.

@@ -3,10 +3,11 @@
 use std::{collections::HashSet, ops::Range, time::Duration};
 
 use volley_kernels::{self as kernels, Batch, BlockId, Draw, Drawn};
-use volley_proto::v1::{Logprobs, SlotResult, SlotRun, StepPlan};
+use volley_proto::v1::{Drafted, Logprobs, SlotResult, SlotRun, StepPlan};
 
 use super::{
     Limits,
+    draft::Guess,
     guide::{Guides, Readiness, patience, restrict},
     sequence::Sequence,
 };
@@ -26,6 +27,15 @@ pub(crate) struct Slots {
     slots: Vec<Option<Sequence>>,
 }
 
+/// A plan whose deltas have been applied.
+#[derive(Debug, Default)]
+pub(crate) struct Planned {
+    step: u64,
+    pub(crate) copies: Vec<(BlockId, BlockId)>,
+    /// What is to run, and what is guessed to come after.
+    pub(super) runs: Vec<(SlotRun, Option<Guess>)>,
+}
+
 /// A checked plan, ready to compute.
 #[derive(Debug, Default)]
 pub(crate) struct Step {
@@ -36,6 +46,8 @@ pub(crate) struct Step {
     pub(crate) draws: Vec<Draw>,
     /// Beside `draws`: the slot result that each belongs to.
     owners: Vec<usize>,
+    /// Beside `draws`: the token that the next row takes each for, if that one is guessed.
+    guesses: Vec<Option<u32>>,
     /// Rows whose final hidden states go into embeddings.
     pub(crate) pooled: Vec<Pooled>,
     /// One for each run of the plan, to be filled.
@@ -59,6 +71,16 @@ impl Slots {
         Self { slots: (0..limits.sequences).map(|_| None).collect(), limits, guides }
     }
 
+    /// What plans may ask for.
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// The sequence in a slot.
+    pub(super) fn sequence_mut(&mut self, slot: u32) -> Option<&mut Sequence> {
+        self.slots.get_mut(slot as usize)?.as_mut()
+    }
+
     /// Slots that hold a sequence.
     pub(crate) fn taken(&self) -> usize {
         self.slots.iter().flatten().count()
@@ -69,13 +91,24 @@ impl Slots {
         self.slots.fill_with(|| None);
     }
 
-    /// Applies a plan's deltas and lays out its rows. After an error the slots are of no more use.
-    pub(crate) fn apply(&mut self, plan: StepPlan) -> Result<Step, PlanError> {
+    /// Applies a plan's deltas, and guesses from what sequences hold. After an error the slots are of no more use.
+    pub(crate) fn apply(&mut self, plan: StepPlan) -> Result<Planned, PlanError> {
         let step = plan.step_id;
-        self.changes(plan).map_err(|problem| PlanError { step, problem })
+        let planned = self.changes(plan).map_err(|problem| PlanError { step, problem })?;
+        Ok(Planned { step, ..planned })
     }
 
-    fn changes(&mut self, plan: StepPlan) -> Result<Step, String> {
+    /// Lays out the rows. After an error the slots are of no more use.
+    pub(crate) fn lay_out(&mut self, planned: Planned) -> Result<Step, PlanError> {
+        let mut step = Step { copies: planned.copies, ..Step::default() };
+        for (run, guess) in planned.runs {
+            let done = self.run(run, guess, &mut step);
+            done.map_err(|problem| PlanError { step: planned.step, problem })?;
+        }
+        Ok(step)
+    }
+
+    fn changes(&mut self, plan: StepPlan) -> Result<Planned, String> {
         for slot in plan.release {
             let freed = self.slot(slot)?.take();
             freed.ok_or_else(|| format!("release of slot {slot}, which is empty"))?;
@@ -99,22 +132,28 @@ impl Slots {
                 return Err(format!("slot {slot}: a table of {} blocks; there are {limit}", table.len()));
             }
         }
-        let mut step = Step::default();
+        let mut planned = Planned::default();
         for copy in plan.copy {
             self.group(copy.group)?;
-            step.copies.push((self.block(copy.from)?, self.block(copy.to)?));
+            planned.copies.push((self.block(copy.from)?, self.block(copy.to)?));
         }
         let mut ran = HashSet::new();
         for run in plan.run {
             if !ran.insert(run.slot) {
                 return Err(format!("slot {} runs twice", run.slot));
             }
-            self.run(run, &mut step)?;
+            let guess = self.sequence(run.slot)?.guess(run.tokens as usize, run.drafts as usize);
+            planned.runs.push((run, guess));
         }
-        Ok(step)
+        Ok(planned)
     }
 
-    fn run(&mut self, SlotRun { slot, tokens }: SlotRun, step: &mut Step) -> Result<(), String> {
+    fn run(
+        &mut self,
+        SlotRun { slot, tokens, drafts }: SlotRun,
+        guess: Option<Guess>,
+        step: &mut Step,
+    ) -> Result<(), String> {
         let limits = self.limits;
         let sequence = self.sequence(slot)?;
         let mut result = SlotResult { slot, ..SlotResult::default() };
@@ -124,20 +163,29 @@ impl Slots {
             return Ok(());
         }
         let first_row = step.batch.tokens.len();
-        if first_row + tokens as usize > limits.rows {
+        let (tokens, drafts) = (tokens as usize, drafts as usize);
+        if first_row + tokens + drafts > limits.rows {
             return Err(format!("more than {} rows", limits.rows));
         }
-        let run = sequence.run(slot, tokens as usize, &limits)?;
+        let run = sequence.run(slot, (tokens, drafts), guess, &limits)?;
         let rows = run.tokens.len();
         let blocks = sequence.blocks.clone();
         step.batch.tokens.extend(run.tokens);
         step.batch.sequences.push(kernels::Sequence { first_row, rows, position: run.position, blocks });
-        let sample = run.sample.map(|draw| (rows - 1, draw));
-        for (row, draw) in run.scores.into_iter().chain(sample) {
+        let guess = run.guess.as_ref().map_or(&[][..], |guess| &guess.tokens);
+        let guesses = guess.iter().copied().map(Some).chain(std::iter::repeat(None));
+        let scores = run.scores.into_iter().map(|score| (score, None));
+        for ((row, draw), guess) in scores.chain(run.samples.into_iter().zip(guesses)) {
             step.rows.push(first_row + row);
             step.draws.push(draw);
             step.owners.push(step.results.len());
+            step.guesses.push(guess);
         }
+        result.drafted = run.guess.map(|guess| Drafted {
+            tokens: guess.tokens.len() as u32,
+            accepted: 0,
+            predicted: guess.predicted,
+        });
         if run.pooled > 0 {
             let rows = first_row + rows - run.pooled..first_row + rows;
             step.pooled.push(Pooled { rows, owner: step.results.len(), ends: run.ends });
@@ -193,6 +241,7 @@ impl Slots {
             step.rows.remove(draw);
             step.draws.remove(draw);
             step.owners.remove(draw);
+            step.guesses.remove(draw);
         }
     }
 
@@ -206,20 +255,28 @@ impl Slots {
         Some(self.slots.get(slot)?.as_ref()?.guide.as_ref()?.readiness())
     }
 
-    /// Keeps what a step drew; `drawn` is beside its draws.
+    /// Keeps what a step drew, up to the first token that was guessed wrong; `drawn` is beside its draws.
     pub(crate) fn settle(&mut self, step: Step, drawn: Vec<Drawn>) -> Vec<SlotResult> {
-        let Step { mut results, owners, draws, .. } = step;
-        for ((drawn, draw), owner) in drawn.into_iter().zip(draws).zip(owners) {
+        let Step { mut results, owners, draws, guesses, .. } = step;
+        for (((drawn, draw), owner), guess) in drawn.into_iter().zip(draws).zip(owners).zip(guesses) {
             let result = &mut results[owner];
             if draw.given.is_some() {
                 result.scored.extend(drawn.logprobs.map(to_wire));
                 continue;
             }
             drop(draw); // it shares the history of tokens, which grows in place
+            let accepted = result.drafted.map_or(0, |drafted| drafted.accepted as usize);
+            if result.tokens.len() > accepted {
+                continue; // this row ran what was guessed, and something else was drawn
+            }
             result.tokens.push(drawn.token);
             result.mirostat = drawn.mirostat;
             if let Some(Some(sequence)) = self.slots.get_mut(result.slot as usize) {
                 sequence.push(&drawn);
+                if guess == Some(drawn.token) {
+                    sequence.accept();
+                    result.drafted.iter_mut().for_each(|drafted| drafted.accepted += 1);
+                }
             }
             result.logprobs.extend(drawn.logprobs.map(to_wire));
         }

@@ -3,6 +3,7 @@
 //! owns the thread.
 
 mod claims;
+mod drafts;
 mod driver;
 mod embeddings;
 mod exactness;

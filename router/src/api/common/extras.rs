@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 
-use super::{logprobs::View, parameters::LogprobsFormat, usage::Tally};
+use super::{logprobs::View, parameters::LogprobsFormat, speculation::SpeculationMetrics, usage::Tally};
 use crate::{engine::Model, generation::Token, http::exchange::Exchange};
 
 /// What was asked for.
@@ -54,6 +54,8 @@ pub(crate) struct PerfMetrics {
     cached_prompt_tokens: u64,
     server_time_to_first_token: f64,
     server_processing_time: f64,
+    #[serde(flatten)]
+    speculation: SpeculationMetrics,
 }
 
 // === impl Report ===
@@ -127,6 +129,7 @@ impl Extras {
             cached_prompt_tokens: tally.cached_tokens(),
             server_time_to_first_token: seconds(self.first_token),
             server_processing_time: seconds(self.exchange.elapsed()),
+            speculation: SpeculationMetrics::of(tally),
         })
     }
 }

@@ -16,6 +16,7 @@ use super::{
     ranking,
     reply::{Answer, Chunks, Head, Shape},
     resume::{Origin, Resume},
+    speculation,
     usage::Tally,
 };
 use crate::{
@@ -190,15 +191,23 @@ impl<E: Generate> App<E> {
     }
 
     /// Starts a generation under the name `id`.
-    pub(crate) async fn begin(&self, caller: &Caller, ask: Ask, id: String) -> Result<Begun, ApiError> {
+    pub(crate) async fn begin(&self, caller: &Caller, mut ask: Ask, id: String) -> Result<Begun, ApiError> {
         let lengths: Vec<usize> = ask.prompts.iter().map(Vec::len).collect();
         let (model, n) = (ask.model.clone(), ask.settings.n);
         if let Some((grammar, param)) = &ask.grammar {
             let checked = model.check_grammar(grammar).await;
             checked.map_err(|error| ApiError::grammar(error, param))?;
         }
-        let generation = ask.generation(id, &lengths, caller)?;
-        let tally = Tally::new(&lengths, generation.n);
+        let prediction = match ask.settings.likely.take() {
+            Some(likely) => Some(likely.tokens(&model).await),
+            None => None,
+        };
+        let predicted = prediction.as_ref().map(|tokens| tokens.len() as u64);
+        let generation = Generation {
+            prediction: prediction.unwrap_or_default(),
+            ..ask.generation(id, &lengths, caller)?
+        };
+        let tally = Tally::new(&lengths, generation.n).predicting(predicted);
         let options = sampling_options(&generation, n);
         caller.exchange.asks(&model.card.name, tally.prompt_tokens());
         let deltas = self.engine.start(model, generation).await?;
@@ -229,6 +238,7 @@ async fn collect(
         };
         for delta in batch {
             let choice = delta.choice;
+            tally.guess(&delta.guessed);
             let Some(answer) = answers.get_mut(choice as usize) else { continue };
             if let Some(finish) = answer.extend(delta, keep) {
                 exchange.generated(finish.completion_tokens.into());
@@ -249,6 +259,10 @@ pub(crate) fn complete(body: String, tally: &Tally, first_token: Duration, elaps
     headers.insert("fireworks-cached-prompt-tokens", HeaderValue::from(tally.cached_tokens()));
     seconds(headers, "fireworks-server-time-to-first-token", first_token);
     seconds(headers, "fireworks-server-processing-time", elapsed);
+    let acceptance = speculation::acceptance(tally.guessed());
+    if let Some(acceptance) = acceptance.and_then(|told| HeaderValue::try_from(told).ok()) {
+        headers.insert("fireworks-speculation-acceptance", acceptance);
+    }
     response
 }
 
@@ -311,6 +325,7 @@ impl Ask {
             echo: settings.echo,
             logprobs: settings.logprobs.map(|logprobs| logprobs.top).or(ranked),
             grammar: self.grammar.map(|(grammar, _)| grammar),
+            prediction: Vec::new(),
             shown: self.hearing.reading.markers(self.model.tokenizer().vocabulary()),
             sampling: settings.draws.with(&self.model)?,
             tenant: caller.tenant.0.clone(),

@@ -4,7 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::http::error::ApiError;
+use super::fields::{PromptField, PromptItem};
+use crate::{engine::Model, http::error::ApiError, text::model::Special};
 
 /// What the client pays for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -34,6 +35,51 @@ pub struct Prediction {
     pub content: Option<Value>,
 }
 
+/// What the answer is likely to be, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Likely {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+// === impl Likely ===
+
+impl Likely {
+    /// What `speculation` says, or else `prediction`.
+    pub(crate) fn check(
+        speculation: Option<PromptField>,
+        prediction: Option<Prediction>,
+    ) -> Result<Option<Self>, ApiError> {
+        let predicted = prediction.map(Prediction::check).transpose()?.map(Self::Text);
+        let items = match speculation {
+            None => return Ok(predicted),
+            Some(PromptField::Text(text)) => return Ok(Some(Self::Text(text))),
+            Some(PromptField::List(items)) => items,
+        };
+        let token = |item| match item {
+            // One that isn't in any vocabulary is left out: it is a hint.
+            PromptItem::Token(id) => Ok(u32::try_from(id).ok()),
+            _ => {
+                let message = "speculation must be a string or a list of token ids";
+                Err(ApiError::with_code("invalid_type", "speculation", message))
+            }
+        };
+        let tokens = items.into_iter().map(token).collect::<Result<Vec<_>, _>>()?;
+        Ok(Some(Self::Tokens(tokens.into_iter().flatten().collect())))
+    }
+
+    /// Its tokens, as many as an answer can have; none where there is no room to make them.
+    pub(crate) async fn tokens(self, model: &Model) -> Vec<u32> {
+        let mut tokens = match self {
+            Self::Tokens(tokens) => tokens,
+            Self::Text(text) => model.encode(text, Special::Literal).await.unwrap_or_default(),
+        };
+        tokens.retain(|&token| token < model.card.vocab_size);
+        tokens.truncate(model.card.context_length as usize);
+        tokens
+    }
+}
+
 // === impl ServiceTier ===
 
 impl ServiceTier {
@@ -57,21 +103,22 @@ impl ServiceTier {
 // === impl Prediction ===
 
 impl Prediction {
-    pub(crate) fn check(&self) -> Result<(), ApiError> {
+    /// Its text.
+    fn check(self) -> Result<String, ApiError> {
         match self.r#type.as_deref() {
             Some("content") => {}
             None => return Err(ApiError::missing("prediction.type")),
             Some(_) => return Err(ApiError::value("prediction.type", "prediction.type must be 'content'")),
         }
-        let text = |part: &Value| part["type"] == "text" && part["text"].is_string();
-        match &self.content {
-            Some(Value::String(_)) => Ok(()),
-            Some(Value::Array(parts)) if parts.iter().all(text) => Ok(()),
+        let part = |part: &Value| part["text"].as_str().filter(|_| part["type"] == "text").map(str::to_owned);
+        let parts = |parts: &[Value]| parts.iter().map(part).collect::<Option<String>>();
+        match self.content {
+            Some(Value::String(text)) => Ok(text),
             None => Err(ApiError::missing("prediction.content")),
-            Some(_) => {
+            Some(content) => content.as_array().and_then(|content| parts(content)).ok_or_else(|| {
                 let message = "prediction.content must be a string or a list of text parts";
-                Err(ApiError::with_code("invalid_type", "prediction.content", message))
-            }
+                ApiError::with_code("invalid_type", "prediction.content", message)
+            }),
         }
     }
 }

@@ -23,6 +23,7 @@ pub mod reasoning;
 pub(crate) mod reply;
 pub(crate) mod resume;
 pub(crate) mod sampling;
+pub(crate) mod speculation;
 pub mod tools;
 pub(crate) mod turn;
 pub(crate) mod usage;

@@ -8,9 +8,9 @@ use serde_json::{Map, Value};
 
 use super::{
     extras::Report,
-    fields::{Integer, LogprobsField, Number, PromptField, PromptItem, Strings},
+    fields::{Integer, LogprobsField, Number, PromptField, Strings},
     format::{self, Form, ResponseFormat},
-    hints::{Prediction, ServiceTier},
+    hints::{Likely, Prediction, ServiceTier},
     reasoning::{History, Reasoning, ThinkingField},
     sampling::Draws,
 };
@@ -197,6 +197,8 @@ pub(crate) struct Settings {
     pub grammar: Option<Form>,
     pub reasoning: Reasoning,
     pub report: Report,
+    /// What the text may be: a hint.
+    pub likely: Option<Likely>,
     pub service_tier: Option<ServiceTier>,
     pub session: Option<String>,
     pub user: Option<String>,
@@ -214,7 +216,6 @@ impl Parameters {
         let model = self.model.clone().filter(|model| !model.is_empty());
         let model = model.ok_or_else(|| ApiError::missing("model"))?;
         self.check_metadata()?;
-        self.check_hints()?;
         let include_stop = config.stop_word == StopWord::Include;
         let (n, max_tokens, stream) = (self.n()?, self.max_tokens()?, self.stream()?);
         Ok(Settings {
@@ -237,6 +238,7 @@ impl Parameters {
                 perf_metrics: self.perf_metrics_in_response.unwrap_or(false),
             },
             max_cached_tokens: count("prompt_cache_max_len", self.prompt_cache_max_len)?,
+            likely: Likely::check(self.speculation, self.prediction)?,
             service_tier: self.service_tier,
             session: self.prompt_cache_key,
             user: self.user,
@@ -335,16 +337,6 @@ impl Parameters {
             (true, Some(StreamOptions { include_usage: Some(true), .. })) => Ok(Some(UsageAt::OwnChunk)),
             (true, Some(_)) => Ok(Some(UsageAt::Nowhere)),
         }
-    }
-
-    /// A likely text changes no answer, so its form is all there is to check.
-    fn check_hints(&self) -> Result<(), ApiError> {
-        let token = |item: &PromptItem| matches!(item, PromptItem::Token(_));
-        if matches!(&self.speculation, Some(PromptField::List(items)) if !items.iter().all(token)) {
-            let message = "speculation must be a string or a list of token ids";
-            return Err(ApiError::with_code("invalid_type", "speculation", message));
-        }
-        self.prediction.as_ref().map_or(Ok(()), Prediction::check)
     }
 
     fn check_metadata(&self) -> Result<(), ApiError> {

@@ -363,7 +363,8 @@ impl<S: Shape> Events for Chunks<S> {
         let parts = listener.hear(&mut delta);
         self.tally.reason(listener.reasoning_tokens() - before);
         self.parts(delta.choice, &parts, &delta.tokens, out);
-        let Delta { choice, tokens, finish, .. } = delta;
+        let Delta { choice, tokens, finish, guessed, .. } = delta;
+        self.tally.guess(&guessed);
         if let Some(kept) = self.kept.get_mut(choice as usize) {
             kept.extend(tokens);
         }

@@ -138,6 +138,7 @@ pub(crate) async fn until_over(
         for mut delta in batch {
             let parts = listener.hear(&mut delta);
             hear(parts, &listener);
+            tally.guess(&delta.guessed);
             if let Some(finish) = delta.finish {
                 exchange.generated(finish.completion_tokens.into());
                 tally.close(finish, listener.reasoning_tokens());

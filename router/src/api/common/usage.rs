@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::generation::Finish;
+use crate::generation::{Finish, Guessed};
 
 /// What a client is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -22,6 +22,15 @@ struct PromptDetails {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 struct CompletionDetails {
     reasoning_tokens: u64,
+    /// Of the client's prediction, where it gave one.
+    #[serde(flatten)]
+    prediction: Option<PredictionDetails>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct PredictionDetails {
+    accepted_prediction_tokens: u64,
+    rejected_prediction_tokens: u64,
 }
 
 /// The running count of one request. A prompt counts once, whatever `n` is.
@@ -36,6 +45,10 @@ pub(crate) struct Tally {
     /// Per choice.
     finished: Vec<bool>,
     n: u32,
+    /// Over all choices.
+    guessed: Guessed,
+    /// Tokens of the client's prediction, if it gave one.
+    predicted: Option<u64>,
 }
 
 // === impl Usage ===
@@ -57,7 +70,28 @@ impl Tally {
             cached: vec![0; prompts.len()],
             finished: vec![false; prompts.len() * n as usize],
             n,
+            guessed: Guessed::default(),
+            predicted: None,
         }
+    }
+
+    /// The client predicts so many tokens of the answer.
+    pub(crate) fn predicting(self, tokens: Option<u64>) -> Self {
+        Self { predicted: tokens, ..self }
+    }
+
+    /// Counts what was guessed of a choice.
+    pub(crate) fn guess(&mut self, guessed: &Guessed) {
+        self.guessed.add(guessed);
+    }
+
+    pub(crate) fn guessed(&self) -> &Guessed {
+        &self.guessed
+    }
+
+    /// Tokens of the client's prediction, if it gave one.
+    pub(crate) fn predicted(&self) -> Option<u64> {
+        self.predicted
     }
 
     /// Counts the end of a choice; a second end of the same choice, or a choice that isn't, counts nothing.
@@ -121,7 +155,18 @@ impl Tally {
             completion_tokens: self.completion_tokens,
             total_tokens: self.prompt_tokens + self.completion_tokens,
             prompt_tokens_details: PromptDetails { cached_tokens: self.cached_tokens() },
-            completion_tokens_details: CompletionDetails { reasoning_tokens: self.reasoning_tokens },
+            completion_tokens_details: CompletionDetails {
+                reasoning_tokens: self.reasoning_tokens,
+                prediction: self.predicted.map(|_| self.prediction()),
+            },
+        }
+    }
+
+    fn prediction(&self) -> PredictionDetails {
+        let (right, made) = self.guessed.predicted;
+        PredictionDetails {
+            accepted_prediction_tokens: right.into(),
+            rejected_prediction_tokens: made.saturating_sub(right).into(),
         }
     }
 }

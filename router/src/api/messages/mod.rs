@@ -51,7 +51,7 @@ pub(crate) async fn create<E: Generate>(
 ) -> Result<Response, ApiError> {
     let answer = async {
         let caller = Caller::of(&request)?;
-        let body = body::read(request, app.config.body_limit).await?;
+        let body = body::read(request, &app.config).await?;
         let request: MessagesRequest = parse::only(body, app.config.unknown_fields).await?;
         let streamed = request.stream.unwrap_or(false);
         let ask = app.understand(request).await?;
@@ -77,7 +77,7 @@ pub(crate) async fn count_tokens<E: Generate>(
     State(app): State<Arc<App<E>>>,
     request: Request,
 ) -> Result<Json<Count>, ApiError> {
-    let body = body::read(request, app.config.body_limit).await?;
+    let body = body::read(request, &app.config).await?;
     let mut request: MessagesRequest = parse::only(body, app.config.unknown_fields).await?;
     request.max_tokens.get_or_insert(Integer(1));
     let ask = app.understand(request).await.map_err(|error| error.renamed(&NAMES))?;

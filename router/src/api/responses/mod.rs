@@ -160,7 +160,7 @@ impl<E: Generate> App<E> {
     async fn respond(&self, request: Request) -> Result<Response, ApiError> {
         let caller = Caller::of(&request)?;
         let forward = forward(&request, &caller);
-        let body = body::read(request, self.config.body_limit).await?;
+        let body = body::read(request, &self.config).await?;
         let mut request: ResponsesRequest = parse::only(body.clone(), self.config.unknown_fields).await?;
         let settings = request.parameters()?.check(&self.config)?;
         let tools = request.tools()?;

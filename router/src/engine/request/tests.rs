@@ -38,6 +38,7 @@ fn generation() -> Generation {
         echo: 0,
         logprobs: None,
         grammar: None,
+        prediction: Vec::new(),
         shown: Vec::new(),
         sampling: Sampling::default(),
         tenant: String::new(),
@@ -73,4 +74,27 @@ fn events_do_not_tell_how_a_prompt_was_cut_into_steps() {
     assert_eq!(events(&[1, 1]), events(&[2]));
     assert_eq!(events(&[1, 1, 0]), events(&[2]));
     assert_eq!(events(&[2, 0]), events(&[2]));
+}
+
+#[test]
+fn a_choice_ends_with_what_was_guessed_of_it_in_all_its_steps() {
+    let model = Model::new(fixture::card(), &fixture::byte_level(&[]), None).unwrap();
+    let mut request = Request::new(1, Arc::new(model), &generation(), 0);
+    let mut events = Vec::new();
+    // It moves between the two.
+    for (attempt, tokens, accepted) in [(0, vec![100, 101], 1), (1, vec![102, 103, 104], 2)] {
+        assert!(request.place_on(&Anywhere, Instant::now()));
+        let finish = if attempt == 1 { FinishReason::Length } else { FinishReason::Unspecified };
+        let drafted = Some(v1::Drafted { tokens: 2, accepted, predicted: attempt == 1 });
+        let finish = finish.into();
+        let output = SequenceOutput { request: 1, attempt, tokens, finish, drafted, ..Default::default() };
+        request.take(output, &mut events);
+        request.leave(&Anywhere, true, 3);
+    }
+    let texts: Vec<_> = events.iter().map(|delta| delta.text.as_str()).collect();
+    assert_eq!(texts, ["d", "e", "f", "g", "h"], "an event a token, however many a step gave");
+    let (last, before) = events.split_last().unwrap();
+    assert!(before.iter().all(|delta| delta.guessed == Guessed::default()));
+    assert_eq!((last.guessed.places[0], last.guessed.places[1]), ((2, 2), (1, 2)));
+    assert_eq!(last.guessed.predicted, (2, 2));
 }

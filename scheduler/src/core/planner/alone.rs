@@ -33,6 +33,6 @@ impl Planner {
         if !self.running.contains_key(&rank) {
             self.admit();
         }
-        self.run(rank, self.limits.batch_tokens, draft);
+        self.run(rank, self.limits.batch_tokens, 0, draft);
     }
 }

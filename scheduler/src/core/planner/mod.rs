@@ -13,6 +13,11 @@
 //! A guided sequence may find that nothing was drawn, since its grammar isn't compiled yet. Then the last row
 //! didn't count, and every step behind it runs what the one before should have: nobody waits for it.
 //!
+//! A step may also run guesses (`speculate.rs`). How many were right is known when it is back; until then
+//! `scheduled` and `ahead` are the most that there can be, and the sequence stands somewhere before. Blocks are
+//! there for the most, and never is a token drawn beyond the last. A result takes back what was wrong: the steps
+//! behind it begin where the sequence stands indeed, which the worker knows.
+//!
 //! When blocks run out, a sequence is preempted: it gives up its blocks and waits again, to be computed anew
 //! with what it has generated as part of what is known.
 //!
@@ -25,6 +30,7 @@
 //! | `first_step.rs` | a step for newcomers, where another tenant has most places |
 //! | `pace.rs` | how much of a long prompt runs beside streams |
 //! | `reuse.rs` | what is computed already isn't computed again |
+//! | `speculate.rs` | how many tokens to guess |
 //! | `alone.rs` | sequences that may have killed workers |
 
 mod alone;
@@ -36,13 +42,20 @@ mod plan;
 mod recompute;
 mod refuse;
 mod reuse;
+mod speculate;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use volley_proto::v1::{self, FinishReason, failure::Reason};
 
 pub use self::recompute::SHARE;
-use self::{growth::Growth, pace::Pace, plan::Draft, recompute::Account};
+use self::{
+    growth::Growth,
+    pace::Pace,
+    plan::Draft,
+    recompute::Account,
+    speculate::{Record, Speculation},
+};
 use super::{
     blocks::{Blocks, Change, Table},
     drain::Drain,
@@ -67,6 +80,8 @@ pub struct Limits {
     pub context: TokenCount,
     /// Steps in flight: 1 waits for every result, 2 keeps the worker busy meanwhile.
     pub depth: usize,
+    /// Tokens of a sequence that a step may guess; 0: none.
+    pub drafts: TokenCount,
     /// Whether sequences that begin alike share blocks.
     pub prefix_cache: bool,
     /// Sequences that may wait, beyond those that find a slot.
@@ -96,6 +111,7 @@ pub struct Planner {
     pace: Pace,
     /// The last step was for newcomers only.
     newcomers_ran: bool,
+    speculation: Speculation,
     totals: Totals,
 }
 
@@ -108,15 +124,18 @@ struct Running {
     /// Whether the worker has heard of it; and if not, whether it waits for what another computes.
     started: bool,
     waits: bool,
-    /// Tokens that have run, here or for whoever left them in the cache, or are in flight.
+    /// Tokens that have run, here or for whoever left them in the cache, or are in flight: at most, as long as
+    /// there are guesses in flight.
     scheduled: TokenCount,
     /// Tokens that have run.
     computed: TokenCount,
     /// Blocks of the table that can be found; those up to `claimed` will be.
     published: usize,
     claimed: usize,
-    /// Tokens that steps in flight will draw.
+    /// Tokens that steps in flight will draw at most.
     ahead: TokenCount,
+    /// How its guesses went.
+    record: Record,
     /// Steps in flight that run it.
     in_flight: usize,
     /// Whether it has had anything to say.
@@ -151,6 +170,8 @@ struct Run {
     tokens: TokenCount,
     /// Whether it reaches the end of what is known, and draws the next token.
     draws: bool,
+    /// Tokens that it may guess then, and run beside.
+    drafts: TokenCount,
 }
 
 /// Counted since the planner was made.
@@ -158,7 +179,11 @@ struct Run {
 pub struct Totals {
     /// Sequences that gave up their blocks to others.
     pub preemptions: u64,
-    /// Rows that were computed for nothing: after an end, or to be computed again.
+    /// Tokens that were guessed, and run.
+    pub draft_tokens: u64,
+    /// Of these, those that were right.
+    pub accepted_tokens: u64,
+    /// Rows that were computed for nothing: after an end, or to be computed again. Not wrong guesses.
     pub wasted_tokens: u64,
     /// Rows of sequences that no earlier row had computed.
     pub first_tokens: u64,
@@ -214,6 +239,7 @@ impl Planner {
             growth: Growth::default(),
             pace: Pace::default(),
             newcomers_ran: false,
+            speculation: Speculation::new(limits.drafts),
             in_flight: VecDeque::new(),
             next_step: 1,
             totals: Totals::default(),
@@ -276,6 +302,9 @@ impl Planner {
         let Some(step) = self.in_flight.pop_front() else { return Ok(()) };
         let (decodes, rows) = step.rows();
         self.pace.measure(decodes, rows, result.compute_us);
+        if rows == 0 {
+            self.speculation.measure(result.rows as usize, result.compute_us);
+        }
         let mut answers: Vec<_> = (0..self.limits.slots).map(|_| None).collect();
         for answer in result.slots {
             if let Some(place) = answers.get_mut(answer.slot as usize) {
@@ -287,12 +316,16 @@ impl Planner {
             running.in_flight -= 1;
             let before = running.computed;
             running.computed += run.tokens;
-            running.ahead -= usize::from(run.draws);
+            running.ahead -= usize::from(run.draws) + run.drafts;
+            let answer = answers.get_mut(running.slot.0 as usize).and_then(Option::take).unwrap_or_default();
+            let drafted = answer.drafted.unwrap_or_default();
+            self.totals.draft_tokens += u64::from(drafted.tokens);
+            self.totals.accepted_tokens += u64::from(drafted.accepted);
             if running.state == State::Ended {
-                self.totals.wasted_tokens += run.tokens as u64;
+                self.totals.wasted_tokens += run.tokens as u64 + u64::from(drafted.accepted);
             } else {
-                let answer =
-                    answers.get_mut(running.slot.0 as usize).and_then(Option::take).unwrap_or_default();
+                let (guessed, right) = (drafted.tokens as usize, drafted.accepted as usize);
+                self.speculation.learn(&mut running.record, guessed, right);
                 self.totals.wasted_tokens += u64::from(answer.deferred);
                 let output = running.take_in(run, answer, self.limits.context);
                 let failed = output.as_ref().is_some_and(|output| output.message.failure.is_some());
@@ -448,7 +481,7 @@ impl Step {
 
 impl Running {
     /// Takes in what a step says about the sequence; the output, if there is anything to tell.
-    fn take_in(&mut self, run: Run, answer: v1::SlotResult, context: TokenCount) -> Option<Output> {
+    fn take_in(&mut self, run: Run, mut answer: v1::SlotResult, context: TokenCount) -> Option<Output> {
         let broken = |message: String| Some(self.sequence.fail(failure(Reason::Internal, message)));
         if let Some(message) = answer.failure {
             return broken(message);
@@ -459,13 +492,24 @@ impl Running {
             self.computed -= 1;
         }
         let (drawn, expected) = (answer.tokens.len(), usize::from(run.draws && !answer.deferred));
-        if drawn != expected {
-            return broken(format!("the worker drew {drawn} tokens, not {expected}"));
+        if !(expected..=expected + run.drafts).contains(&drawn) {
+            let most = expected + run.drafts;
+            return broken(format!("the worker drew {drawn} tokens, not {expected} to {most}"));
         }
+        // Guesses that were right have run; the others, and those that weren't made, take no place.
+        let accepted = drawn - expected;
+        self.scheduled -= run.drafts - accepted;
+        self.computed += accepted;
         let mut output = self.sequence.output();
         let mut finish = None;
-        for &token in &answer.tokens {
+        for (nth, &token) in answer.tokens.iter().enumerate() {
             finish = self.sequence.push(TokenId(token), context);
+            if finish.is_some() {
+                // What was drawn after the end is dropped.
+                answer.tokens.truncate(nth + 1);
+                answer.logprobs.truncate(nth + 1);
+                break;
+            }
         }
         if !self.sequence.samples(context) && self.computed == self.sequence.tokens.len() {
             finish = Some(FinishReason::Length);
@@ -478,6 +522,7 @@ impl Running {
         message.scored = answer.scored;
         message.embedding = answer.embedding;
         message.mirostat = answer.mirostat;
+        message.drafted = answer.drafted;
         message.set_finish(finish.unwrap_or_default());
         let something = finish.is_some()
             || !(message.tokens.is_empty() && message.scored.is_empty() && message.embedding.is_empty());

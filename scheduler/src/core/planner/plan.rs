@@ -4,7 +4,7 @@
 
 use volley_proto::v1::{self, Kind};
 
-use super::{Planner, Run, Running, Sequence, State, Step};
+use super::{Planner, Record, Run, Running, Sequence, State, Step};
 use crate::core::{
     blocks::Table,
     fairness::PROMPT_COST,
@@ -76,8 +76,11 @@ impl Planner {
             .filter(|(_, running)| running.runs() && !running.sequence.suspected())
             .map(|(&rank, running)| (rank, running.decodes(context)))
             .partition(|&(_, decodes)| decodes);
-        for (rank, _) in decodes {
-            self.run(rank, budget - draft.rows, draft);
+        let decodes: Vec<_> = decodes.into_iter().map(|(rank, _)| rank).collect();
+        for (nth, (&rank, drafts)) in decodes.iter().zip(self.drafts(&decodes)).enumerate() {
+            // A row for each comes before guesses for some.
+            let spare = (budget - draft.rows).saturating_sub(decodes.len() - nth);
+            self.run(rank, budget - draft.rows, drafts.min(spare), draft);
         }
         let beside = draft.rows > 0;
         let share = if beside { (budget / PROMPT_SHARE_BESIDE_DECODES).max(1) } else { budget };
@@ -97,12 +100,12 @@ impl Planner {
             let Some(rank) = self.admit() else { break };
             let long = self.running.get(&rank).is_some_and(|running| self.is_long(running));
             let (before, most) = (draft.rows, if long { left.all.min(left.long) } else { left.all });
-            self.run(rank, most, draft);
+            self.run(rank, most, 0, draft);
             left.take(draft.rows - before, long);
         }
         for (rank, rows, rest, long) in parts {
             let more = left.take(rest, long);
-            self.run(rank, rows + more, draft);
+            self.run(rank, rows + more, 0, draft);
         }
         if beside {
             self.pace.took(long_share - left.long);
@@ -114,8 +117,21 @@ impl Planner {
         sequence.tokens.len() - sequence.cached.unwrap_or(*scheduled) > self.limits.batch_tokens
     }
 
-    /// Runs up to `rows` tokens of a sequence, as far as there are blocks for them.
-    pub(super) fn run(&mut self, rank: Rank, rows: TokenCount, draft: &mut Draft) {
+    /// How many tokens each of the sequences that decode may guess.
+    fn drafts(&mut self, decodes: &[Rank]) -> Vec<TokenCount> {
+        let (room, batch) =
+            (self.limits.batch_tokens.saturating_sub(decodes.len()), self.limits.batch_tokens);
+        // Prompts have their part of the step.
+        let room = room.min(batch - batch / PROMPT_SHARE_BESIDE_DECODES);
+        let decoding = |rank: &&Rank| decodes.binary_search(rank).is_ok();
+        let running = self.running.iter_mut().filter(|(rank, _)| decoding(rank)).map(|(_, running)| running);
+        let records: Vec<_> = running.map(|r| r.sequence.spec.guessable().then_some(&mut r.record)).collect();
+        self.speculation.choose(records.into_iter(), room)
+    }
+
+    /// Runs up to `rows` tokens of a sequence, and as many guesses of `drafts` if they reach the end of what is
+    /// known, as far as there are blocks for them.
+    pub(super) fn run(&mut self, rank: Rank, rows: TokenCount, drafts: TokenCount, draft: &mut Draft) {
         let Some(running) = self.running.get(&rank).filter(|r| r.runs()) else { return };
         if rows.min(running.pending(self.limits.context)) == 0 {
             return;
@@ -129,22 +145,28 @@ impl Planner {
         running.skip(fork.as_ref().map_or(0, |fork| fork.tokens));
         let spare = self.blocks.free().saturating_sub(draft.owed);
         let rows = rows.min(running.pending(self.limits.context));
-        let rows = rows.min(held + self.blocks.capacity(spare) - running.scheduled);
+        let room = held + self.blocks.capacity(spare) - running.scheduled;
+        let rows = rows.min(room);
+        let context = self.limits.context;
+        let draws = running.sequence.samples(context) && running.scheduled + rows == running.expected();
+        // What is drawn after the last guess may be the sequence's last token.
+        let left = running.sequence.limit(context).saturating_sub(running.expected() + 1);
+        let drafts = if draws { drafts.min(room - rows).min(left) } else { 0 };
         let before = running.table.len();
-        let missing = self.blocks.needed(running.scheduled + rows).saturating_sub(before);
+        let missing = self.blocks.needed(running.scheduled + rows + drafts).saturating_sub(before);
         self.blocks.grow(&mut running.table, missing);
         draft.append(running.slot, &running.table, if new { 0 } else { before });
         if let Some(fork) = fork {
             draft.copy(&fork.from, &running.table, before);
         }
         let cached = running.scheduled;
-        running.scheduled += rows;
+        running.scheduled += rows + drafts;
         running.in_flight += 1;
-        let draws = running.sequence.samples(self.limits.context) && running.scheduled == running.expected();
-        running.ahead += usize::from(draws);
-        draft.rows += rows;
-        draft.runs.push(Run { rank, tokens: rows, draws });
-        draft.plan.run.push(v1::SlotRun { slot: running.slot.0, tokens: rows as u32 });
+        running.ahead += usize::from(draws) + drafts;
+        draft.rows += rows + drafts;
+        draft.runs.push(Run { rank, tokens: rows, draws, drafts });
+        let (tokens, drafts) = (rows as u32, drafts as u32);
+        draft.plan.run.push(v1::SlotRun { slot: running.slot.0, tokens, drafts });
         if new {
             self.start(rank, cached, draft);
         }
@@ -217,6 +239,7 @@ impl Planner {
             in_flight: 0,
             begun: false,
             left: false,
+            record: Record::default(),
             state: State::Running,
         };
         self.running.insert(rank, running);
@@ -359,5 +382,6 @@ pub(super) fn new_sequence(
         min_tokens: spec.min_tokens as u32,
         grammar: spec.grammar.clone(),
         mirostat: sequence.mirostat,
+        prediction: spec.prediction.clone(),
     }
 }

@@ -92,6 +92,7 @@ impl Client {
             };
             if let Some(finish) = &mut delta.finish {
                 finish.cached_tokens = 0; // these may differ
+                delta.guessed = Default::default();
             }
             let repeated = self.repeated[choice] > 0;
             let at = self.seen[choice] - self.repeated[choice];
@@ -151,6 +152,7 @@ fn generation(number: usize, random: &mut Random) -> Generation {
         logprobs: random.chance(0.3).then_some(0),
         // What it says is nothing to simulated workers; that it is there, is.
         grammar: random.chance(0.1).then(|| Grammar::from_wire("start: /.*/".into())),
+        prediction: Vec::new(),
         shown: Vec::new(),
         sampling: Sampling {
             seed: random.bits(),

@@ -403,6 +403,7 @@ fn limits(random: &mut Random) -> Limits {
         context: CONTEXT,
         prefix_cache: random.chance(0.8),
         depth: 1 + random.below(2),
+        drafts: random.below(9),
         max_waiting: 64,
         max_waiting_tokens: 1 << 16,
     }
@@ -421,7 +422,8 @@ fn brief(message: &Message) -> String {
             format!("outputs {}", each.collect::<Vec<_>>().join(", "))
         }
         Message::Plan(plan) => {
-            let runs: Vec<_> = plan.run.iter().map(|run| format!("{}×{}", run.slot, run.tokens)).collect();
+            let runs: Vec<_> =
+                plan.run.iter().map(|run| format!("{}×{}+{}", run.slot, run.tokens, run.drafts)).collect();
             format!("plan {}: admits {}, runs {}", plan.step_id, plan.admit.len(), runs.join(" "))
         }
         Message::Result(result) => format!("result of step {}", result.step_id),

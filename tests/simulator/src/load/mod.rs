@@ -71,6 +71,7 @@ impl Setup {
             context: 16 << 10,
             prefix_cache: true,
             depth: 2,
+            drafts: 0,
             max_waiting: 1024,
             max_waiting_tokens: 4 << 20,
         };

@@ -119,10 +119,10 @@ impl Worker {
             }
             plan.copy.iter().for_each(|copy| memory.copy(copy));
         }
-        let rows: usize = plan.run.iter().map(|run| run.tokens as usize).sum();
-        ensure!(rows <= self.shape.batch_tokens, "{rows} rows in a step of {}", self.shape.batch_tokens);
-        ensure!(rows > 0 || released, "a step that does nothing");
-        let mut cost = Rows { rows: rows as f64, ..Rows::default() };
+        let most: usize = plan.run.iter().map(|run| (run.tokens + run.drafts) as usize).sum();
+        ensure!(most <= self.shape.batch_tokens, "{most} rows in a step of {}", self.shape.batch_tokens);
+        ensure!(most > 0 || released, "a step that does nothing");
+        let (mut rows, mut cost) = (0, Rows::default());
         let mut slots = Vec::with_capacity(plan.run.len());
         let mut fatal = false;
         for run in &plan.run {
@@ -130,17 +130,21 @@ impl Worker {
             let Some(slot) = slot else {
                 return Err(Violation(format!("slot {} runs, but it is free", run.slot)));
             };
-            slots.push(slot.run(run, self.memory.as_mut(), plan.step_id)?);
+            let result = slot.run(run, self.memory.as_mut(), plan.step_id)?;
             fatal |= slot.is_poison(self.shape.poison.as_deref());
-            let (new, all) = (f64::from(run.tokens), slot.computed as f64);
+            let ran = run.tokens + result.drafted.map_or(0, |drafted| drafted.tokens);
+            slots.push(result);
+            rows += ran;
+            let (new, all) = (f64::from(ran), slot.computed as f64);
             cost.read += all;
             cost.attended += new * (all - new / 2.0);
         }
+        cost.rows = f64::from(rows);
         let took = self.shape.cost.step(cost);
         let result = v1::StepResult {
             step_id: plan.step_id,
             slots,
-            rows: rows as u32,
+            rows,
             compute_us: took.as_micros() as u64,
             ..Default::default()
         };
@@ -172,7 +176,7 @@ impl Slot {
     fn run(
         &mut self,
         run: &v1::SlotRun,
-        memory: Option<&mut Memory>,
+        mut memory: Option<&mut Memory>,
         step: u64,
     ) -> Result<v1::SlotResult, Violation> {
         let (from, to) = (self.computed, self.computed + run.tokens as usize);
@@ -184,7 +188,7 @@ impl Slot {
         );
         self.computed = to;
         let mut result = v1::SlotResult { slot: run.slot, ..Default::default() };
-        if let Some(memory) = memory {
+        if let Some(memory) = memory.as_deref_mut() {
             memory.write(&self.tables, from, &self.tokens[from..to])?;
             memory.read(&self.tables, &self.tokens[..to])?;
             self.score(from, to, &mut result);
@@ -193,7 +197,10 @@ impl Slot {
             return Ok(result);
         }
         match self.sequence.kind() {
-            Kind::Generate => self.draw(step, &mut result),
+            Kind::Generate => {
+                self.draw(step, &mut result);
+                self.guess(run.drafts, memory, step, &mut result)?;
+            }
             Kind::Embed => result.embedding = vec![(self.digest >> 40) as f32],
             Kind::Score | Kind::Unspecified => {}
         }
@@ -236,5 +243,36 @@ impl Slot {
         if !self.tables.is_empty() {
             self.tokens.push(token);
         }
+    }
+
+    /// Guesses some of the `most` tokens that it may, and runs a row for each. Each is right half the time.
+    fn guess(
+        &mut self,
+        most: u32,
+        mut memory: Option<&mut Memory>,
+        step: u64,
+        result: &mut v1::SlotResult,
+    ) -> Result<(), Violation> {
+        let guessable = self.mirostat.is_none() && self.sequence.grammar.is_none();
+        ensure!(guessable || most == 0, "slot {} can't be guessed", self.sequence.slot);
+        let guesses = model::digest(self.digest, step as u32) % (u64::from(most) + 1);
+        let mut drafted = v1::Drafted { tokens: guesses as u32, ..Default::default() };
+        if let Some(memory) = memory.as_deref_mut() {
+            // What none of the rows may leave behind where it is read.
+            memory.write(&self.tables, self.computed, &vec![u32::MAX; guesses as usize])?;
+        }
+        while drafted.accepted < drafted.tokens && model::digest(self.digest, !step as u32).is_multiple_of(2)
+        {
+            let at = self.computed;
+            if let Some(memory) = memory.as_deref_mut() {
+                memory.write(&self.tables, at, &self.tokens[at..at + 1])?;
+                memory.read(&self.tables, &self.tokens[..at + 1])?;
+            }
+            self.computed += 1;
+            drafted.accepted += 1;
+            self.draw(step, result);
+        }
+        result.drafted = (guesses > 0).then_some(drafted);
+        Ok(())
     }
 }

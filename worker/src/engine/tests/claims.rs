@@ -26,7 +26,7 @@ fn a_new_claim_ends_the_older_connection_after_what_is_in_flight_and_empties_the
             ..Default::default()
         }],
         append: vec![BlockAppend { slot: 0, group: 0, blocks: vec![0] }],
-        run: vec![SlotRun { slot: 0, tokens: 3 }],
+        run: vec![SlotRun { slot: 0, tokens: 3, drafts: 0 }],
         ..Default::default()
     };
     let (mut first, first_ended) = driver.claim(old);

@@ -18,7 +18,8 @@ use crate::{
     Activations,
     config::Pooling,
     decoder::Capacity,
-    engine::{Engine, Epoch, Guides, Job, Limits, WAITING_JOBS, WAITING_RESULTS},
+    engine::{DraftModel, Engine, Epoch, Guides, Job, Limits, WAITING_JOBS, WAITING_RESULTS},
+    model::Model,
     testing,
     worker::compiler,
 };
@@ -43,6 +44,8 @@ pub(super) struct Request {
     pub(super) chunk: usize,
     /// The step in which it arrives.
     pub(super) arrival: usize,
+    /// How many tokens may be guessed in a step.
+    pub(super) drafts: usize,
 }
 
 /// What came back of a sequence.
@@ -54,6 +57,18 @@ pub(super) struct Output {
     pub(super) mirostat: Vec<f32>,
     pub(super) scored: Vec<Logprobs>,
     pub(super) embedding: Vec<f32>,
+    /// Guesses, and those that were right. Not part of what is equal.
+    pub(super) drafted: Count,
+}
+
+/// How often something happened, which makes no two outputs unequal.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Count(pub(super) u32, pub(super) u32);
+
+impl PartialEq for Count {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 /// A request in its slot.
@@ -69,19 +84,37 @@ struct Live {
 
 impl Driver {
     pub(super) fn start(model: &str, sequences: usize, rows: usize) -> Self {
-        Self::embedding(model, sequences, rows, None)
+        Self::with(model, sequences, rows, None, None)
+    }
+
+    /// With a draft model.
+    pub(super) fn drafting(model: &str, draft: &str, sequences: usize, rows: usize) -> Self {
+        Self::with(model, sequences, rows, None, Some(draft))
     }
 
     pub(super) fn embedding(model: &str, sequences: usize, rows: usize, pooling: Option<Pooling>) -> Self {
+        Self::with(model, sequences, rows, pooling, None)
+    }
+
+    fn with(
+        model: &str,
+        sequences: usize,
+        rows: usize,
+        pooling: Option<Pooling>,
+        draft: Option<&str>,
+    ) -> Self {
         let model = testing::fixture(model).model;
         let (context, vocab) = (model.description.context, model.description.vocab);
         let limits = Limits { sequences, rows, blocks: sequences * 12, context, vocab, pooling };
-        let backend =
-            CpuBackend::new(CpuOptions { threads: 2, activations: Activations::Int8, isa: None }).unwrap();
-        let decoder = testing::decoder(backend, &model, Capacity { rows, blocks: limits.blocks });
+        let options = CpuOptions { threads: 2, activations: Activations::Int8, isa: None };
+        let capacity = Capacity { rows, blocks: limits.blocks };
+        let decoder = |model: &Model| testing::decoder(CpuBackend::new(options).unwrap(), model, capacity);
+        let draft = draft.map(|draft| testing::fixture(draft).model);
+        let draft = draft.map(|draft| DraftModel::new(decoder(&draft), rows, limits.blocks));
+        let decoder = decoder(&model);
         let guides = Guides::start(compiler(&model.text, vocab)).unwrap();
         let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
-        let thread = std::thread::spawn(move || Engine::new(decoder, limits, guides).run(waiting));
+        let thread = std::thread::spawn(move || Engine::new(decoder, draft, limits, guides).run(waiting));
         Self { jobs, thread, connections: 0, limits }
     }
 
@@ -117,8 +150,10 @@ impl Driver {
         let mut free: Vec<u32> = (0..self.limits.blocks as u32).collect();
         let mut waiting: Vec<usize> = (0..requests.len()).rev().collect();
         let mut step_id = 0;
-        // Whether a guided draw is deferred must be known before the next plan is written.
-        let guided = requests.iter().any(|request| request.sequence.grammar.is_some());
+        // Whether a guided draw is deferred, and what of a guess was right, must be known before the next plan is
+        // written.
+        let unsure = |request: &Request| request.sequence.grammar.is_some() || request.drafts > 0;
+        let guided = requests.iter().any(unsure);
         while !(live.is_empty() && waiting.is_empty() && in_flight.is_empty()) {
             let plan = self.plan(requests, step_id, &mut live, &mut waiting, &mut free);
             in_flight.insert(step_id, live.iter().map(|live| (live.slot, live.request)).collect::<Vec<_>>());
@@ -137,6 +172,14 @@ impl Driver {
                             .for_each(|live| live.planned -= 1);
                     }
                     let output = &mut outputs[request];
+                    if let Some(drafted) = slot.drafted {
+                        assert_eq!(slot.tokens.len() as u32, 1 + drafted.accepted);
+                        output.drafted.0 += drafted.tokens;
+                        output.drafted.1 += drafted.accepted;
+                        live.iter_mut()
+                            .filter(|live| live.request == request)
+                            .for_each(|live| live.planned += drafted.accepted as usize);
+                    }
                     output.tokens.extend(slot.tokens);
                     output.logprobs.extend(slot.logprobs);
                     output.mirostat.extend(slot.mirostat);
@@ -186,13 +229,19 @@ impl Driver {
             if tokens == 0 {
                 continue;
             }
-            rows -= tokens;
             sequence.planned += tokens;
-            let need = sequence.planned.div_ceil(BLOCK_TOKENS) - sequence.blocks.len();
+            let drafts = match sequence.planned >= prompt && request.generate > 0 {
+                true => request.drafts.min(rows - tokens).min(end(request) - sequence.planned),
+                false => 0,
+            };
+            rows -= tokens + drafts;
+            let need = (sequence.planned + drafts).div_ceil(BLOCK_TOKENS);
+            let need = need.saturating_sub(sequence.blocks.len());
             let blocks = free.split_off(free.len() - need);
             sequence.blocks.extend(&blocks);
             plan.append.push(BlockAppend { slot: sequence.slot, group: 0, blocks });
-            plan.run.push(SlotRun { slot: sequence.slot, tokens: tokens as u32 });
+            let (tokens, drafts) = (tokens as u32, drafts as u32);
+            plan.run.push(SlotRun { slot: sequence.slot, tokens, drafts });
         }
         plan
     }

@@ -2,7 +2,8 @@ use volley_proto::v1::{Kind, NewSequence, SlotRun, StepPlan};
 
 use super::{
     driver::{Driver, Request},
-    guided, plans,
+    guided,
+    plans::{self, lay_out},
 };
 use crate::{config::Pooling, engine::Limits};
 
@@ -19,6 +20,7 @@ fn prompt(number: u32) -> Request {
         generate: 0,
         chunk: 1 + (number * 11 % 40) as usize,
         arrival: (number * 3 % 20) as usize,
+        drafts: 0,
     }
 }
 
@@ -66,9 +68,9 @@ fn a_worker_that_cannot_embed_fails_that_sequence_only() {
     let embed = |computed| NewSequence { kind: Kind::Embed.into(), computed, ..plans::sequence(0, 5) };
     let failure = |pooling, computed| {
         let mut slots = guided::slots(Limits { pooling, ..plans::LIMITS });
-        let run = vec![SlotRun { slot: 0, tokens: 1 }];
+        let run = vec![SlotRun { slot: 0, tokens: 1, drafts: 0 }];
         let plan = StepPlan { admit: vec![embed(computed)], run, ..Default::default() };
-        let step = slots.apply(plan).unwrap();
+        let step = lay_out(&mut slots, plan).unwrap();
         slots.settle(step, vec![]).remove(0).failure.unwrap()
     };
     assert_eq!(failure(None, 0), "this worker computes no embeddings");

@@ -7,7 +7,7 @@ use super::driver::{Driver, Output, Request, next};
 use crate::engine::Epoch;
 
 /// A numbered request: prompt, sampling, length, chunking and arrival all follow from the number.
-fn request(number: u32) -> Request {
+pub(super) fn request(number: u32) -> Request {
     let prompt = 1 + number * 7 % 60;
     let tokens: Vec<u32> = (0..prompt).map(|i| (i * 31 + number * 17) % 288).collect();
     let score = number.is_multiple_of(3).then_some(ScoreRange { from: number % 2, alternatives: 2 });
@@ -33,6 +33,7 @@ fn request(number: u32) -> Request {
         generate: 1 + (number * 5 % 30) as usize,
         chunk: 1 + (number * 11 % 40) as usize,
         arrival: (number * 3 % 20) as usize,
+        drafts: 0,
     }
 }
 
@@ -53,9 +54,9 @@ fn shaped(number: u32) -> Sampling {
     }
 }
 
-fn alone(driver: &mut Driver, request: &Request) -> Output {
+pub(super) fn alone(driver: &mut Driver, request: &Request) -> Output {
     // Whole prompt at once: another way of cutting than in company.
-    let request = Request { chunk: usize::MAX, arrival: 0, ..request.clone() };
+    let request = Request { chunk: usize::MAX, arrival: 0, drafts: 0, ..request.clone() };
     driver.run(&[request]).remove(0)
 }
 
@@ -160,7 +161,7 @@ fn a_copied_block_continues_as_the_original() {
             step_id: 1,
             admit: vec![new(0, 0)],
             append: vec![append(0, 3)],
-            run: vec![SlotRun { slot: 0, tokens: 10 }],
+            run: vec![SlotRun { slot: 0, tokens: 10, drafts: 0 }],
             ..Default::default()
         },
     );
@@ -171,7 +172,7 @@ fn a_copied_block_continues_as_the_original() {
             admit: vec![new(1, 9)],
             append: vec![append(1, 5)],
             copy: vec![BlockCopy { group: 0, from: 3, to: 5 }],
-            run: vec![SlotRun { slot: 1, tokens: 1 }],
+            run: vec![SlotRun { slot: 1, tokens: 1, drafts: 0 }],
             ..Default::default()
         },
     );

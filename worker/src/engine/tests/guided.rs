@@ -6,7 +6,10 @@ use volley_grammar::{Compiler, Error, Grammar, Vocabulary};
 use volley_kernels::Drawn;
 use volley_proto::v1::{BlockAppend, Kind, NewSequence, Sampling, SlotRun, StepPlan};
 
-use super::driver::{Driver, Output, Request};
+use super::{
+    driver::{Driver, Output, Request},
+    plans::lay_out,
+};
 use crate::{
     engine::{Guides, Limits, Slots},
     testing,
@@ -48,13 +51,13 @@ fn admission(guided: Grammar) -> StepPlan {
     StepPlan {
         admit: vec![sequence(0, Some(guided)), sequence(1, None)],
         append: (0..2).map(|slot| BlockAppend { slot, group: 0, blocks: vec![slot] }).collect(),
-        run: (0..2).map(|slot| SlotRun { slot, tokens: 3 }).collect(),
+        run: (0..2).map(|slot| SlotRun { slot, tokens: 3, drafts: 0 }).collect(),
         ..Default::default()
     }
 }
 
 fn runs(slots: &[u32]) -> StepPlan {
-    let run = slots.iter().map(|&slot| SlotRun { slot, tokens: 1 }).collect();
+    let run = slots.iter().map(|&slot| SlotRun { slot, tokens: 1, drafts: 0 }).collect();
     StepPlan { run, ..Default::default() }
 }
 
@@ -71,7 +74,7 @@ fn a_grammar_that_is_being_compiled_delays_its_own_sequence_only() {
     let (mut slots, gate) = gated();
     let mut plan = admission(Grammar::regex("ab").unwrap());
     for token in 10..13 {
-        let mut step = slots.apply(plan).unwrap();
+        let mut step = lay_out(&mut slots, plan).unwrap();
         slots.guide(&mut step, std::time::Duration::ZERO);
         assert_eq!((step.draws.len(), step.draws[0].allowed.as_ref()), (1, None));
         let results = slots.settle(step, vec![drawn(token)]);
@@ -83,7 +86,7 @@ fn a_grammar_that_is_being_compiled_delays_its_own_sequence_only() {
     // With nothing else to run, the step waits for the compiler a while.
     let mut masks = Vec::new();
     while masks.len() < 2 {
-        let mut step = slots.apply(runs(&[0])).unwrap();
+        let mut step = lay_out(&mut slots, runs(&[0])).unwrap();
         // The last row, as often as it takes; then the token drawn.
         assert_eq!(step.batch.sequences[0].position, 2 + masks.len());
         slots.guide(&mut step, std::time::Duration::from_secs(60));
@@ -103,7 +106,7 @@ fn a_grammar_that_cannot_be_compiled_fails_its_own_sequence_alone() {
     let mut plan = admission(Grammar::from_wire("start: (".to_owned()));
     let mut failure = None;
     while failure.is_none() {
-        let mut step = slots.apply(plan).unwrap();
+        let mut step = lay_out(&mut slots, plan).unwrap();
         slots.guide(&mut step, std::time::Duration::ZERO);
         let results = slots.settle(step, vec![drawn(9)]);
         assert!(results.iter().skip(1).all(|other| other.tokens == [9] && other.failure.is_none()));
@@ -111,12 +114,12 @@ fn a_grammar_that_cannot_be_compiled_fails_its_own_sequence_alone() {
         plan = runs(&[0]);
     }
     assert!(failure.unwrap().starts_with("the grammar: "));
-    let mut step = slots.apply(runs(&[0, 1])).unwrap();
+    let mut step = lay_out(&mut slots, runs(&[0, 1])).unwrap();
     assert_eq!(step.batch.sequences.len(), 1, "it never runs again");
     slots.guide(&mut step, std::time::Duration::ZERO);
     let results = slots.settle(step, vec![drawn(9)]);
     assert_eq!((results[0].failure.is_some(), &results[1].tokens[..]), (true, &[9][..]));
-    slots.apply(StepPlan { release: vec![0], ..Default::default() }).unwrap();
+    lay_out(&mut slots, StepPlan { release: vec![0], ..Default::default() }).unwrap();
 }
 
 /// A request for numbers in groups, such as `123-456-78`.
@@ -133,6 +136,7 @@ fn numbers(seed: u64) -> Request {
         generate: 12,
         chunk: 3,
         arrival: seed as usize % 7,
+        drafts: 0,
     }
 }
 

@@ -1,7 +1,10 @@
 use volley_kernels::{BlockId, Drawn};
 use volley_proto::v1::{BlockAppend, BlockCopy, Kind, NewSequence, Sampling, ScoreRange, SlotRun, StepPlan};
 
-use crate::engine::{Limits, Slots};
+use crate::engine::{
+    Limits, Slots,
+    slots::{PlanError, Step},
+};
 
 pub(super) const LIMITS: Limits =
     Limits { sequences: 2, rows: 32, blocks: 4, context: 40, vocab: 100, pooling: None };
@@ -17,12 +20,18 @@ pub(super) fn sequence(slot: u32, tokens: u32) -> NewSequence {
     }
 }
 
+/// A plan's step, without a draft model.
+pub(super) fn lay_out(slots: &mut Slots, plan: StepPlan) -> Result<Step, PlanError> {
+    let planned = slots.apply(plan)?;
+    slots.lay_out(planned)
+}
+
 fn append(slot: u32, blocks: &[u32]) -> BlockAppend {
     BlockAppend { slot, group: 0, blocks: blocks.to_vec() }
 }
 
 fn run(slot: u32, tokens: u32) -> SlotRun {
-    SlotRun { slot, tokens }
+    SlotRun { slot, tokens, drafts: 0 }
 }
 
 /// Slot 0 holds a sequence of 20 tokens in two blocks, 16 of them computed.
@@ -31,7 +40,7 @@ fn started() -> Slots {
     let admit = vec![sequence(0, 20)];
     let plan =
         StepPlan { admit, append: vec![append(0, &[0, 1])], run: vec![run(0, 16)], ..Default::default() };
-    slots.apply(plan).unwrap();
+    lay_out(&mut slots, plan).unwrap();
     slots
 }
 
@@ -102,7 +111,7 @@ fn a_plan_that_contradicts_itself_is_refused() {
         ),
     ];
     for (plan, expected) in cases {
-        let error = started().apply(StepPlan { step_id: 7, ..plan }).err().unwrap().to_string();
+        let error = lay_out(&mut started(), StepPlan { step_id: 7, ..plan }).err().unwrap().to_string();
         assert!(error.starts_with("step 7: ") && error.contains(expected), "{expected}: {error}");
     }
 }
@@ -110,7 +119,7 @@ fn a_plan_that_contradicts_itself_is_refused() {
 #[test]
 fn a_table_may_name_every_block_there_is() {
     let mut slots = started();
-    slots.apply(StepPlan { append: vec![append(0, &[2, 3])], ..Default::default() }).unwrap();
+    lay_out(&mut slots, StepPlan { append: vec![append(0, &[2, 3])], ..Default::default() }).unwrap();
 }
 
 #[test]
@@ -156,27 +165,28 @@ fn what_one_sequence_cannot_have_fails_that_sequence_alone() {
             run: vec![run(0, 3), run(1, 2)],
             ..Default::default()
         };
-        let step = slots.apply(plan).unwrap();
+        let step = lay_out(&mut slots, plan).unwrap();
         assert_eq!((&step.batch.tokens[..], step.draws.len()), (&[0, 1][..], 1));
         let results = slots.settle(step, vec![Drawn { token: 5, ..Default::default() }]);
         assert_eq!(results[0].failure.as_deref(), Some(expected));
         assert_eq!((results[1].failure.as_deref(), &results[1].tokens[..]), (None, &[5][..]));
-        slots.apply(StepPlan { release: vec![0], run: vec![run(1, 1)], ..Default::default() }).unwrap();
+        lay_out(&mut slots, StepPlan { release: vec![0], run: vec![run(1, 1)], ..Default::default() })
+            .unwrap();
     }
 }
 
 #[test]
 fn a_step_draws_only_where_a_sequence_reached_its_end() {
     let mut slots = started();
-    let step = slots.apply(StepPlan { run: vec![run(0, 3)], ..Default::default() }).unwrap();
+    let step = lay_out(&mut slots, StepPlan { run: vec![run(0, 3)], ..Default::default() }).unwrap();
     assert_eq!((step.batch.sequences[0].position, step.draws.len()), (16, 0));
     assert!(slots.settle(step, vec![])[0].tokens.is_empty());
 
-    let step = slots.apply(StepPlan { run: vec![run(0, 1)], ..Default::default() }).unwrap();
+    let step = lay_out(&mut slots, StepPlan { run: vec![run(0, 1)], ..Default::default() }).unwrap();
     assert_eq!((&step.rows[..], step.draws[0].position), (&[0][..], 20));
     slots.settle(step, vec![Drawn { token: 42, ..Default::default() }]);
 
-    let step = slots.apply(StepPlan { run: vec![run(0, 1)], ..Default::default() }).unwrap();
+    let step = lay_out(&mut slots, StepPlan { run: vec![run(0, 1)], ..Default::default() }).unwrap();
     assert_eq!(step.batch.tokens, [42], "the drawn token was kept");
     assert_eq!(step.batch.sequences[0].blocks, [BlockId(0), BlockId(1)]);
 }
@@ -187,10 +197,11 @@ fn stop_tokens_are_banned_before_min_tokens() {
     let mut admit = sequence(0, 3);
     (admit.prompt_tokens, admit.banned, admit.min_tokens) = (2, vec![9], 2);
     let plan = StepPlan { admit: vec![admit], append: vec![append(0, &[0])], ..Default::default() };
-    slots.apply(plan).unwrap();
+    lay_out(&mut slots, plan).unwrap();
     let mut banned = Vec::new();
     for rows in [3, 1] {
-        let mut step = slots.apply(StepPlan { run: vec![run(0, rows)], ..Default::default() }).unwrap();
+        let mut step =
+            lay_out(&mut slots, StepPlan { run: vec![run(0, rows)], ..Default::default() }).unwrap();
         banned.push(std::mem::take(&mut step.draws[0].banned));
         slots.settle(step, vec![Drawn { token: 1, ..Default::default() }]);
     }
@@ -203,14 +214,13 @@ fn scores_come_from_the_rows_before_them() {
     let score = Some(ScoreRange { from: 0, alternatives: 1000 });
     let admit = NewSequence { kind: Kind::Score.into(), score, ..sequence(0, 5) };
     let plan = |rows| StepPlan { run: vec![run(0, rows)], ..Default::default() };
-    slots
-        .apply(StepPlan { admit: vec![admit], append: vec![append(0, &[0])], ..Default::default() })
+    lay_out(&mut slots, StepPlan { admit: vec![admit], append: vec![append(0, &[0])], ..Default::default() })
         .unwrap();
-    let step = slots.apply(plan(2)).unwrap();
+    let step = lay_out(&mut slots, plan(2)).unwrap();
     let given =
         |step: &crate::engine::slots::Step| step.draws.iter().map(|draw| draw.given).collect::<Vec<_>>();
     assert_eq!((&step.rows[..], given(&step)), (&[0, 1][..], vec![Some(1), Some(2)]));
     assert_eq!(step.draws[0].logprobs, Some(LIMITS.vocab as u32), "no more than the vocabulary has");
-    let step = slots.apply(plan(3)).unwrap();
+    let step = lay_out(&mut slots, plan(3)).unwrap();
     assert_eq!((&step.rows[..], given(&step)), (&[0, 1][..], vec![Some(3), Some(4)]), "nothing is drawn");
 }

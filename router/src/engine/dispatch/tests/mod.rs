@@ -57,6 +57,7 @@ fn generation(prompts: &[&str]) -> Generation {
         echo: 0,
         logprobs: None,
         grammar: None,
+        prediction: Vec::new(),
         shown: Vec::new(),
         sampling: Sampling { seed: 7, ..Sampling::default() },
         tenant: "t".into(),
