@@ -21,7 +21,7 @@ pub(super) struct Places<'a>(HashMap<(&'a str, i32), usize>);
 impl Planner {
     /// Runs the prompts of outnumbered newcomers, and nothing else. Whether there are any.
     pub(super) fn run_newcomers(&mut self, draft: &mut Draft) -> bool {
-        if std::mem::take(&mut self.newcomers_ran) {
+        if std::mem::take(&mut self.newcomers_ran) || self.of_one_tenant() {
             return false;
         }
         while self.waiting.first().is_some_and(|first| {
@@ -47,6 +47,13 @@ impl Planner {
         }
         self.newcomers_ran = draft.rows > 0;
         self.newcomers_ran
+    }
+
+    /// Whether all that run are of one tenant, and so is who is next: as it mostly is.
+    fn of_one_tenant(&self) -> bool {
+        let mut tenants = self.running.values().map(|r| r.sequence.spec.tenant.as_str());
+        let first = self.waiting.first().map(|first| first.spec.tenant.as_str());
+        first.or_else(|| tenants.next()).is_none_or(|one| tenants.all(|tenant| tenant == one))
     }
 
     /// Who has how many places.
