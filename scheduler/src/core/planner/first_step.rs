@@ -2,12 +2,15 @@
 //!
 //! A worker that is full of one tenant's sequences takes long steps, in which their prompts and decodes come first.
 //! Somebody else's newcomer would wait for some of these and then share one. So its prompt gets the next
-//! step that is written to itself: its first token comes a short step after the steps in flight. Those
+//! step that is written to itself, a short one: its first token comes soon after the steps in flight. Those
 //! that it passes lose that short step, and never two in a row: at least every other step is everybody's.
 
 use std::collections::HashMap;
 
-use super::{Planner, Running, plan::Draft};
+use super::{
+    Planner, Running,
+    plan::{Draft, PROMPT_SHARE_BESIDE_DECODES},
+};
 use crate::core::{sequence::Spec, types::Rank};
 
 /// Of the places, one tenant has so many times as many as the newcomer's: it is outnumbered.
@@ -32,9 +35,10 @@ impl Planner {
                 break;
             }
         }
-        let mut newcomers: Vec<Rank> = Vec::new();
+        let share = (self.limits.batch_tokens / PROMPT_SHARE_BESIDE_DECODES).max(1);
         let new =
             |r: &Running| !r.begun && r.runs() && r.sequence.generated() == 0 && !r.sequence.suspected();
+        let mut newcomers: Vec<Rank> = Vec::new();
         if self.running.values().any(new) {
             let places = self.places();
             let running = self.running.iter().filter(|(_, r)| new(r));
@@ -43,7 +47,7 @@ impl Planner {
             );
         }
         for rank in newcomers {
-            self.run(rank, self.limits.batch_tokens - draft.rows, 0, draft);
+            self.run(rank, share - draft.rows, 0, draft);
         }
         self.newcomers_ran = draft.rows > 0;
         self.newcomers_ran

@@ -14,7 +14,7 @@ use crate::core::{
 /// While sequences decode, prompts get at most this part of a step's rows. A worker sizes its steps for its
 /// speed, so a quarter of a full step bounds how much longer a decode waits for its next token; the rest
 /// of the prompt follows in the next steps.
-const PROMPT_SHARE_BESIDE_DECODES: TokenCount = 4;
+pub(super) const PROMPT_SHARE_BESIDE_DECODES: TokenCount = 4;
 
 /// The step being written.
 #[derive(Default)]
