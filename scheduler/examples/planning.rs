@@ -69,6 +69,7 @@ fn steps(prefix_cache: bool, waiting: u64) -> Vec<Duration> {
         depth: 2,
         prefix_cache,
         drafts: 8,
+        always_guess: false,
         max_waiting: 1 << 20,
         max_waiting_tokens: 1 << 30,
     };

@@ -59,6 +59,8 @@ pub struct Config {
     /// Tokens of a sequence that a step may guess, up to [`MAX_DRAFTS`]; 0: none. How many of them it does is
     /// decided by what they cost and bring.
     pub drafts: usize,
+    /// Whether steps guess so many even where that doesn't seem to pay.
+    pub always_guess: bool,
     /// Whether sequences that begin alike share what is computed of them.
     pub prefix_cache: bool,
     /// A worker that hasn't answered a step for this long is lost. The first step may page in weights from
@@ -105,6 +107,7 @@ impl Config {
             tenant_weights: Weights::default(),
             step_depth: 2,
             drafts: MAX_DRAFTS,
+            always_guess: false,
             prefix_cache: true,
             step_deadline: Self::STEP_DEADLINE,
             drain: Duration::from_secs(10),

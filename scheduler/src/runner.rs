@@ -168,6 +168,7 @@ fn limits(hello: &v1::WorkerHello, config: &Config) -> Result<(Limits, Facts), L
         context: card.context_length as usize,
         depth: config.step_depth.max(1),
         drafts: config.drafts.min(MAX_DRAFTS),
+        always_guess: config.always_guess,
         prefix_cache: config.prefix_cache,
         max_waiting: config.max_waiting_sequences,
         max_waiting_tokens: config.max_waiting_tokens,

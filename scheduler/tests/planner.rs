@@ -268,6 +268,7 @@ fn limits() -> impl Strategy<Value = Limits> {
             depth,
             prefix_cache,
             drafts,
+            always_guess: false,
             max_waiting: usize::MAX,
             max_waiting_tokens: usize::MAX,
         },

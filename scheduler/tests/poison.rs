@@ -179,6 +179,7 @@ fn limits() -> impl Strategy<Value = Limits> {
             depth,
             prefix_cache: true,
             drafts: 0,
+            always_guess: false,
             max_waiting: usize::MAX,
             max_waiting_tokens: usize::MAX,
         }
@@ -259,6 +260,7 @@ fn what_was_present_at_two_deaths_runs_alone_until_it_is_past_the_place_while_ot
         depth: 2,
         prefix_cache: true,
         drafts: 0,
+        always_guess: false,
         max_waiting: 8,
         max_waiting_tokens: 1000,
     };

@@ -34,6 +34,7 @@ fn limits() -> Limits {
         depth: 2,
         prefix_cache: true,
         drafts: 0,
+        always_guess: false,
         max_waiting: usize::MAX,
         max_waiting_tokens: usize::MAX,
     }

@@ -23,6 +23,7 @@ fn limits() -> Limits {
         depth: 1,
         prefix_cache: true,
         drafts: 0,
+        always_guess: false,
         max_waiting: 8,
         max_waiting_tokens: 1000,
     }

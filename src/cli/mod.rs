@@ -338,8 +338,8 @@ pub(crate) struct AdmissionArgs {
     #[arg(long, env = "VOLLEY_PREFIX_CACHE", default_value = "on", value_name = "SWITCH")]
     pub(crate) prefix_cache: Switch,
     /// Whether steps guess tokens from the text so far, from a request's `prediction`, and with a draft model: `auto`
-    /// does where that makes answers faster, by measurement. Bytes are the same either way.
-    #[arg(long, env = "VOLLEY_SPECULATION", default_value = "auto", value_name = "auto|off")]
+    /// does where that makes answers faster, by measurement; `always`, even where it doesn't. Bytes are the same.
+    #[arg(long, env = "VOLLEY_SPECULATION", default_value = "auto", value_name = "auto|always|off")]
     pub(crate) speculation: Speculation,
     /// What an API key gets of a busy cluster beside others: twice as much with weight 2 as with 1, the default.
     ///

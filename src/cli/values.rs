@@ -56,6 +56,8 @@ pub(crate) enum Switch {
 pub(crate) enum Speculation {
     /// Where it pays.
     Auto,
+    /// Wherever there is something to guess from.
+    Always,
     /// Never.
     Off,
 }

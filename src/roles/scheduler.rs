@@ -37,7 +37,8 @@ pub(crate) async fn run(args: SchedulerArgs, metrics: PrometheusHandle) -> Resul
 pub(super) fn config(args: &AdmissionArgs, id: String, address: String) -> Config {
     Config {
         max_waiting_sequences: args.max_waiting,
-        drafts: if args.speculation == Speculation::Auto { MAX_DRAFTS } else { 0 },
+        drafts: if args.speculation == Speculation::Off { 0 } else { MAX_DRAFTS },
+        always_guess: args.speculation == Speculation::Always,
         step_deadline: Duration::from_secs(args.step_deadline),
         prefix_cache: args.prefix_cache == Switch::On,
         tenant_weights: Arc::new(args.tenant_weight.iter().cloned().collect()),

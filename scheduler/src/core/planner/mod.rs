@@ -82,6 +82,8 @@ pub struct Limits {
     pub depth: usize,
     /// Tokens of a sequence that a step may guess; 0: none.
     pub drafts: TokenCount,
+    /// Whether it guesses so many even where that doesn't seem to pay.
+    pub always_guess: bool,
     /// Whether sequences that begin alike share blocks.
     pub prefix_cache: bool,
     /// Sequences that may wait, beyond those that find a slot.
@@ -238,7 +240,7 @@ impl Planner {
             released: Vec::new(),
             growth: Growth::default(),
             pace: Pace::default(),
-            speculation: Speculation::new(limits.drafts),
+            speculation: Speculation::new(limits.drafts, limits.always_guess),
             newcomers_ran: false,
             in_flight: VecDeque::new(),
             next_step: 1,

@@ -404,6 +404,7 @@ fn limits(random: &mut Random) -> Limits {
         prefix_cache: random.chance(0.8),
         depth: 1 + random.below(2),
         drafts: random.below(9),
+        always_guess: false,
         max_waiting: 64,
         max_waiting_tokens: 1 << 16,
     }

@@ -72,6 +72,7 @@ impl Setup {
             prefix_cache: true,
             depth: 2,
             drafts: 0,
+            always_guess: false,
             max_waiting: 1024,
             max_waiting_tokens: 4 << 20,
         };
