@@ -25,7 +25,7 @@ fn limits(drafts: usize) -> Limits {
         context: CONTEXT,
         depth: 2,
         drafts,
-        always_guess: false,
+        always_guess: true,
         prefix_cache: true,
         max_waiting: 100,
         max_waiting_tokens: 10_000,
