@@ -179,10 +179,11 @@ class Etcd(Process):
     """A real etcd with one member; starting it again finds its data."""
 
     def __init__(self, host=Loopback().host()):
+        self.data = tempfile.TemporaryDirectory(prefix="volley-etcd-")  # 123 MB; goes with this object
         self.host, self.client, peer = host, free_port(), free_port()
         self.url, peers = (f"http://{host.ip}:{port}" for port in (self.client, peer))
         super().__init__(
-            "etcd", *host.enter, "etcd", "--data-dir", tempfile.mkdtemp(prefix="volley-etcd-"),
+            "etcd", *host.enter, "etcd", "--data-dir", self.data.name,
             "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
             "--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers,
             "--initial-cluster", f"default={peers}", "--logger", "zap",

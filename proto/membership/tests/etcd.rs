@@ -37,7 +37,6 @@ impl Server {
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("test={peer}")])
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
             .spawn();
         self.child = Some(child.expect(
             "this test needs etcd: apt-get install -y --no-install-recommends etcd-server etcd-client",
