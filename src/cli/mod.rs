@@ -183,9 +183,9 @@ pub(crate) struct EngineArgs {
     /// folder's. Requests may write it in any case.
     #[arg(long, env = "VOLLEY_MODEL_NAME", value_name = "NAME")]
     pub(crate) model_name: Option<String>,
-    /// A smaller model of the same vocabulary that guesses tokens ahead, named as the model is. Guesses cost nothing
-    /// where they don't pay, and never change an answer. By default there is none: tokens are guessed from the text so
-    /// far and from a request's prediction alone.
+    /// A smaller model of the same vocabulary that guesses tokens ahead, named as the model is. It is asked where the
+    /// text has nothing to guess from and `--speculation` finds that it pays. By default there is none: tokens are
+    /// guessed from the text so far and from a request's prediction alone.
     #[arg(long, env = "VOLLEY_DRAFT_MODEL", value_name = "MODEL")]
     pub(crate) draft_model: Option<String>,
     /// Where the model runs: auto, cpu, cuda or cuda:INDEX. auto: the first GPU if there is one that can be used, else

@@ -5,6 +5,8 @@
 //! lower priority, or by a tenant that has had more service and holds at least two places more. A sequence
 //! gives way once at most, and only if the account affords to compute it again.
 
+use std::cell::LazyCell;
+
 use super::{Planner, Running, State};
 use crate::core::types::Rank;
 
@@ -30,11 +32,12 @@ impl Planner {
         if !new || first.suspected() || self.admissible(first) || blocks_come {
             return None;
         }
-        let (spec, places) = (&first.spec, self.places());
-        let own = places.of(spec);
+        // Who has how many is only asked where there are others.
+        let (spec, places) = (&first.spec, LazyCell::new(|| self.places()));
         let owes = |r: &Running| {
             let theirs = &r.sequence.spec;
-            let unequal = || places.of(theirs) >= own + 2 && self.waiting.better_served(theirs, spec);
+            let more = || theirs.tenant != spec.tenant && places.of(theirs) >= places.of(spec) + 2;
+            let unequal = || more() && self.waiting.better_served(theirs, spec);
             let able = r.state == State::Running && !r.sequence.yielded && self.account.affords(r.scheduled);
             able && (theirs.priority < spec.priority || theirs.priority == spec.priority && unequal())
         };

@@ -3,14 +3,14 @@
 //! Every row of a prompt makes the step longer, and every stream beside it waits. How much is measured: the
 //! time of steps that only decode, and what a prompt's row adds to it (more, the further the prompt is). Each
 //! step with decodes earns long prompts half of its time, so steps take at most half as long again as without
-//! them, on average. A chunk of a few rows costs little more than a single row, which reads the whole past for
-//! itself alone; so where a step doesn't earn a chunk, several steps save up for one.
+//! them, on average. A row costs less beside others of its prompt, with which it shares a look at the past; so
+//! where a step doesn't earn a chunk of a few, several steps save up for one.
 
 use crate::core::types::TokenCount;
 
 /// By how much of its time a step may get longer.
 const STRETCH: f64 = 0.5;
-/// Rows that are worth a look at all that came before them.
+/// Rows that share a look at all that came before them, at least.
 const CHUNK: TokenCount = 4;
 /// What a new measurement counts for.
 const WEIGHT: f64 = 0.125;

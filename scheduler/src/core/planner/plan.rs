@@ -119,13 +119,14 @@ impl Planner {
 
     /// How many tokens each of the sequences that decode may guess.
     fn drafts(&mut self, decodes: &[Rank]) -> Vec<TokenCount> {
-        let (room, batch) =
-            (self.limits.batch_tokens.saturating_sub(decodes.len()), self.limits.batch_tokens);
+        let batch = self.limits.batch_tokens;
         // Prompts have their part of the step.
-        let room = room.min(batch - batch / PROMPT_SHARE_BESIDE_DECODES);
-        let decoding = |rank: &&Rank| decodes.binary_search(rank).is_ok();
-        let running = self.running.iter_mut().filter(|(rank, _)| decoding(rank)).map(|(_, running)| running);
-        let records: Vec<_> = running.map(|r| r.sequence.spec.guessable().then_some(&mut r.record)).collect();
+        let room = batch.saturating_sub(decodes.len()).min(batch - batch / PROMPT_SHARE_BESIDE_DECODES);
+        // Both are in the order of ranks.
+        let mut next = decodes.iter().peekable();
+        let running = self.running.iter_mut().filter(|(rank, _)| next.next_if_eq(rank).is_some());
+        let records: Vec<_> =
+            running.map(|(_, r)| r.sequence.spec.guessable().then_some(&mut r.record)).collect();
         self.speculation.choose(records.into_iter(), room)
     }
 
