@@ -13,7 +13,7 @@ use volley_twin::Twin;
 use crate::{
     decoder::{Capacity, Decoder},
     format::Weights,
-    model::{Bias, Model},
+    model::{Bias, Mlp, Model, NormKind, Qkv},
 };
 
 /// A tiny model and what transformers computes with it (tests/fixtures/make.py).
@@ -23,6 +23,13 @@ pub(crate) struct Fixture {
     /// `[tokens, vocab]`.
     pub(crate) logits: Vec<f32>,
 }
+
+/// The fixtures, a family each.
+pub(crate) const FIXTURES: [&str; 5] =
+    ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-gpt-bigcode", "tiny-starcoder2"];
+
+/// Those that are there as GGUF files, too.
+pub(crate) const GGUF_FIXTURES: [&str; 3] = ["tiny-qwen3", "tiny-gpt-bigcode", "tiny-starcoder2"];
 
 /// The folder of a fixture.
 pub(crate) fn folder(name: &str) -> PathBuf {
@@ -39,6 +46,11 @@ pub(crate) fn fixture(name: &str) -> Fixture {
     };
     let tokens = numbers("tokens").into_iter().map(|token| token as u32).collect();
     Fixture { model: Model::open(&folder).unwrap(), tokens, logits: numbers("logits") }
+}
+
+/// Opens a fixture's GGUF file.
+pub(crate) fn gguf_fixture(name: &str) -> Fixture {
+    Fixture { model: Model::open(&folder(name).join("model.gguf")).unwrap(), ..fixture(name) }
 }
 
 /// Loads a fixture's decoder.
@@ -63,32 +75,64 @@ pub(crate) type Formats = [DType; 3];
 /// A model of random numbers in shapes that GPUs have kernels for (the fixtures' heads are too narrow), with the
 /// text and the positions of the fixture `tiny-llama`.
 pub(crate) fn made_up(formats: Formats) -> Model {
-    let mut model = fixture("tiny-llama").model;
+    made_up_like("tiny-llama", Heads { heads: 4, kv_heads: 2, dim: 64, scale: 0.125 }, formats)
+}
+
+/// The same for the family of another fixture.
+pub(crate) fn made_up_like(fixture: &str, heads: Heads, formats: Formats) -> Model {
+    let mut model = self::fixture(fixture).model;
     let description = &mut model.description;
-    description.heads = Heads { heads: 4, kv_heads: 2, dim: 64, scale: 0.125 };
-    (description.width, description.hidden, description.qkv_bias) = (64, 96, Bias::Always);
-    description.rope.frequencies = (0..32).map(|i| 10_000f32.powf(-i as f32 / 32.0)).collect();
+    (description.heads, description.width, description.hidden) = (heads, 64, 96);
+    description.qkv_bias = Bias::Always;
+    if description.positions.is_none() {
+        description.rope.frequencies = (0..32).map(|i| 10_000f32.powf(-i as f32 / 32.0)).collect();
+    }
     let (width, hidden, names) = (description.width, description.hidden, description.names);
+    let (query, key) = (heads.heads * heads.dim, heads.kv_heads * heads.dim);
     let [most, values, down] = formats;
     let mut tensors = vec![random(names.embedding, DType::BF16, description.vocab, width)];
-    for layer in 0..description.layers {
-        let name = |name: &str| name.replace("{}", &layer.to_string());
-        let mut add =
-            |tensor: &str, dtype, rows, cols| tensors.push(random(&name(tensor), dtype, rows, cols));
-        add(names.query, most, 256, width);
-        add(names.key, most, 128, width);
-        add(names.value, values, 128, width);
-        for (tensor, rows) in [(names.query, 256), (names.key, 128), (names.value, 128)] {
-            add(&tensor.replace(".weight", ".bias"), DType::F32, 1, rows);
+    let mut add = |name: &str, layer: usize, dtype, rows, cols, bias: Bias| {
+        let name = name.replace("{}", &layer.to_string());
+        tensors.push(random(&name, dtype, rows, cols));
+        if bias == Bias::Always {
+            let rows = if dtype == DType::F32 { cols } else { rows };
+            tensors.push(random(&name.replace(".weight", ".bias"), DType::F32, 1, rows));
         }
-        add(names.attention_output, most, width, 256);
-        add(names.gate, most, hidden, width);
-        add(names.up, most, hidden, width);
-        add(names.down, down, width, hidden);
-        add(names.attention_norm, DType::F32, 1, width);
-        add(names.mlp_norm, DType::F32, 1, width);
+    };
+    if let (Some(name), Some(rows)) = (names.positions, description.positions) {
+        add(name, 0, DType::BF16, rows, width, Bias::Never);
     }
-    tensors.push(random(names.final_norm, DType::F32, 1, width));
+    let norm_bias = if description.norm == NormKind::Layer { Bias::Always } else { Bias::Never };
+    for layer in 0..description.layers {
+        let mut part = |name, dtype, rows, cols, bias| add(name, layer, dtype, rows, cols, bias);
+        match names.qkv {
+            Qkv::Apart([q, k, v]) => {
+                part(q, most, query, width, Bias::Always);
+                part(k, most, key, width, Bias::Always);
+                part(v, values, key, width, Bias::Always);
+            }
+            Qkv::Stacked(name) => part(name, most, query + 2 * key, width, Bias::Always),
+        }
+        let (output_bias, mlp_bias) = (description.output_bias, description.mlp_bias);
+        part(names.attention_output, most, width, query, output_bias);
+        match names.mlp {
+            Mlp::Gated(both) => {
+                both.into_iter().for_each(|name| part(name, most, hidden, width, Bias::Never));
+            }
+            Mlp::Plain(up) => part(up, most, hidden, width, mlp_bias),
+        }
+        part(names.down, down, width, hidden, mlp_bias);
+        for name in names.head_norms.into_iter().flatten() {
+            part(name, DType::F32, 1, heads.dim, Bias::Never);
+        }
+        for name in [names.attention_norm, names.mlp_norm] {
+            part(name, DType::F32, 1, width, norm_bias);
+        }
+    }
+    add(names.final_norm, 0, DType::F32, 1, width, norm_bias);
+    if !description.tied {
+        add(names.output, 0, DType::BF16, description.vocab, width, Bias::Never);
+    }
     model.weights = Weights::of(tensors);
     model
 }
@@ -104,7 +148,7 @@ fn random(name: &str, dtype: DType, rows: usize, cols: usize) -> Tensor {
     let size = 1.7 / (cols as f32).sqrt();
     let mut number = |size: f32| ((next() % 4001) as f32 / 2000.0 - 1.0) * size;
     let data: Vec<u8> = match dtype {
-        DType::F32 if name.contains("norm") => {
+        DType::F32 if name.ends_with(".weight") => {
             (0..cols).flat_map(|_| (1.0 + number(0.3)).to_le_bytes()).collect()
         }
         DType::F32 => (0..rows * cols).flat_map(|_| number(0.3).to_le_bytes()).collect(),

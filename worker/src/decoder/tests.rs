@@ -1,12 +1,12 @@
 use volley_kernels::{
-    BLOCK_TOKENS, DType, History, Logprobs, Mirostat, Penalties, Sequence,
+    BLOCK_TOKENS, DType, Heads, History, Logprobs, Mirostat, Penalties, Sequence,
     cpu::{Activations, CpuBackend, CpuOptions, formats::dequantized},
 };
 
 use super::*;
 use volley_twin::{Schedule, Twin};
 
-use crate::testing;
+use crate::{model::Model, testing};
 
 /// Nothing is rounded on the way: what is off is wrong.
 fn backend() -> CpuBackend {
@@ -30,8 +30,9 @@ fn logits<B: Backend>(decoder: &mut Decoder<B>, tokens: &[u32], steps: &[usize])
 
 #[test]
 fn logits_agree_with_transformers_to_1e_4_of_their_range() {
-    for name in ["tiny-llama", "tiny-qwen2"] {
-        let fixture = testing::fixture(name);
+    let directories = testing::FIXTURES.map(|name| (name, testing::fixture(name)));
+    let files = testing::GGUF_FIXTURES.map(|name| (name, testing::gguf_fixture(name)));
+    for (name, fixture) in directories.into_iter().chain(files) {
         let mut decoder = testing::decoder(backend(), &fixture.model, Capacity { rows: 64, sequences: 1 }, 8);
         for steps in [&[40][..], &[1, 16, 22, 1]] {
             let logits = logits(&mut decoder, &fixture.tokens, steps);
@@ -45,11 +46,18 @@ fn logits_agree_with_transformers_to_1e_4_of_their_range() {
 
 #[test]
 fn the_output_matrix_turns_final_hidden_states_into_logits() {
-    let fixture = testing::fixture("tiny-llama");
+    for (fixture, table) in
+        [("tiny-llama", "model.embed_tokens.weight"), ("tiny-gpt-bigcode", "transformer.wte.weight")]
+    {
+        hidden_states_give_logits(testing::fixture(fixture), table);
+    }
+}
+
+fn hidden_states_give_logits(fixture: testing::Fixture, table: &str) {
     let (width, tokens) = (fixture.model.description.width, &fixture.tokens);
     let mut decoder = testing::decoder(backend(), &fixture.model, Capacity { rows: 64, sequences: 1 }, 8);
     let logits = logits(&mut decoder, tokens, &[tokens.len()]);
-    let table = fixture.model.weights.tensors().find(|tensor| tensor.name == "model.embed_tokens.weight");
+    let table = fixture.model.weights.tensors().find(|tensor| tensor.name == table);
     let output = dequantized(table.unwrap()).unwrap();
     let hidden = decoder.hidden(vec![3..5, 0..1, 39..40]).unwrap().concat();
     for (hidden, row) in hidden.chunks(width).zip([3, 4, 0, 39]) {
@@ -131,8 +139,42 @@ fn a_gpu_s_logits_are_the_cpu_s_for_every_kind_of_weights() {
 }
 
 #[test]
+fn a_gpu_s_logits_are_the_cpu_s_for_every_family() {
+    let (long, short) = (tokens(150, 1), tokens(40, 2));
+    for (fixture, heads) in families() {
+        let model = testing::made_up_like(fixture, heads, [DType::BF16; 3]);
+        let capacity = Capacity { rows: 160, sequences: 1 };
+        let mut cpu = testing::decoder(backend(), &model, capacity, 12);
+        let twin = Twin::with_arch(Schedule::ALL[2], 80);
+        let mut gpu = testing::decoder(testing::cuda(twin, false), &model, capacity, 12);
+        for (tokens, steps) in [(&long, &[150][..]), (&short, &[1, 16, 22, 1])] {
+            let (expected, got) = (logits(&mut cpu, tokens, steps), logits(&mut gpu, tokens, steps));
+            let off = difference(&expected, &got);
+            assert!(off <= 0.02, "{fixture}: off by {off}");
+        }
+        let ranges = vec![3..5, 39..40];
+        let (expected, got) = (cpu.hidden(ranges.clone()).unwrap(), gpu.hidden(ranges).unwrap());
+        assert!(difference(&expected.concat(), &got.concat()) <= 0.02, "{fixture}: hidden states");
+    }
+}
+
+/// Families that differ in more than names, with heads for which a GPU has kernels.
+fn families() -> [(&'static str, Heads); 3] {
+    let few = Heads { heads: 4, kv_heads: 2, dim: 64, scale: 0.125 };
+    // StarCoder's.
+    let many_over_one = Heads { heads: 48, kv_heads: 1, ..few };
+    [("tiny-qwen3", few), ("tiny-gpt-bigcode", many_over_one), ("tiny-starcoder2", few)]
+}
+
+#[test]
 fn deterministic_logits_have_the_same_bits_however_a_prompt_is_cut() {
-    let model = testing::made_up([DType::BF16, DType::BF16, DType::Q8_0]);
+    deterministic_logits_are_the_same(testing::made_up([DType::BF16, DType::BF16, DType::Q8_0]));
+    for (fixture, heads) in families() {
+        deterministic_logits_are_the_same(testing::made_up_like(fixture, heads, [DType::BF16; 3]));
+    }
+}
+
+fn deterministic_logits_are_the_same(model: Model) {
     let tokens = tokens(90, 3);
     let capacity = Capacity { rows: 96, sequences: 1 };
     let mut expected = Vec::new();
@@ -199,7 +241,7 @@ fn a_gpu_draws_what_the_cpu_draws_from_its_logits() {
     let table = cpu.table(&table).unwrap();
     let mut buffer = cpu.buffer(56, 288, Content::Logits).unwrap();
     let mut batch = Batch { tokens: (0..56).collect(), sequences: vec![] };
-    cpu.embed(&mut batch, &table, &mut buffer);
+    cpu.embed(&mut batch, &table, None, &mut buffer);
     let expected = cpu.draw(&mut batch, &mut buffer, &draws).unwrap();
     for ((drawn, expected), draw) in drawn.iter().zip(&expected).zip(&draws) {
         assert_eq!((drawn.token, drawn.mirostat), (expected.token, expected.mirostat), "{draw:?}");

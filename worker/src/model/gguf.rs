@@ -1,10 +1,9 @@
 //! A description from GGUF metadata.
 
-use volley_kernels::{Activation, DType, Rope};
+use volley_kernels::{DType, Rope};
 
 use super::{
-    Bias, Description, Sizes, cap_to_window,
-    family::{self, GGUF_NAMES},
+    Bias, Description, NormKind, Sizes, cap_to_window, family,
     rope::{Scaling, frequencies},
 };
 use crate::{Error, format::gguf::Gguf};
@@ -31,7 +30,7 @@ pub(super) fn describe(gguf: &Gguf) -> Result<Description, Error> {
         width,
         hidden: need("feed_forward_length")?,
         heads,
-        kv_heads: gguf.u64(&key("attention.head_count_kv"))?.unwrap_or(heads),
+        kv_heads: gguf.u64(&key("attention.head_count_kv"))?.or(family.kv_heads).unwrap_or(heads),
         head_dim,
         vocab: vocab.ok_or_else(|| gguf.missing("tokenizer.ggml.tokens"))?,
         context: need("context_length")?,
@@ -47,7 +46,12 @@ pub(super) fn describe(gguf: &Gguf) -> Result<Description, Error> {
             problem,
         ));
     }
-    let epsilon = key("attention.layer_norm_rms_epsilon");
+    let epsilon = key(match family.norm {
+        NormKind::Rms => "attention.layer_norm_rms_epsilon",
+        NormKind::Layer => "attention.layer_norm_epsilon",
+    });
+    let learned = family.gguf_names.positions.is_some();
+    let frequencies = if learned { vec![] } else { rope(gguf, architecture, head_dim)? };
     let window = gguf.u64(&key("attention.sliding_window"))?;
     Ok(Description {
         architecture: family.name.to_owned(),
@@ -57,13 +61,16 @@ pub(super) fn describe(gguf: &Gguf) -> Result<Description, Error> {
         heads: sizes.heads(),
         vocab: sizes.vocab as usize,
         context: cap_to_window(sizes.context as usize, window),
+        positions: learned.then_some(sizes.context as usize),
+        norm: family.norm,
         epsilon: gguf.f64(&epsilon)?.ok_or_else(|| gguf.missing(&epsilon))? as f32,
-        rope: Rope { frequencies: rope(gguf, architecture, head_dim)?, pairing: family.gguf_pairing },
-        activation: Activation::Silu,
+        rope: Rope { frequencies, pairing: family.gguf_pairing },
+        activation: family.activation,
         qkv_bias: family.qkv_bias,
-        output_bias: Bias::IfPresent,
-        tied: !gguf.weights.contains(GGUF_NAMES.output),
-        names: &GGUF_NAMES,
+        output_bias: family.bias,
+        mlp_bias: if family.bias == Bias::Always { Bias::Always } else { Bias::Never },
+        tied: !gguf.weights.contains(family.gguf_names.output),
+        names: family.gguf_names,
     })
 }
 

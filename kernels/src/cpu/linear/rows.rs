@@ -91,13 +91,26 @@ pub(super) unsafe fn expand<V: Simd + ?Sized>(
 #[inline(always)]
 pub(super) fn gate(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((&g, &u), out) in gate.iter().zip(up).zip(out) {
-        // Both are x · σ(y): GELU's tanh form is x · σ(2 · √(2/π) · (x + 0.044715 · x³)).
-        let y = match activation {
-            Activation::Silu => g,
-            Activation::GeluTanh => GELU * (0.044715 * g * g).mul_add(g, g),
-        };
-        *out = g / (1.0 + exp(-y)) * u;
+        *out = activated(activation, g) * u;
     }
+}
+
+/// `x = activation(x)`.
+#[inline(always)]
+pub(super) fn activate(activation: Activation, x: &mut [f32]) {
+    for x in x {
+        *x = activated(activation, *x);
+    }
+}
+
+#[inline(always)]
+fn activated(activation: Activation, x: f32) -> f32 {
+    // Both are x · σ(y): GELU's tanh form is x · σ(2 · √(2/π) · (x + 0.044715 · x³)).
+    let y = match activation {
+        Activation::Silu => x,
+        Activation::GeluTanh => GELU * (0.044715 * x * x).mul_add(x, x),
+    };
+    x / (1.0 + exp(-y))
 }
 
 /// `e^x` within 2 units in the last place, from operations that every CPU rounds alike; saturates beyond ±87.

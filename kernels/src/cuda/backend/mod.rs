@@ -30,7 +30,7 @@ use self::{draws::Rows, weights::Tables};
 use super::Device;
 use crate::{
     Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawn, Error, Heads, Norm, Rope,
-    StepLimits, Tensor,
+    Rotary, StepLimits, Tensor,
 };
 
 /// How a GPU computes.
@@ -102,11 +102,11 @@ impl Backend for CudaBackend {
     type Step = Step;
 
     fn linear(&self, parts: &[(Tensor, Option<Tensor>)]) -> Result<Linear, Error> {
-        Linear::new(&self.device, &self.tables, parts)
+        Linear::new(&self.device, &self.tables, parts, false)
     }
 
     fn gated(&self, gate: &Tensor, up: &Tensor) -> Result<Linear, Error> {
-        Linear::new(&self.device, &self.tables, &[(gate.clone(), None), (up.clone(), None)])
+        Linear::new(&self.device, &self.tables, &[(gate.clone(), None), (up.clone(), None)], true)
     }
 
     fn table(&self, tensor: &Tensor) -> Result<Table, Error> {
@@ -145,8 +145,8 @@ impl Backend for CudaBackend {
         self.start(|| step.begin(self.device(), &batch, self.deterministic));
     }
 
-    fn embed(&self, step: &mut Step, table: &Table, x: &mut Buffer) {
-        self.start(|| self.run_embed(step, table, x));
+    fn embed(&self, step: &mut Step, table: &Table, positions: Option<&Table>, x: &mut Buffer) {
+        self.start(|| self.run_embed(step, table, positions, x));
     }
 
     fn norm_linear(
@@ -165,11 +165,11 @@ impl Backend for CudaBackend {
         step: &mut Step,
         layer: usize,
         heads: Heads,
-        rope: &Rotation,
+        rotary: Rotary<'_, Rotation, Vector>,
         qkv: &mut Buffer,
         cache: &mut Cache,
     ) {
-        self.start(|| self.run_rope_and_store(step, layer, heads, rope, qkv, cache));
+        self.start(|| self.run_rope_and_store(step, layer, heads, rotary, qkv, cache));
     }
 
     fn attention(
@@ -188,7 +188,7 @@ impl Backend for CudaBackend {
         self.start(|| self.run_linear_add(step, a, w, x));
     }
 
-    fn gated_linear(
+    fn activated_linear(
         &self,
         step: &mut Step,
         x: &mut Buffer,
@@ -197,7 +197,7 @@ impl Backend for CudaBackend {
         activation: Activation,
         out: &mut Buffer,
     ) {
-        self.start(|| self.run_gated_linear(step, x, norm, w, activation, out));
+        self.start(|| self.run_activated_linear(step, x, norm, w, activation, out));
     }
 
     fn logits(

@@ -21,6 +21,8 @@ pub struct Linear {
     pub(super) bias: Option<Memory<bf16>>,
     pub(super) outputs: usize,
     pub(super) inputs: usize,
+    /// Whether the outputs are a gate and what it gates.
+    pub(super) gated: bool,
 }
 
 /// How they are stored.
@@ -35,7 +37,7 @@ pub struct Table {
     pub(super) columns: usize,
 }
 
-/// Norm gains.
+/// Norm gains or biases.
 pub struct Vector(pub(super) Memory<bf16>);
 
 /// Frequencies of a rotation.
@@ -55,6 +57,7 @@ impl Linear {
         device: &Arc<dyn Device>,
         tables: &Tables,
         parts: &[(Tensor, Option<Tensor>)],
+        gated: bool,
     ) -> Result<Self, Error> {
         let tensors: Vec<&Tensor> = parts.iter().map(|(tensor, _)| tensor).collect();
         let inputs = tensors.first().map_or(0, |tensor| tensor.cols);
@@ -71,7 +74,7 @@ impl Linear {
         } else {
             Weights::Packed(DeviceWeights::new(device, &PackedWeights::from_gguf(&tensors)?)?)
         };
-        Ok(Self { weights, bias: bias(device, parts)?, outputs, inputs })
+        Ok(Self { weights, bias: bias(device, parts)?, outputs, inputs, gated })
     }
 }
 
