@@ -289,6 +289,11 @@ impl<B: Backend> Loader<'_, B> {
                 let gate = self.tensor(gate, layer, model.hidden, model.width)?;
                 backend.gated(&gate, &self.tensor(up, layer, model.hidden, model.width)?)?
             }
+            Mlp::Stacked(name) => {
+                let rows = [model.hidden, model.hidden];
+                let parts = self.stacked(name, layer, &rows, model.width, Bias::Never)?;
+                backend.gated(&parts[0].0, &parts[1].0)?
+            }
             Mlp::Plain(up) => {
                 backend.linear(&[self.part(up, layer, model.hidden, model.width, model.mlp_bias)?])?
             }
@@ -309,29 +314,41 @@ impl<B: Backend> Loader<'_, B> {
     /// Queries, keys and values: so many rows each.
     fn qkv(&mut self, layer: usize, rows: [usize; 3]) -> Result<Vec<Part>, Error> {
         let (width, bias) = (self.model.width, self.model.qkv_bias);
-        let name = match self.model.names.qkv {
+        match self.model.names.qkv {
             Qkv::Apart(names) => {
                 let parts = names.into_iter().zip(rows);
-                return parts.map(|(name, rows)| self.part(name, layer, rows, width, bias)).collect();
+                parts.map(|(name, rows)| self.part(name, layer, rows, width, bias)).collect()
             }
-            Qkv::Stacked(name) => name,
-        };
-        let (matrix, bias) = self.part(name, layer, rows.iter().sum(), width, bias)?;
+            Qkv::Stacked(name) => self.stacked(name, layer, &rows, width, bias),
+        }
+    }
+
+    /// Matrices of so many rows that the file keeps below each other, with their biases.
+    fn stacked(
+        &mut self,
+        name: &str,
+        layer: usize,
+        rows: &[usize],
+        cols: usize,
+        bias: Bias,
+    ) -> Result<Vec<Part>, Error> {
+        let (matrix, bias) = self.part(name, layer, rows.iter().sum(), cols, bias)?;
         let mut first = 0;
-        let mut cut = |rows: usize| {
+        let mut cut = |rows: &usize| -> Option<Part> {
             let range = first..first + rows;
             first += rows;
-            let bias = bias.as_ref().map(|bias| bias.inputs(range.clone()));
-            let whole = || {
-                Error::Kernel(volley_kernels::Error::Tensor {
-                    name: matrix.name.clone(),
-                    problem: format!("no rows {range:?} of whole blocks"),
-                })
+            let bias = match &bias {
+                Some(bias) => Some(bias.inputs(range.clone())?),
+                None => None,
             };
-            let bias = bias.map(|bias| bias.ok_or_else(whole)).transpose()?;
-            Ok((matrix.outputs(range.clone()).ok_or_else(whole)?, bias))
+            Some((matrix.outputs(range)?, bias))
         };
-        rows.into_iter().map(&mut cut).collect()
+        let parts = rows.iter().map(&mut cut).collect::<Option<_>>();
+        // A quantized bias may have blocks that belong to two parts.
+        parts.ok_or_else(|| {
+            let problem = "its parts' biases are not whole blocks".to_owned();
+            Error::Kernel(volley_kernels::Error::Tensor { name: matrix.name.clone(), problem })
+        })
     }
 
     /// A matrix and its bias.

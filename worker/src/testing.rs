@@ -25,11 +25,12 @@ pub(crate) struct Fixture {
 }
 
 /// The fixtures, a family each.
-pub(crate) const FIXTURES: [&str; 5] =
-    ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-gpt-bigcode", "tiny-starcoder2"];
+pub(crate) const FIXTURES: [&str; 6] =
+    ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-phi3", "tiny-gpt-bigcode", "tiny-starcoder2"];
 
 /// Those that are there as GGUF files, too.
-pub(crate) const GGUF_FIXTURES: [&str; 3] = ["tiny-qwen3", "tiny-gpt-bigcode", "tiny-starcoder2"];
+pub(crate) const GGUF_FIXTURES: [&str; 4] =
+    ["tiny-qwen3", "tiny-phi3", "tiny-gpt-bigcode", "tiny-starcoder2"];
 
 /// The folder of a fixture.
 pub(crate) fn folder(name: &str) -> PathBuf {
@@ -119,6 +120,7 @@ pub(crate) fn made_up_like(fixture: &str, heads: Heads, formats: Formats) -> Mod
             Mlp::Gated(both) => {
                 both.into_iter().for_each(|name| part(name, most, hidden, width, Bias::Never));
             }
+            Mlp::Stacked(name) => part(name, most, 2 * hidden, width, Bias::Never),
             Mlp::Plain(up) => part(up, most, hidden, width, mlp_bias),
         }
         part(names.down, down, width, hidden, mlp_bias);
@@ -135,6 +137,15 @@ pub(crate) fn made_up_like(fixture: &str, heads: Heads, formats: Formats) -> Mod
     }
     model.weights = Weights::of(tensors);
     model
+}
+
+/// Families that differ in more than names from [`made_up`]'s, with heads for which a GPU has kernels.
+pub(crate) fn families() -> [(&'static str, Model); 4] {
+    let few = Heads { heads: 4, kv_heads: 2, dim: 64, scale: 0.125 };
+    // StarCoder's.
+    let many_over_one = Heads { heads: 48, kv_heads: 1, ..few };
+    let heads = |name| if name == "tiny-gpt-bigcode" { many_over_one } else { few };
+    GGUF_FIXTURES.map(|name| (name, made_up_like(name, heads(name), [DType::BF16; 3])))
 }
 
 /// Random numbers that follow from the name: around 1 in a vector of gains, else such that a product is about as large

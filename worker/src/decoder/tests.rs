@@ -1,5 +1,5 @@
 use volley_kernels::{
-    BLOCK_TOKENS, DType, Heads, History, Logprobs, Mirostat, Penalties, Sequence,
+    BLOCK_TOKENS, DType, History, Logprobs, Mirostat, Penalties, Sequence,
     cpu::{Activations, CpuBackend, CpuOptions, formats::dequantized},
 };
 
@@ -141,8 +141,7 @@ fn a_gpu_s_logits_are_the_cpu_s_for_every_kind_of_weights() {
 #[test]
 fn a_gpu_s_logits_are_the_cpu_s_for_every_family() {
     let (long, short) = (tokens(150, 1), tokens(40, 2));
-    for (fixture, heads) in families() {
-        let model = testing::made_up_like(fixture, heads, [DType::BF16; 3]);
+    for (fixture, model) in testing::families() {
         let capacity = Capacity { rows: 160, sequences: 1 };
         let mut cpu = testing::decoder(backend(), &model, capacity, 12);
         let twin = Twin::with_arch(Schedule::ALL[2], 80);
@@ -158,20 +157,10 @@ fn a_gpu_s_logits_are_the_cpu_s_for_every_family() {
     }
 }
 
-/// Families that differ in more than names, with heads for which a GPU has kernels.
-fn families() -> [(&'static str, Heads); 3] {
-    let few = Heads { heads: 4, kv_heads: 2, dim: 64, scale: 0.125 };
-    // StarCoder's.
-    let many_over_one = Heads { heads: 48, kv_heads: 1, ..few };
-    [("tiny-qwen3", few), ("tiny-gpt-bigcode", many_over_one), ("tiny-starcoder2", few)]
-}
-
 #[test]
 fn deterministic_logits_have_the_same_bits_however_a_prompt_is_cut() {
     deterministic_logits_are_the_same(testing::made_up([DType::BF16, DType::BF16, DType::Q8_0]));
-    for (fixture, heads) in families() {
-        deterministic_logits_are_the_same(testing::made_up_like(fixture, heads, [DType::BF16; 3]));
-    }
+    testing::families().into_iter().for_each(|(_, model)| deterministic_logits_are_the_same(model));
 }
 
 fn deterministic_logits_are_the_same(model: Model) {

@@ -48,7 +48,7 @@ const LLAMA: Family = Family {
     hf_keys: &[],
 };
 
-/// Llama 2 and 3, SmolLM2; Mistral; Qwen 2 and 2.5; Qwen 3; StarCoder and SantaCoder; StarCoder 2.
+/// Llama 2 and 3, SmolLM2; Mistral; Qwen 2 and 2.5; Qwen 3; Phi 3 and 4; StarCoder and SantaCoder; StarCoder 2.
 pub(super) const FAMILIES: &[Family] = &[
     LLAMA,
     Family { name: "mistral", gguf: None, hf: "MistralForCausalLM", qkv_bias: Bias::Never, ..LLAMA },
@@ -67,6 +67,15 @@ pub(super) const FAMILIES: &[Family] = &[
         gguf_pairing: RopePairing::Halves,
         gguf_names: &names::GGUF_HEAD_NORMS,
         hf_names: &names::HF_HEAD_NORMS,
+        ..LLAMA
+    },
+    Family {
+        name: "phi3",
+        gguf: Some("phi3"),
+        hf: "Phi3ForCausalLM",
+        gguf_pairing: RopePairing::Halves,
+        gguf_names: &names::GGUF_PHI3,
+        hf_names: &names::HF_PHI3,
         ..LLAMA
     },
     Family {

@@ -10,6 +10,8 @@ use crate::{Error, format::gguf::Gguf};
 
 /// Divisors of the rotation frequencies, one per pair, in files of Llama 3.1 and later.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
+/// The same where they depend on a text's length (longrope).
+const LONGROPE_FACTORS: &str = "rope_factors_short.weight";
 
 /// Describes the model in a file.
 pub(super) fn describe(gguf: &Gguf) -> Result<Description, Error> {
@@ -94,6 +96,10 @@ fn rope(gguf: &Gguf, architecture: &str, head_dim: u64) -> Result<Vec<f32>, Erro
             return Err(Error::unsupported(&gguf.file, format!("key {scaling_key}"), problem));
         }
     };
+    if gguf.weights.contains(LONGROPE_FACTORS) {
+        let problem = format!("longrope is not supported; supported: none, linear, and {ROPE_FACTORS}");
+        return Err(Error::unsupported(&gguf.file, format!("tensor {LONGROPE_FACTORS}"), problem));
+    }
     let mut rope = frequencies(dims as usize, base, scaling);
     if let Some(factors) = gguf.weights.find(ROPE_FACTORS, 1, rope.len())? {
         if factors.dtype != DType::F32 {

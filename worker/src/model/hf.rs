@@ -42,6 +42,8 @@ struct Config {
     /// Qwen carries a window that it does not use.
     use_sliding_window: Option<bool>,
     rope_theta: Option<f64>,
+    /// Of a head's dimensions, so many turn.
+    partial_rotary_factor: Option<f64>,
     /// Up to transformers 4.
     rope_scaling: Option<RopeParameters>,
     /// From transformers 5: base and scaling together.
@@ -53,6 +55,7 @@ struct RopeParameters {
     #[serde(alias = "type")]
     rope_type: Option<String>,
     rope_theta: Option<f64>,
+    partial_rotary_factor: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
@@ -179,6 +182,12 @@ impl Config {
             }
         };
         let base = need(Some(base), "rope_theta")?;
-        Ok(frequencies(head_dim as usize, base, scaling))
+        let part = parameters.partial_rotary_factor.or(self.partial_rotary_factor).unwrap_or(1.0);
+        let dims = (head_dim as f64 * part) as u64;
+        if dims == 0 || dims > head_dim || dims % 2 != 0 {
+            let problem = format!("{part}; expected an even number of the {head_dim} dimensions of a head");
+            return Err(Error::malformed(&file, "key partial_rotary_factor", problem));
+        }
+        Ok(frequencies(dims as usize, base, scaling))
     }
 }

@@ -32,6 +32,8 @@ pub(crate) enum Qkv {
 pub(crate) enum Mlp {
     /// Gate and up.
     Gated([&'static str; 2]),
+    /// The two below each other.
+    Stacked(&'static str),
     /// One, without a gate.
     Plain(&'static str),
 }
@@ -61,6 +63,9 @@ pub(super) const GGUF_BIGCODE: Names = Names {
     ..GGUF_PLAIN
 };
 
+pub(super) const GGUF_PHI3: Names =
+    Names { qkv: Qkv::Stacked("blk.{}.attn_qkv.weight"), mlp: Mlp::Stacked("blk.{}.ffn_up.weight"), ..GGUF };
+
 pub(super) const HF: Names = Names {
     embedding: "model.embed_tokens.weight",
     positions: None,
@@ -87,6 +92,12 @@ pub(super) const HF_HEAD_NORMS: Names = Names {
 pub(super) const HF_STARCODER2: Names = Names {
     mlp: Mlp::Plain("model.layers.{}.mlp.c_fc.weight"),
     down: "model.layers.{}.mlp.c_proj.weight",
+    ..HF
+};
+
+pub(super) const HF_PHI3: Names = Names {
+    qkv: Qkv::Stacked("model.layers.{}.self_attn.qkv_proj.weight"),
+    mlp: Mlp::Stacked("model.layers.{}.mlp.gate_up_proj.weight"),
     ..HF
 };
 

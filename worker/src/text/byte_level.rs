@@ -49,6 +49,13 @@ const PRES: &[Pre] = &[
         adds_bos: true,
     },
     Pre {
+        names: &["dbrx"], // Phi 4
+        nfc: false,
+        cut: Cut::Regex(LLAMA3_SPLIT),
+        ignore_merges: false,
+        adds_bos: false,
+    },
+    Pre {
         names: &["qwen2", "deepseek-r1-qwen"],
         nfc: true,
         cut: Cut::Regex(QWEN2_SPLIT),

@@ -159,7 +159,8 @@ impl Run {
 
 fn heads() -> impl Strategy<Value = Heads> {
     let dim = prop_oneof![Just(8), Just(16), Just(24), Just(64), Just(80), Just(128), Just(256)];
-    (1usize..4, 1usize..8, dim).prop_map(|(kv_heads, group, dim)| Heads {
+    let group = prop_oneof![7 => 1usize..8, 1 => Just(48)];
+    (1usize..4, group, dim).prop_map(|(kv_heads, group, dim)| Heads {
         heads: kv_heads * group,
         kv_heads,
         dim,
