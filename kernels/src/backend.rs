@@ -76,6 +76,8 @@ pub enum Activation {
     Silu,
     /// The tanh approximation of GELU.
     GeluTanh,
+    /// GELU, by the error function.
+    GeluErf,
 }
 
 /// A norm of rows.

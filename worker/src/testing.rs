@@ -22,6 +22,8 @@ pub(crate) struct Fixture {
     pub(crate) tokens: Vec<u32>,
     /// `[tokens, vocab]`.
     pub(crate) logits: Vec<f32>,
+    /// The same with the exact GELU, where that was computed.
+    pub(crate) logits_gelu: Option<Vec<f32>>,
 }
 
 /// The fixtures, a family each.
@@ -42,11 +44,18 @@ pub(crate) fn fixture(name: &str) -> Fixture {
     let folder = folder(name);
     let expected = crate::format::safetensors::open(&folder, &[folder.join("expected.safetensors")]).unwrap();
     let numbers = |name| {
-        let tensor = expected.tensors().find(|tensor| tensor.name == name).unwrap();
-        tensor.data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>()
+        let tensor = expected.tensors().find(|tensor| tensor.name == name)?;
+        Some(
+            tensor
+                .data
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                .collect::<Vec<_>>(),
+        )
     };
-    let tokens = numbers("tokens").into_iter().map(|token| token as u32).collect();
-    Fixture { model: Model::open(&folder).unwrap(), tokens, logits: numbers("logits") }
+    let tokens = numbers("tokens").unwrap().into_iter().map(|token| token as u32).collect();
+    let (logits, logits_gelu) = (numbers("logits").unwrap(), numbers("logits_gelu"));
+    Fixture { model: Model::open(&folder).unwrap(), tokens, logits, logits_gelu }
 }
 
 /// Opens a fixture's GGUF file.

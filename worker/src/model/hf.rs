@@ -75,9 +75,10 @@ pub(super) fn describe(directory: &Directory) -> Result<Description, Error> {
     let activation = match config.hidden_act.as_deref() {
         None => family.activation,
         Some("silu" | "swish") => Activation::Silu,
-        Some("gelu_pytorch_tanh") => Activation::GeluTanh,
+        Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast") => Activation::GeluTanh,
+        Some("gelu") => Activation::GeluErf,
         Some(other) => {
-            let problem = format!("{other}; supported: silu, gelu_pytorch_tanh");
+            let problem = format!("{other}; supported: silu, gelu, gelu_pytorch_tanh");
             return Err(Error::unsupported(&file, "key hidden_act", problem));
         }
     };

@@ -84,7 +84,7 @@ fn families_differ_as_their_files_do() {
 fn gpt_bigcode_s_words_are_understood() {
     let config = json!({
         "architectures": ["GPTBigCodeForCausalLM"], "n_layer": 40, "n_embd": 6144, "n_inner": null, "n_head": 48,
-        "n_positions": 8192, "activation_function": "gelu_pytorch_tanh", "layer_norm_epsilon": 1e-5,
+        "n_positions": 8192, "activation_function": "gelu", "layer_norm_epsilon": 1e-5,
         "multi_query": true, "vocab_size": 49152,
     });
     let weights = || safetensors::open(Path::new("m"), &[]).unwrap();
@@ -94,7 +94,7 @@ fn gpt_bigcode_s_words_are_understood() {
     let model = describe(config.clone()).unwrap();
     assert_eq!((model.layers, model.width, model.hidden, model.context), (40, 6144, 24576, 8192));
     assert_eq!((model.heads.heads, model.heads.kv_heads, model.heads.dim), (48, 1, 128));
-    assert_eq!((model.norm, model.activation, model.tied), (NormKind::Layer, Activation::GeluTanh, true));
+    assert_eq!((model.norm, model.activation, model.tied), (NormKind::Layer, Activation::GeluErf, true));
     assert_eq!((model.positions, model.rope.frequencies.len()), (Some(8192), 0));
     assert_eq!(
         (model.qkv_bias, model.output_bias, model.mlp_bias),

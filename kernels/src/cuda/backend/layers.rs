@@ -179,6 +179,7 @@ impl CudaBackend {
             function: match activation {
                 Activation::Silu => Function::Silu,
                 Activation::GeluTanh => Function::GeluTanh,
+                Activation::GeluErf => Function::GeluErf,
             },
             gated: w.gated,
         };
