@@ -133,7 +133,7 @@ impl Run {
             qkv.extend_from_slice(text.rows(state.done..end));
         }
         let Self { pool, isa, heads, cache, .. } = self;
-        self.rotations.run(pool, *isa, &batch, LAYER, *heads, &ROPE, &mut qkv, cache);
+        self.rotations.run(pool, *isa, &batch, LAYER, *heads, &ROPE, None, &mut qkv, cache);
         let width = heads.heads * heads.dim;
         let mut out = vec![f32::NAN; batch.tokens.len() * width];
         let step = Step { batch: &batch, layer: LAYER, heads: *heads, qkv: &qkv, cache };

@@ -277,7 +277,7 @@ fn a_layer_without_a_gate_is_the_activation_of_its_sums_and_biases() {
                     }
                     Activation::GeluErf => (x * normal(x), 2e-7 * x.abs()),
                 };
-                let error = error + 2e-6 * expected.abs();
+                let error = error + 2e-6 * expected.abs() + 1e-12;
                 assert!((f64::from(got) - expected).abs() <= error, "{got}, not {expected}");
             }
             assert_eq!(*first.get_or_insert_with(|| bits(&out)), bits(&out), "{isa:?}");
