@@ -18,7 +18,7 @@ use volley_kernels::{
 };
 
 const LAYERS: usize = 30;
-const HEADS: Heads = Heads { heads: 9, kv_heads: 3, dim: 64, scale: 0.125 };
+const HEADS: Heads = Heads { heads: 9, kv_heads: 3, dim: 64, scale: 0.125, window: None };
 const VOCABULARY: usize = 49152;
 
 /// What the machine can do.
@@ -144,7 +144,7 @@ fn norms(backend: &CpuBackend) -> Result<(), Error> {
     let mut out = backend.buffer(1024, 16, Content::Activations)?;
     for rows in [1, 16, 64, 512] {
         let mut batch = Batch { tokens: (0..rows as u32).collect(), sequences: Vec::new() };
-        backend.embed(&mut batch, &table, &mut x);
+        backend.embed(&mut batch, &table, None, &mut x);
         let time = time(|| backend.norm_linear(&mut batch, &mut x, &norm, &tiny, &mut out));
         println!("norm {rows:4} rows of 576 → 16    {:9.2} µs", time.as_secs_f64() * 1e6);
     }
@@ -156,7 +156,7 @@ fn draws(backend: &CpuBackend) -> Result<(), Error> {
     let table = backend.table(&random_logits())?;
     let mut logits = backend.buffer(64, VOCABULARY, Content::Logits)?;
     let mut batch = Batch { tokens: (0..64).collect(), sequences: Vec::new() };
-    backend.embed(&mut batch, &table, &mut logits);
+    backend.embed(&mut batch, &table, None, &mut logits);
     let greedy = Draw::default();
     let mut history = History::default();
     (0..1000).for_each(|token| history.generated(token * 7));

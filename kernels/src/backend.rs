@@ -49,6 +49,8 @@ pub struct Heads {
     pub dim: usize,
     /// Multiplies scores before the softmax (usually `dim^-1/2`).
     pub scale: f32,
+    /// Keys that a token sees, itself included; none: all before it.
+    pub window: Option<usize>,
 }
 
 /// Rotary position embedding.

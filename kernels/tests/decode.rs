@@ -12,7 +12,7 @@ use volley_kernels::{
 const HIDDEN: usize = 64;
 const INNER: usize = 96;
 const VOCABULARY: usize = 300;
-const HEADS: Heads = Heads { heads: 4, kv_heads: 2, dim: 16, scale: 0.25 };
+const HEADS: Heads = Heads { heads: 4, kv_heads: 2, dim: 16, scale: 0.25, window: None };
 const ATTENTION: usize = HEADS.heads * HEADS.dim;
 const QKV: usize = (HEADS.heads + 2 * HEADS.kv_heads) * HEADS.dim;
 const TEXT: [u32; 90] = {

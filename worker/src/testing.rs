@@ -27,8 +27,15 @@ pub(crate) struct Fixture {
 }
 
 /// The fixtures, a family each.
-pub(crate) const FIXTURES: [&str; 6] =
-    ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-phi3", "tiny-gpt-bigcode", "tiny-starcoder2"];
+pub(crate) const FIXTURES: [&str; 7] = [
+    "tiny-llama",
+    "tiny-mistral",
+    "tiny-qwen2",
+    "tiny-qwen3",
+    "tiny-phi3",
+    "tiny-gpt-bigcode",
+    "tiny-starcoder2",
+];
 
 /// Those that are there as GGUF files, too.
 pub(crate) const GGUF_FIXTURES: [&str; 4] =
@@ -85,13 +92,14 @@ pub(crate) type Formats = [DType; 3];
 /// A model of random numbers in shapes that GPUs have kernels for (the fixtures' heads are too narrow), with the
 /// text and the positions of the fixture `tiny-llama`.
 pub(crate) fn made_up(formats: Formats) -> Model {
-    made_up_like("tiny-llama", Heads { heads: 4, kv_heads: 2, dim: 64, scale: 0.125 }, formats)
+    made_up_like("tiny-llama", Heads { heads: 4, kv_heads: 2, dim: 64, scale: 0.125, window: None }, formats)
 }
 
 /// The same for the family of another fixture.
 pub(crate) fn made_up_like(fixture: &str, heads: Heads, formats: Formats) -> Model {
     let mut model = self::fixture(fixture).model;
     let description = &mut model.description;
+    let heads = Heads { window: description.heads.window, ..heads };
     (description.heads, description.width, description.hidden) = (heads, 64, 96);
     description.qkv_bias = Bias::Always;
     if description.positions.is_none() {
@@ -149,12 +157,13 @@ pub(crate) fn made_up_like(fixture: &str, heads: Heads, formats: Formats) -> Mod
 }
 
 /// Families that differ in more than names from [`made_up`]'s, with heads for which a GPU has kernels.
-pub(crate) fn families() -> [(&'static str, Model); 4] {
-    let few = Heads { heads: 4, kv_heads: 2, dim: 64, scale: 0.125 };
+pub(crate) fn families() -> Vec<(&'static str, Model)> {
+    let few = Heads { heads: 4, kv_heads: 2, dim: 64, scale: 0.125, window: None };
     // StarCoder's.
     let many_over_one = Heads { heads: 48, kv_heads: 1, ..few };
     let heads = |name| if name == "tiny-gpt-bigcode" { many_over_one } else { few };
-    GGUF_FIXTURES.map(|name| (name, made_up_like(name, heads(name), [DType::BF16; 3])))
+    let names = GGUF_FIXTURES.into_iter().chain(["tiny-mistral"]);
+    names.map(|name| (name, made_up_like(name, heads(name), [DType::BF16; 3]))).collect()
 }
 
 /// Random numbers that follow from the name: around 1 in a vector of gains, else such that a product is about as large

@@ -225,7 +225,7 @@ mod tests {
     use super::*;
     use crate::Sequence;
 
-    const HEADS: Heads = Heads { heads: 4, kv_heads: 2, dim: 24, scale: 1.0 };
+    const HEADS: Heads = Heads { heads: 4, kv_heads: 2, dim: 24, scale: 1.0, window: None };
     const STRIDE: usize = 8 * 24;
 
     fn batch() -> Batch {

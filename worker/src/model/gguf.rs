@@ -3,7 +3,7 @@
 use volley_kernels::{DType, Rope};
 
 use super::{
-    Bias, Description, NormKind, Sizes, cap_to_window, family,
+    Bias, Description, NormKind, Sizes, family,
     rope::{Scaling, frequencies},
 };
 use crate::{Error, format::gguf::Gguf};
@@ -54,15 +54,15 @@ pub(super) fn describe(gguf: &Gguf) -> Result<Description, Error> {
     });
     let learned = family.gguf_names.positions.is_some();
     let frequencies = if learned { vec![] } else { rope(gguf, architecture, head_dim)? };
-    let window = gguf.u64(&key("attention.sliding_window"))?;
+    let window = gguf.u64(&key("attention.sliding_window"))?.filter(|window| *window > 0);
     Ok(Description {
         architecture: family.name.to_owned(),
         layers: sizes.layers as usize,
         width: width as usize,
         hidden: sizes.hidden as usize,
-        heads: sizes.heads(),
+        heads: sizes.heads(window),
         vocab: sizes.vocab as usize,
-        context: cap_to_window(sizes.context as usize, window),
+        context: sizes.context as usize,
         positions: learned.then_some(sizes.context as usize),
         norm: family.norm,
         epsilon: gguf.f64(&epsilon)?.ok_or_else(|| gguf.missing(&epsilon))? as f32,

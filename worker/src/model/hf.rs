@@ -41,6 +41,9 @@ struct Config {
     sliding_window: Option<u64>,
     /// Qwen carries a window that it does not use.
     use_sliding_window: Option<bool>,
+    /// Qwen's first layers have none.
+    max_window_layers: Option<u64>,
+    layer_types: Option<Vec<String>>,
     rope_theta: Option<f64>,
     /// Of a head's dimensions, so many turn.
     partial_rotary_factor: Option<f64>,
@@ -60,6 +63,13 @@ struct RopeParameters {
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
     original_max_position_embeddings: Option<f64>,
+}
+
+/// Which layers see no further back than a window.
+enum Windows {
+    None,
+    Some(u64),
+    All(u64),
 }
 
 /// Describes the model in a directory.
@@ -94,7 +104,11 @@ pub(super) fn describe(directory: &Directory) -> Result<Description, Error> {
         context: config.max_position_embeddings,
     };
     sizes.check(&file)?;
-    let window = config.sliding_window.filter(|_| config.use_sliding_window != Some(false));
+    let (window, context) = match config.windows() {
+        Windows::None => (None, sizes.context),
+        Windows::All(window) => (Some(window), sizes.context),
+        Windows::Some(window) => (None, cap_to_window(sizes.context, Some(window))),
+    };
     let bias = |usual: Bias| match usual {
         Bias::Always if config.use_bias != Some(false) => Bias::Always,
         _ if config.attention_bias => Bias::Always,
@@ -107,9 +121,9 @@ pub(super) fn describe(directory: &Directory) -> Result<Description, Error> {
         layers: sizes.layers as usize,
         width: sizes.width as usize,
         hidden: sizes.hidden as usize,
-        heads: sizes.heads(),
+        heads: sizes.heads(window),
         vocab: sizes.vocab as usize,
-        context: cap_to_window(sizes.context as usize, window),
+        context: context as usize,
         positions: learned.then_some(sizes.context as usize),
         norm: family.norm,
         epsilon: config.rms_norm_eps,
@@ -138,6 +152,25 @@ fn renamed(mut config: Value, family: &Family) -> Value {
 // === impl Config ===
 
 impl Config {
+    fn windows(&self) -> Windows {
+        let Some(window) =
+            self.sliding_window.filter(|window| *window > 0 && self.use_sliding_window != Some(false))
+        else {
+            return Windows::None;
+        };
+        let (without, layers) = match &self.layer_types {
+            Some(types) => {
+                (types.iter().filter(|kind| *kind == "full_attention").count() as u64, types.len() as u64)
+            }
+            None => (self.max_window_layers.unwrap_or(0), self.num_hidden_layers),
+        };
+        match without {
+            0 => Windows::All(window),
+            without if without >= layers => Windows::None,
+            _ => Windows::Some(window),
+        }
+    }
+
     /// Refuses what the decoder doesn't compute.
     fn check(&self, file: &Path) -> Result<(), Error> {
         let unsupported = |key: &str, only: bool| {

@@ -163,27 +163,28 @@ impl Sizes {
         Ok(())
     }
 
-    /// Query heads, key/value heads and their scale.
-    fn heads(&self) -> Heads {
+    /// Query heads, key/value heads, their scale and what they see.
+    fn heads(&self, window: Option<u64>) -> Heads {
         Heads {
             heads: self.heads as usize,
             kv_heads: self.kv_heads as usize,
             dim: self.head_dim as usize,
             scale: (self.head_dim as f32).powf(-0.5),
+            window: window.filter(|window| *window < self.context).map(|window| window as usize),
         }
     }
 }
 
-/// A sliding window is not computed yet: sequences stay within it, where it makes no difference.
-fn cap_to_window(context: usize, window: Option<u64>) -> usize {
+/// Where only some layers have a window: sequences stay within it, where it makes no difference.
+fn cap_to_window(context: u64, window: Option<u64>) -> u64 {
     match window {
-        Some(window) if (window as usize) < context => {
+        Some(window) if window < context => {
             tracing::warn!(
                 context,
                 window,
-                "the model's attention window is shorter than its context; sequences are kept within the window"
+                "some of the model's layers see less than its context; sequences are kept within their window"
             );
-            window as usize
+            window
         }
         _ => context,
     }

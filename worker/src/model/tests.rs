@@ -172,12 +172,23 @@ fn what_is_not_supported_is_refused_by_name() {
 }
 
 #[test]
-fn sequences_stay_within_a_window_that_is_used() {
-    let context = |changes| of_hf(changes).unwrap().context;
-    assert_eq!(context(json!({ "sliding_window": 1024 })), 1024);
-    assert_eq!(context(json!({ "sliding_window": null })), 4096);
-    assert_eq!(context(json!({ "sliding_window": 1024, "use_sliding_window": false })), 4096);
-    assert_eq!(of_gguf(testing::tiny_gguf().u32("llama.attention.sliding_window", 16)).unwrap().context, 16);
+fn all_layers_have_a_window_or_sequences_stay_within_it() {
+    let of = |mut changes: Value| {
+        changes["sliding_window"] = changes.get("sliding_window").cloned().unwrap_or(json!(1024));
+        let model = of_hf(changes).unwrap();
+        (model.heads.window, model.context)
+    };
+    assert_eq!(of(json!({})), (Some(1024), 4096));
+    assert_eq!(of(json!({ "sliding_window": null })), (None, 4096));
+    assert_eq!(of(json!({ "sliding_window": 4096 })), (None, 4096), "no token can tell");
+    assert_eq!(of(json!({ "use_sliding_window": false })), (None, 4096));
+    assert_eq!(of(json!({ "layer_types": ["sliding_attention", "sliding_attention"] })), (Some(1024), 4096));
+    assert_eq!(of(json!({ "layer_types": ["full_attention", "full_attention"] })), (None, 4096));
+    assert_eq!(of(json!({ "layer_types": ["full_attention", "sliding_attention"] })), (None, 1024));
+    assert_eq!(of(json!({ "use_sliding_window": true, "max_window_layers": 2 })), (None, 4096));
+    assert_eq!(of(json!({ "use_sliding_window": true, "max_window_layers": 1 })), (None, 1024));
+    let gguf = of_gguf(testing::tiny_gguf().u32("llama.attention.sliding_window", 16)).unwrap();
+    assert_eq!((gguf.heads.window, gguf.context), (Some(16), 64));
 }
 
 #[test]
