@@ -218,7 +218,7 @@ impl Config {
         let base = need(Some(base), "rope_theta")?;
         let part = parameters.partial_rotary_factor.or(self.partial_rotary_factor).unwrap_or(1.0);
         let dims = (head_dim as f64 * part) as u64;
-        if dims == 0 || dims > head_dim || dims % 2 != 0 {
+        if dims == 0 || dims > head_dim || !dims.is_multiple_of(2) {
             let problem = format!("{part}; expected an even number of the {head_dim} dimensions of a head");
             return Err(Error::malformed(&file, "key partial_rotary_factor", problem));
         }
