@@ -3,6 +3,7 @@
 //! ```text
 //! step.rs      a step's rows on the device, the plans of its attention, its workspace
 //! layers.rs    the operations of a forward pass
+//! group.rs     what ranks of a group add up and gather
 //! draws.rs     drawing tokens: on the device where it can, else here
 //! weights.rs   weights on their way to the device
 //! buffer.rs    activations, and the cache of keys and values
@@ -14,6 +15,7 @@
 
 mod buffer;
 mod draws;
+mod group;
 mod layers;
 mod staging;
 mod step;
@@ -29,7 +31,7 @@ pub use self::{
 use self::{draws::Rows, weights::Tables};
 use super::Device;
 use crate::{
-    Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawn, Error, Heads, Norm, Rope,
+    Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawn, Error, Heads, Norm, Peers, Rope,
     StepLimits, Tensor,
 };
 
@@ -46,6 +48,7 @@ pub struct CudaBackend {
     device: Arc<dyn Device>,
     deterministic: bool,
     tables: Tables,
+    peers: Option<Peers>,
     /// The first error of an operation that could not give it back.
     failed: Mutex<Option<Error>>,
 }
@@ -59,11 +62,17 @@ impl CudaBackend {
             device,
             deterministic: options.deterministic,
             tables: Tables::default(),
+            peers: None,
             failed: Mutex::default(),
         }
     }
 
-    /// Over the same device, for another model.
+    /// As a rank of a group.
+    pub fn in_group(self, peers: Peers) -> Self {
+        Self { peers: Some(peers), ..self }
+    }
+
+    /// Over the same device, for another model, alone.
     pub fn another(&self) -> Self {
         Self::new(self.device.clone(), CudaOptions { deterministic: self.deterministic })
     }
@@ -126,7 +135,7 @@ impl Backend for CudaBackend {
     }
 
     fn step(&self, limits: &StepLimits) -> Result<Step, Error> {
-        Step::new(&self.device, limits)
+        Step::new(&self.device, limits, self.peers.is_some())
     }
 
     fn cache(&self, layers: usize, heads: Heads, blocks: usize) -> Result<Cache, Error> {
@@ -234,6 +243,10 @@ impl Backend for CudaBackend {
 
     fn read(&self, buffer: &Buffer, rows: usize) -> Result<Vec<f32>, Error> {
         self.give(|| buffer.read(rows))
+    }
+
+    fn peers(&self) -> Option<&Peers> {
+        self.peers.as_ref()
     }
 
     fn numerics(&self) -> Option<String> {
