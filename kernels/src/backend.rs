@@ -186,7 +186,8 @@ pub struct DeviceMemory {
 /// A device that runs steps. Shapes are `[rows, columns]`; what numbers are between operations is the device's own.
 ///
 /// A device may be a rank of a group ([`peers`](Self::peers)). Its weights are then a rank's part: of heads and of what is
-/// gated, and of the output matrix. All ranks are asked for the same operations in the same order.
+/// gated, and of the output matrix. All ranks are asked for the same operations in the same order; of one
+/// that fails all hear at once.
 ///
 /// An operation may only start its work. What goes wrong in it shows at the next [`draw`](Self::draw),
 /// [`read`](Self::read) or [`finish`](Self::finish), and operations until then do nothing; after that the backend is

@@ -41,7 +41,8 @@ pub(super) fn gather(
     let all = peers.exchange(rows * columns, leave, |parts| {
         let mut all = vec![0.0; if peers.rank() == 0 { rows * stride } else { 0 }];
         for (i, row) in all.chunks_exact_mut(stride).enumerate() {
-            let of_row = parts.iter().flat_map(|part| &part[part.len() / rows * i..part.len() / rows * (i + 1)]);
+            let of_row =
+                parts.iter().flat_map(|part| &part[part.len() / rows * i..part.len() / rows * (i + 1)]);
             row.iter_mut().zip(of_row).for_each(|(out, logit)| *out = *logit);
         }
         all

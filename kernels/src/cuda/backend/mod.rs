@@ -85,7 +85,14 @@ impl CudaBackend {
     fn start(&self, work: impl FnOnce() -> Result<(), Error>) {
         let mut failed = lock(&self.failed);
         if failed.is_none() {
-            *failed = work().err();
+            *failed = work().inspect_err(|error| self.tell(error)).err();
+        }
+    }
+
+    /// Other ranks hear of an error at once: they would wait for this one.
+    fn tell(&self, error: &Error) {
+        if let Some(peers) = &self.peers {
+            peers.fail(&error.to_string());
         }
     }
 
@@ -93,7 +100,10 @@ impl CudaBackend {
     fn give<T>(&self, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         let mut failed = lock(&self.failed);
         let given = failed.take().map_or_else(work, Err);
-        given.inspect_err(|error| *failed = Some(Error::Device(error.to_string())))
+        given.inspect_err(|error| {
+            self.tell(error);
+            *failed = Some(Error::Device(error.to_string()));
+        })
     }
 }
 
