@@ -240,8 +240,10 @@ mod tests {
         };
         let blocks = |totals| load(totals).unwrap().blocks();
         let (small, large) = (blocks([32 * MIB; 2]), blocks([36 * MIB; 2]));
-        assert!(small < large, "{small} and {large}");
-        assert_eq!((blocks([32 * MIB, 36 * MIB]), blocks([36 * MIB, 32 * MIB])), (small, small));
+        // The first rank has a little more on it than the second.
+        for mixed in [blocks([32 * MIB, 36 * MIB]), blocks([36 * MIB, 32 * MIB])] {
+            assert!((small..small + 20).contains(&mixed) && small + 100 < large, "{small}, {mixed}, {large}");
+        }
         let error = load([36 * MIB, MIB]).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains("lower --max-batch-tokens"), "{error}");
     }
