@@ -5,7 +5,7 @@ use std::sync::Arc;
 use volley_kernels::{
     Peers,
     cpu::{CpuBackend, CpuOptions, Isa},
-    cuda::{Cuda, CudaBackend, CudaOptions, Device as _, FATBINS},
+    cuda::{Cuda, CudaBackend, CudaOptions, Device as _, FATBINS, Nccl},
 };
 
 use crate::{Error, available_memory, config};
@@ -118,13 +118,36 @@ fn threads_of(config: &config::Config) -> usize {
 fn cuda(config: &config::Config, index: usize) -> Result<Device, volley_kernels::Error> {
     let ranks = config.tensor_parallel;
     if ranks == 1 {
-        return Ok(Device::Cuda(vec![gpu(config, index)?]));
+        return Ok(Device::Cuda(vec![backend(config, gpu(config, index)?)]));
     }
-    let rank = |peers: Peers| Ok(gpu(config, index + peers.rank())?.in_group(peers));
-    Ok(Device::Cuda(Peers::group(ranks).into_iter().map(rank).collect::<Result<_, volley_kernels::Error>>()?))
+    let gpus: Vec<_> = (index..index + ranks)
+        .map(|index| gpu(config, index))
+        .collect::<Result<_, volley_kernels::Error>>()?;
+    // Where the order of a sum matters, ours is taken.
+    let joined = if config.deterministic { Ok(Vec::new()) } else { Nccl::group(&gpus) };
+    let mut sums: Vec<Option<Nccl>> = match joined {
+        Ok(sums) => sums.into_iter().map(Some).collect(),
+        Err(reason) => {
+            tracing::warn!(%reason, "GPUs add up by way of this machine's memory, which is slow");
+            Vec::new()
+        }
+    };
+    sums.resize_with(ranks, || None);
+    let rank = |((gpu, sums), peers)| {
+        let rank = backend(config, gpu).in_group(peers);
+        match sums {
+            Some(sums) => rank.reducing(Box::new(sums)),
+            None => rank,
+        }
+    };
+    Ok(Device::Cuda(gpus.into_iter().zip(sums).zip(Peers::group(ranks)).map(rank).collect()))
 }
 
-fn gpu(config: &config::Config, index: usize) -> Result<CudaBackend, volley_kernels::Error> {
+fn backend(config: &config::Config, gpu: Arc<Cuda>) -> CudaBackend {
+    CudaBackend::new(gpu, CudaOptions { deterministic: config.deterministic })
+}
+
+fn gpu(config: &config::Config, index: usize) -> Result<Arc<Cuda>, volley_kernels::Error> {
     let device = Cuda::open(index)?;
     let properties = device.properties();
     tracing::info!(
@@ -134,8 +157,7 @@ fn gpu(config: &config::Config, index: usize) -> Result<CudaBackend, volley_kern
         deterministic = config.deterministic,
         "computing on GPU {index}"
     );
-    let options = CudaOptions { deterministic: config.deterministic };
-    Ok(CudaBackend::new(Arc::new(device), options))
+    Ok(Arc::new(device))
 }
 
 // === impl Machine ===

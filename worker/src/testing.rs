@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use volley_kernels::{
     Backend, DType, Heads, Peers, Tensor,
     cpu::{Activations, CpuBackend, CpuOptions},
-    cuda::{CudaBackend, CudaOptions},
+    cuda::{AllReduce, CudaBackend, CudaOptions, Memory},
 };
 use volley_twin::Twin;
 
@@ -77,6 +77,37 @@ pub(crate) fn cpus(ranks: usize, activations: Activations) -> Vec<CpuBackend> {
 /// The CUDA backend over a twin of a GPU.
 pub(crate) fn cuda(twin: impl Into<Arc<Twin>>, deterministic: bool) -> CudaBackend {
     CudaBackend::new(twin.into(), CudaOptions { deterministic })
+}
+
+/// What stands for NCCL in tests: sums over the twins of a group, in whatever order.
+struct Sums(Peers);
+
+// === impl Sums ===
+
+impl AllReduce for Sums {
+    fn sum(&self, memory: &mut Memory<bf16>, numbers: usize) -> Result<(), volley_kernels::Error> {
+        let leave = |mine: &mut [f32]| {
+            let own = memory.read_part(0..numbers)?;
+            mine.iter_mut().zip(own).for_each(|(mine, own)| *mine = own.to_f32());
+            Ok(())
+        };
+        let sum = |all: &[&[f32]], i: usize| bf16::from_f32(all.iter().rev().map(|part| part[i]).sum());
+        let take = |all: &[&[f32]]| (0..numbers).map(|i| sum(all, i)).collect::<Vec<_>>();
+        let sums = self.0.exchange(numbers, leave, take)?;
+        memory.write_at(0, &sums)
+    }
+
+    fn abort(&self) {
+        self.0.fail("aborted");
+    }
+}
+
+/// Ranks over these twins, which add up among themselves.
+pub(crate) fn reducing(twins: Vec<Arc<Twin>>) -> Vec<CudaBackend> {
+    let sums = Peers::group(twins.len()).into_iter().map(|peers| Box::new(Sums(peers)));
+    let rank =
+        |((twin, peers), sums): ((Arc<Twin>, Peers), _)| cuda(twin, false).in_group(peers).reducing(sums);
+    twins.into_iter().zip(Peers::group(sums.len())).zip(sums).map(rank).collect()
 }
 
 /// How the matrices of a made-up model are stored: queries, keys and others, values, what goes down.

@@ -94,6 +94,15 @@ fn ranks_on_gpus_have_the_logits_of_one_cpu() {
 }
 
 #[test]
+fn gpus_that_add_up_among_themselves_have_the_logits_of_one_cpu() {
+    let model = testing::wide(FORMATS[0]);
+    let expected = logits(&mut load(1, &model, Activations::F32), &[40]);
+    let gpus = testing::reducing((0..4).map(|i| Twin::new(Schedule::ALL[i]).into()).collect());
+    let off = difference(&expected, &logits(&mut testing::group(gpus, &model, CAPACITY, 8), &[40]));
+    assert!(off <= 0.02, "off by {off}");
+}
+
+#[test]
 fn the_rank_that_can_not_load_says_why() {
     let model = testing::wide(FORMATS[0]);
     let agree = |backend: CpuBackend| {

@@ -1,9 +1,18 @@
 //! What ranks of a group add up and gather, by way of this machine's memory: each waits for its device, leaves what it
 //! has and takes what all left. Sums are in f32 in the order of ranks, rounded once; so every rank has the same bits.
+//! GPUs that can add up among themselves do it in their own order, without waiting for the host.
 
 use half::bf16;
 
 use crate::{Error, Peers, cuda::Memory};
+
+/// A rank's end of what adds up over a group's devices.
+pub trait AllReduce: Send + Sync {
+    /// The first so many numbers become their sums over all ranks, after the device's work so far.
+    fn sum(&self, memory: &mut Memory<bf16>, numbers: usize) -> Result<(), Error>;
+    /// Ends what waits for other ranks, on all of them.
+    fn abort(&self);
+}
 
 /// `addend = Σ part` over all ranks, of the first so many numbers.
 pub(super) fn sum(

@@ -10,7 +10,7 @@ use super::{
     weights::{Linear, Rotation, Table, Vector, Weights},
 };
 use crate::{
-    Activation, Backend, Error, Heads, Norm,
+    Activation, Error, Heads, Norm,
     cuda::{
         Device, Memory, View, ViewMut,
         ops::{
@@ -127,16 +127,17 @@ impl CudaBackend {
                 problem: "only the residual stream is added to".into(),
             });
         };
-        match self.peers() {
-            None => {
-                let out = Out::Activations(addend.slice_mut(0..numbers));
-                self.product(&mut step.scratch, rows, a, w, out)?;
-            }
-            Some(peers) => {
-                let out = Out::Parts(step.part.slice_mut(0..numbers), x.cols);
-                self.product(&mut step.scratch, rows, a, w, out)?;
-                group::sum(peers, &step.part, numbers, addend)?;
-            }
+        if let (Some(peers), None) = (&self.peers, &self.sums) {
+            let out = Out::Parts(step.part.slice_mut(0..numbers), x.cols);
+            self.product(&mut step.scratch, rows, a, w, out)?;
+            group::sum(peers, &step.part, numbers, addend)?;
+        } else {
+            let out = Out::Activations(addend.slice_mut(0..numbers));
+            self.product(&mut step.scratch, rows, a, w, out)?;
+        }
+        if let (Some(peers), Some(sums)) = (&self.peers, &self.sums) {
+            let summed = sums.sum(addend, numbers);
+            summed.or_else(|error| peers.check().and(Err(error)))?; // the first to fail says why
         }
         x.pending = true;
         Ok(())
@@ -213,7 +214,7 @@ impl CudaBackend {
         let logits = out.logits_mut()?;
         let parts = Out::Parts(logits.slice_mut(0..count * stride), stride);
         self.product(&mut step.scratch, count, step.normed.slice(0..count * columns), w, parts)?;
-        match self.peers() {
+        match &self.peers {
             None => Ok(()),
             Some(peers) => group::gather(peers, count, w.outputs, logits, stride),
         }

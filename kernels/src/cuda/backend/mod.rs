@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::{
     buffer::{Buffer, Cache},
+    group::AllReduce,
     step::Step,
     weights::{Linear, Rotation, Table, Vector},
 };
@@ -49,6 +50,8 @@ pub struct CudaBackend {
     deterministic: bool,
     tables: Tables,
     peers: Option<Peers>,
+    /// Sums over the group without a detour, where they may be in any order.
+    sums: Option<Box<dyn AllReduce>>,
     /// The first error of an operation that could not give it back.
     failed: Mutex<Option<Error>>,
 }
@@ -63,6 +66,7 @@ impl CudaBackend {
             deterministic: options.deterministic,
             tables: Tables::default(),
             peers: None,
+            sums: None,
             failed: Mutex::default(),
         }
     }
@@ -70,6 +74,11 @@ impl CudaBackend {
     /// As a rank of a group.
     pub fn in_group(self, peers: Peers) -> Self {
         Self { peers: Some(peers), ..self }
+    }
+
+    /// With sums that GPUs take among themselves. A deterministic device doesn't use them: their order is not ours.
+    pub fn reducing(self, sums: Box<dyn AllReduce>) -> Self {
+        Self { sums: Some(sums).filter(|_| !self.deterministic), ..self }
     }
 
     /// Over the same device, for another model, alone.
@@ -93,6 +102,9 @@ impl CudaBackend {
     fn tell(&self, error: &Error) {
         if let Some(peers) = &self.peers {
             peers.fail(&error.to_string());
+        }
+        if let Some(sums) = &self.sums {
+            sums.abort();
         }
     }
 
@@ -145,7 +157,7 @@ impl Backend for CudaBackend {
     }
 
     fn step(&self, limits: &StepLimits) -> Result<Step, Error> {
-        Step::new(&self.device, limits, self.peers.is_some())
+        Step::new(&self.device, limits, self.peers.is_some() && self.sums.is_none())
     }
 
     fn cache(&self, layers: usize, heads: Heads, blocks: usize) -> Result<Cache, Error> {
@@ -243,7 +255,7 @@ impl Backend for CudaBackend {
         self.give(|| {
             self.device.synchronize()?;
             step.rested();
-            Ok(())
+            self.peers.as_ref().map_or(Ok(()), Peers::check)
         })
     }
 

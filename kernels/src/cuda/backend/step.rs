@@ -40,7 +40,7 @@ pub struct Step {
     pub(super) normed: Memory<bf16>,
     /// `[gate | up]` of each row.
     pub(super) pairs: Memory<bf16>,
-    /// A rank's part of what is added to the residual stream; nothing where there is no group.
+    /// A rank's part of what is added to the residual stream, where this machine adds the parts up.
     pub(super) part: Memory<f32>,
     /// The chosen rows of the residual stream, and of what is to be added to it.
     pub(super) chosen: [Memory<bf16>; 2],
@@ -68,7 +68,7 @@ struct Planned {
 // === impl Step ===
 
 impl Step {
-    /// `grouped` says whether it is a rank's.
+    /// `grouped` says whether it is a rank's, whose parts of sums this machine adds up.
     pub(super) fn new(device: &Arc<dyn Device>, limits: &StepLimits, grouped: bool) -> Result<Self, Error> {
         let StepLimits { rows, draws, width, hidden, heads, vocab, .. } = *limits;
         let qkv = (heads.heads + 2 * heads.kv_heads) * heads.dim;

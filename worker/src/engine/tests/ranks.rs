@@ -62,10 +62,14 @@ fn sequences_of_a_group_together_give_what_each_gives_alone_and_after_a_move() {
 
 #[test]
 fn a_rank_that_fails_ends_the_step_thread_with_its_error() {
-    for broken in [0, 1, 3] {
+    for (broken, reducing) in [(0, false), (1, false), (3, false), (0, true), (2, true)] {
         let twins: Vec<_> = (0..4).map(|_| Arc::new(Twin::new(Schedule::ALL[0]))).collect();
-        let gpus =
-            testing::ranks(4, |peers| testing::cuda(twins[peers.rank()].clone(), false).in_group(peers));
+        let gpus = match reducing {
+            true => testing::reducing(twins.clone()),
+            false => {
+                testing::ranks(4, |peers| testing::cuda(twins[peers.rank()].clone(), false).in_group(peers))
+            }
+        };
         let group = Driver::of((gpus, &model()), None, 2, 96, None);
         let epoch = Epoch { claim: 1, connection: 1 };
         let (mut received, _ended) = group.claim(epoch);
