@@ -105,8 +105,9 @@ impl AllReduce for Sums {
 /// Ranks over these twins, which add up among themselves.
 pub(crate) fn reducing(twins: Vec<Arc<Twin>>) -> Vec<CudaBackend> {
     let sums = Peers::group(twins.len()).into_iter().map(|peers| Box::new(Sums(peers)));
-    let rank =
-        |((twin, peers), sums): ((Arc<Twin>, Peers), _)| cuda(twin, false).in_group(peers).reducing(sums);
+    let rank = |((twin, peers), sums): ((Arc<Twin>, Peers), Box<Sums>)| {
+        cuda(twin, false).in_group(peers).reducing(sums)
+    };
     twins.into_iter().zip(Peers::group(sums.len())).zip(sums).map(rank).collect()
 }
 
