@@ -274,7 +274,11 @@ mod tests {
         for _ in 0..200 {
             let taken = run(2, |peers| {
                 let rank = peers.rank() as f32;
-                peers.exchange(1, |mine| Ok(mine.fill(rank)), |all| all.concat()).unwrap()
+                let leave = |mine: &mut [f32]| {
+                    mine.fill(rank);
+                    Ok(())
+                };
+                peers.exchange(1, leave, |all| all.concat()).unwrap()
             });
             assert_eq!(taken, [[0.0, 1.0], [0.0, 1.0]]);
         }

@@ -8,7 +8,7 @@ use volley_twin::{Schedule, Twin};
 
 use super::{
     driver::{Driver, Request, next},
-    exactness::{alone, request},
+    exactness::{alone, continues_from_a_copy, request},
 };
 use crate::{Activations, engine::Epoch, model::Model, testing};
 
@@ -58,6 +58,27 @@ fn sequences_of_a_group_together_give_what_each_gives_alone_and_after_a_move() {
         group.stop();
         another.stop();
     }
+}
+
+#[test]
+fn every_rank_copies_its_part_of_a_block() {
+    continues_from_a_copy(driver(4, Activations::Int8));
+}
+
+#[test]
+fn a_draft_model_guesses_for_a_group_and_changes_no_byte() {
+    let model = model();
+    let draft = testing::cpus(1, Activations::Int8).remove(0);
+    let ranks = testing::cpus(2, Activations::Int8);
+    let mut group = Driver::of((ranks, &model), Some((draft, &model)), 16, 96, None);
+    let requests: Vec<_> =
+        (0..8).map(|number| Request { generate: 16, drafts: 4, ..request(number) }).collect();
+    let whole: Vec<_> = requests.iter().map(|request| alone(&mut group, request)).collect();
+    let guessed = group.run(&requests);
+    assert_eq!(guessed, whole);
+    // The draft model is the model itself, whole: nearly as good a guesser as its own ranks.
+    assert!(guessed.iter().map(|output| output.drafted.1).sum::<u32>() > 20);
+    group.stop();
 }
 
 #[test]
