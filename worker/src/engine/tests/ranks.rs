@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use volley_kernels::DType;
+use volley_kernels::{DType, Peers};
 use volley_proto::v1::{BlockAppend, Kind, NewSequence, SlotRun, StepPlan};
 use volley_twin::{Schedule, Twin};
 
@@ -58,6 +58,25 @@ fn sequences_of_a_group_together_give_what_each_gives_alone_and_after_a_move() {
         group.stop();
         another.stop();
     }
+}
+
+#[test]
+fn sequences_on_a_group_of_deterministic_gpus_together_give_what_each_gives_alone() {
+    let start = || {
+        let gpu = |peers: Peers| {
+            let twin = Twin::new(Schedule::ALL[peers.rank() * 3]);
+            testing::cuda(twin, true).in_group(peers)
+        };
+        Driver::of((testing::ranks(2, gpu), &model()), None, 6, 96, None)
+    };
+    let requests: Vec<_> = (0..6).map(|number| Request { generate: 8, ..request(number) }).collect();
+    let (mut group, mut another) = (start(), start());
+    let together = group.run(&requests);
+    for (request, together) in requests.iter().zip(&together) {
+        assert_eq!(&alone(&mut another, request), together);
+    }
+    group.stop();
+    another.stop();
 }
 
 #[test]
