@@ -5,6 +5,9 @@
 //!                       └─▶ activated_linear ─▶ hidden ────────────────────────▶ linear_add ─▶ x   ┘ layer
 //! x[chosen rows] ─▶ logits ─▶ draw
 //! ```
+//!
+//! A decoder is one rank's: where its device is in a tensor-parallel group, it has its shard of heads, of hidden columns
+//! and of the output matrix, and `linear_add` and `logits` are where ranks meet.
 
 #[cfg(test)]
 mod tests;
@@ -20,6 +23,7 @@ use crate::{
     Error,
     format::Weights,
     model::{Bias, Description, Mlp, NormKind, Qkv},
+    shard::Shard,
 };
 
 /// Rows of logits held at once, or as many as there are sequences: bounds the largest buffer (vocabulary × 4 bytes a
@@ -29,6 +33,7 @@ const LOGITS_ROWS: usize = 64;
 /// A loaded model with the buffers of a step.
 pub(crate) struct Decoder<B: Backend> {
     backend: B,
+    /// The rank's part of it.
     model: Description,
     embedding: B::Table,
     /// Learned positions.
@@ -74,12 +79,13 @@ pub(crate) struct Capacity {
 }
 
 /// A matrix, and its bias if it has one.
-type Part = (Tensor, Option<Tensor>);
+pub(crate) type Part = (Tensor, Option<Tensor>);
 
 /// Takes tensors out of the file by their role, and reports how far loading is.
 struct Loader<'a, B> {
     backend: &'a B,
     model: &'a Description,
+    shard: Shard,
     weights: &'a Weights,
     progress: &'a mut dyn FnMut(u64, u64),
     done: u64,
@@ -100,7 +106,9 @@ impl<B: Backend> Decoder<B> {
         blocks: impl FnOnce(&B) -> Result<usize, Error>,
     ) -> Result<Self, Error> {
         let total = weights.tensors().map(|tensor| tensor.data.len() as u64).sum();
-        let mut loader = Loader { backend: &backend, model: &model, weights, progress, done: 0, total };
+        let shard = Shard::of(&backend);
+        let mut loader =
+            Loader { backend: &backend, model: &model, shard, weights, progress, done: 0, total };
         let names = model.names;
         let embedding = loader.tensor(names.embedding, 0, model.vocab, model.width)?;
         let table = backend.table(&embedding)?;
@@ -112,9 +120,10 @@ impl<B: Backend> Decoder<B> {
             true => embedding,
             false => loader.tensor(names.output, 0, model.vocab, model.width)?,
         };
-        let output = backend.linear(&[(output, None)])?;
+        let output = backend.linear(&[(shard.outputs(output)?, None)])?;
         (loader.progress)(total, total);
 
+        let model = shard.description(&model);
         let rope = backend.rope(&model.rope)?;
         let step = backend.step(&capacity.limits(&model))?;
         let buffers = Buffers::new(&backend, &model, capacity)?;
@@ -181,6 +190,11 @@ impl<B: Backend> Decoder<B> {
             drawn.extend(self.backend.draw(&mut self.step, &mut self.buffers.logits, draws)?);
         }
         Ok(drawn)
+    }
+
+    /// What another rank does while the first draws.
+    pub(crate) fn join_logits(&mut self, rows: &[usize]) {
+        rows.chunks(self.capacity.logits_rows()).for_each(|rows| self.compute_logits(rows));
     }
 
     /// Waits for the step's end. After an error the device is of no more use.
@@ -282,23 +296,9 @@ impl<B: Backend> Loader<'_, B> {
         let (backend, model, names) = (self.backend, self.model, self.model.names);
         let (query, key) = (model.heads.heads * model.heads.dim, model.heads.kv_heads * model.heads.dim);
         let qkv = self.qkv(layer, [query, key, key])?;
-        let attention_output =
-            self.part(names.attention_output, layer, model.width, query, model.output_bias)?;
-        let mlp = match names.mlp {
-            Mlp::Gated([gate, up]) => {
-                let gate = self.tensor(gate, layer, model.hidden, model.width)?;
-                backend.gated(&gate, &self.tensor(up, layer, model.hidden, model.width)?)?
-            }
-            Mlp::Stacked(name) => {
-                let rows = [model.hidden, model.hidden];
-                let parts = self.stacked(name, layer, &rows, model.width, Bias::Never)?;
-                backend.gated(&parts[0].0, &parts[1].0)?
-            }
-            Mlp::Plain(up) => {
-                backend.linear(&[self.part(up, layer, model.hidden, model.width, model.mlp_bias)?])?
-            }
-        };
-        let down = self.part(names.down, layer, model.width, model.hidden, model.mlp_bias)?;
+        let attention_output = self.inputs(names.attention_output, layer, query, model.output_bias)?;
+        let mlp = self.mlp(layer)?;
+        let down = self.inputs(names.down, layer, model.hidden, model.mlp_bias)?;
         let vector = |tensor: &Tensor| Ok(backend.vector(tensor)?);
         Ok(Layer {
             attention_norm: self.norm(names.attention_norm, layer, vector)?,
@@ -311,28 +311,49 @@ impl<B: Backend> Loader<'_, B> {
         })
     }
 
-    /// Queries, keys and values: so many rows each.
+    /// Queries, keys and values: so many rows each in the whole model.
     fn qkv(&mut self, layer: usize, rows: [usize; 3]) -> Result<Vec<Part>, Error> {
-        let (width, bias) = (self.model.width, self.model.qkv_bias);
+        let bias = self.model.qkv_bias;
         match self.model.names.qkv {
             Qkv::Apart(names) => {
                 let parts = names.into_iter().zip(rows);
-                parts.map(|(name, rows)| self.part(name, layer, rows, width, bias)).collect()
+                parts.map(|(name, rows)| self.outputs(name, layer, rows, bias)).collect()
             }
-            Qkv::Stacked(name) => self.stacked(name, layer, &rows, width, bias),
+            Qkv::Stacked(name) => self.stacked(name, layer, &rows, bias),
         }
     }
 
-    /// Matrices of so many rows that the file keeps below each other, with their biases.
-    fn stacked(
-        &mut self,
-        name: &str,
-        layer: usize,
-        rows: &[usize],
-        cols: usize,
-        bias: Bias,
-    ) -> Result<Vec<Part>, Error> {
-        let (matrix, bias) = self.part(name, layer, rows.iter().sum(), cols, bias)?;
+    fn mlp(&mut self, layer: usize) -> Result<B::Linear, Error> {
+        let (backend, hidden) = (self.backend, self.model.hidden);
+        let linear = match self.model.names.mlp {
+            Mlp::Gated([gate, up]) => {
+                let (gate, _) = self.outputs(gate, layer, hidden, Bias::Never)?;
+                backend.gated(&gate, &self.outputs(up, layer, hidden, Bias::Never)?.0)?
+            }
+            Mlp::Stacked(name) => {
+                let parts = self.stacked(name, layer, &[hidden, hidden], Bias::Never)?;
+                backend.gated(&parts[0].0, &parts[1].0)?
+            }
+            Mlp::Plain(up) => backend.linear(&[self.outputs(up, layer, hidden, self.model.mlp_bias)?])?,
+        };
+        Ok(linear)
+    }
+
+    /// The rank's outputs of a matrix over the residual stream.
+    fn outputs(&mut self, name: &str, layer: usize, rows: usize, bias: Bias) -> Result<Part, Error> {
+        let part = self.part(name, layer, rows, self.model.width, bias)?;
+        self.shard.outputs_of(part)
+    }
+
+    /// The rank's inputs of a matrix whose products are added to the residual stream.
+    fn inputs(&mut self, name: &str, layer: usize, cols: usize, bias: Bias) -> Result<Part, Error> {
+        let (matrix, bias) = self.part(name, layer, self.model.width, cols, bias)?;
+        Ok((self.shard.inputs(matrix)?, self.shard.once(bias)))
+    }
+
+    /// The rank's outputs of matrices that the file keeps below each other, so many rows each, with their biases.
+    fn stacked(&mut self, name: &str, layer: usize, rows: &[usize], bias: Bias) -> Result<Vec<Part>, Error> {
+        let (matrix, bias) = self.part(name, layer, rows.iter().sum(), self.model.width, bias)?;
         let mut first = 0;
         let mut cut = |rows: &usize| -> Option<Part> {
             let range = first..first + rows;
@@ -343,12 +364,13 @@ impl<B: Backend> Loader<'_, B> {
             };
             Some((matrix.outputs(range)?, bias))
         };
-        let parts = rows.iter().map(&mut cut).collect::<Option<_>>();
+        let parts = rows.iter().map(&mut cut).collect::<Option<Vec<_>>>();
         // A quantized bias may have blocks that belong to two parts.
-        parts.ok_or_else(|| {
+        let parts = parts.ok_or_else(|| {
             let problem = "its parts' biases are not whole blocks".to_owned();
             Error::Kernel(volley_kernels::Error::Tensor { name: matrix.name.clone(), problem })
-        })
+        })?;
+        parts.into_iter().map(|part| self.shard.outputs_of(part)).collect()
     }
 
     /// A matrix and its bias.
@@ -413,6 +435,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 }
 
-fn in_layer(name: &str, layer: usize) -> String {
+/// The name of a layer's tensor.
+pub(crate) fn in_layer(name: &str, layer: usize) -> String {
     name.replace("{}", &layer.to_string())
 }

@@ -5,14 +5,16 @@ use std::{path::PathBuf, sync::Arc};
 use bytes::Bytes;
 use half::{bf16, f16};
 use volley_kernels::{
-    Backend, DType, Heads, Tensor,
-    cuda::{CudaBackend, CudaOptions},
+    Backend, DType, Heads, Peers, Tensor,
+    cpu::{Activations, CpuBackend, CpuOptions},
+    cuda::{AllReduce, CudaBackend, CudaOptions, Memory},
 };
 use volley_twin::Twin;
 
 use crate::{
     decoder::{Capacity, Decoder},
     format::Weights,
+    group::Group,
     model::{Bias, Mlp, Model, NormKind, Qkv},
 };
 
@@ -81,9 +83,61 @@ pub(crate) fn decoder<B: Backend>(
     Decoder::load(backend, description, &model.weights, capacity, &mut |_, _| (), |_| Ok(blocks)).unwrap()
 }
 
+/// Loads the decoders of all ranks, or of the only one.
+pub(crate) fn group<B: Backend>(ranks: Vec<B>, model: &Model, capacity: Capacity, blocks: usize) -> Group<B> {
+    let mut others = ranks.into_iter();
+    let first = others.next().unwrap();
+    let first = || Ok((decoder(first, model, capacity, blocks), ()));
+    let other = |backend| Ok(decoder(backend, model, capacity, blocks));
+    Group::load(first, others.collect(), other).unwrap().0
+}
+
+/// So many ranks, each of what `backend` gives.
+pub(crate) fn ranks<B>(ranks: usize, backend: impl Fn(Peers) -> B) -> Vec<B> {
+    Peers::group(ranks).into_iter().map(backend).collect()
+}
+
+/// The CPU as so many ranks; as a single one it is in no group.
+pub(crate) fn cpus(ranks: usize, activations: Activations) -> Vec<CpuBackend> {
+    let cpu = || CpuBackend::new(CpuOptions { threads: 1, activations, isa: None }).unwrap();
+    if ranks == 1 { vec![cpu()] } else { self::ranks(ranks, |peers| cpu().in_group(peers)) }
+}
+
 /// The CUDA backend over a twin of a GPU.
 pub(crate) fn cuda(twin: impl Into<Arc<Twin>>, deterministic: bool) -> CudaBackend {
     CudaBackend::new(twin.into(), CudaOptions { deterministic })
+}
+
+/// What stands for NCCL in tests: sums over the twins of a group, in whatever order.
+struct Sums(Peers);
+
+// === impl Sums ===
+
+impl AllReduce for Sums {
+    fn sum(&self, memory: &mut Memory<bf16>, numbers: usize) -> Result<(), volley_kernels::Error> {
+        let leave = |mine: &mut [f32]| {
+            let own = memory.read_part(0..numbers)?;
+            mine.iter_mut().zip(own).for_each(|(mine, own)| *mine = own.to_f32());
+            Ok(())
+        };
+        let sum = |all: &[&[f32]], i: usize| bf16::from_f32(all.iter().rev().map(|part| part[i]).sum());
+        let take = |all: &[&[f32]]| (0..numbers).map(|i| sum(all, i)).collect::<Vec<_>>();
+        let sums = self.0.exchange(numbers, leave, take)?;
+        memory.write_at(0, &sums)
+    }
+
+    fn abort(&self) {
+        self.0.fail("aborted");
+    }
+}
+
+/// Ranks over these twins, which add up among themselves.
+pub(crate) fn reducing(twins: Vec<Arc<Twin>>) -> Vec<CudaBackend> {
+    let sums = Peers::group(twins.len()).into_iter().map(|peers| Box::new(Sums(peers)));
+    let rank = |((twin, peers), sums): ((Arc<Twin>, Peers), Box<Sums>)| {
+        cuda(twin, false).in_group(peers).reducing(sums)
+    };
+    twins.into_iter().zip(Peers::group(sums.len())).zip(sums).map(rank).collect()
 }
 
 /// How the matrices of a made-up model are stored: queries, keys and others, values, what goes down.
@@ -92,20 +146,37 @@ pub(crate) type Formats = [DType; 3];
 /// A model of random numbers in shapes that GPUs have kernels for (the fixtures' heads are too narrow), with the
 /// text and the positions of the fixture `tiny-llama`.
 pub(crate) fn made_up(formats: Formats) -> Model {
-    made_up_like("tiny-llama", Heads { heads: 4, kv_heads: 2, dim: 64, scale: 0.125, window: None }, formats)
+    random_model("tiny-llama", heads(4, 2), 96, formats)
 }
 
-/// The same for the family of another fixture.
-pub(crate) fn made_up_like(fixture: &str, heads: Heads, formats: Formats) -> Model {
+/// The same, wide enough for four ranks, with biases of all projections of attention.
+pub(crate) fn wide(formats: Formats) -> Model {
+    let mut model = random_model("tiny-llama", heads(8, 4), 256, formats);
+    model.description.output_bias = Bias::Always;
+    model
+}
+
+/// The same for other families that can be shared out.
+pub(crate) fn wide_families() -> Vec<(&'static str, Model)> {
+    let names = ["tiny-mistral", "tiny-qwen3", "tiny-phi3", "tiny-starcoder2"];
+    names.map(|name| (name, random_model(name, heads(8, 4), 256, [DType::BF16; 3]))).into()
+}
+
+/// In shapes that GPUs have kernels for.
+fn heads(heads: usize, kv_heads: usize) -> Heads {
+    Heads { heads, kv_heads, dim: 64, scale: 0.125, window: None }
+}
+
+fn random_model(fixture: &str, heads: Heads, hidden: usize, formats: Formats) -> Model {
     let mut model = self::fixture(fixture).model;
     let description = &mut model.description;
     let heads = Heads { window: description.heads.window, ..heads };
-    (description.heads, description.width, description.hidden) = (heads, 64, 96);
+    (description.heads, description.width, description.hidden) = (heads, 64, hidden);
     description.qkv_bias = Bias::Always;
     if description.positions.is_none() {
         description.rope.frequencies = (0..32).map(|i| 10_000f32.powf(-i as f32 / 32.0)).collect();
     }
-    let (width, hidden, names) = (description.width, description.hidden, description.names);
+    let (width, names) = (description.width, description.names);
     let (query, key) = (heads.heads * heads.dim, heads.kv_heads * heads.dim);
     let [most, values, down] = formats;
     let mut tensors = vec![random(names.embedding, DType::BF16, description.vocab, width)];
@@ -131,8 +202,8 @@ pub(crate) fn made_up_like(fixture: &str, heads: Heads, formats: Formats) -> Mod
             }
             Qkv::Stacked(name) => part(name, most, query + 2 * key, width, Bias::Always),
         }
-        let (output_bias, mlp_bias) = (description.output_bias, description.mlp_bias);
-        part(names.attention_output, most, width, query, output_bias);
+        let mlp_bias = description.mlp_bias;
+        part(names.attention_output, most, width, query, Bias::Always);
         match names.mlp {
             Mlp::Gated(both) => {
                 both.into_iter().for_each(|name| part(name, most, hidden, width, Bias::Never));
@@ -158,12 +229,10 @@ pub(crate) fn made_up_like(fixture: &str, heads: Heads, formats: Formats) -> Mod
 
 /// Families that differ in more than names from [`made_up`]'s, with heads for which a GPU has kernels.
 pub(crate) fn families() -> Vec<(&'static str, Model)> {
-    let few = Heads { heads: 4, kv_heads: 2, dim: 64, scale: 0.125, window: None };
-    // StarCoder's.
-    let many_over_one = Heads { heads: 48, kv_heads: 1, ..few };
-    let heads = |name| if name == "tiny-gpt-bigcode" { many_over_one } else { few };
+    // StarCoder's are many over one.
+    let of = |name| if name == "tiny-gpt-bigcode" { heads(48, 1) } else { heads(4, 2) };
     let names = GGUF_FIXTURES.into_iter().chain(["tiny-mistral"]);
-    names.map(|name| (name, made_up_like(name, heads(name), [DType::BF16; 3]))).collect()
+    names.map(|name| (name, random_model(name, of(name), 96, [DType::BF16; 3]))).collect()
 }
 
 /// Random numbers that follow from the name: around 1 in a vector of gains, else such that a product is about as large

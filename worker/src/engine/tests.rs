@@ -10,3 +10,4 @@ mod embeddings;
 mod exactness;
 mod guided;
 mod plans;
+mod ranks;
