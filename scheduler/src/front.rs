@@ -50,7 +50,8 @@ pub(crate) enum FromRunner {
         begun: Vec<SequenceKey>,
         ended: Vec<SequenceKey>,
     },
-    /// At most one for each step, and no longer than that step's new and evicted blocks.
+    /// One with what a worker had cached before; then at most one for each step, and no longer than that step's
+    /// new and evicted blocks.
     Cache(WorkerId, Vec<Change>),
     /// It takes nothing new, and gives back what hasn't begun.
     Drains(WorkerId, Vec<Sequence>),

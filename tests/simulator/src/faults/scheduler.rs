@@ -78,6 +78,8 @@ pub(super) struct Scheduler {
     next_link: u64,
     connections: u64,
     arrivals: u64,
+    /// Blocks that workers had cached when they were claimed.
+    pub(super) taken_over: u64,
     silence: Silence,
 }
 
@@ -101,6 +103,7 @@ impl Scheduler {
             next_link: 0,
             connections: 0,
             arrivals: 0,
+            taken_over: 0,
             silence: Silence::default(),
         }
     }
@@ -162,13 +165,17 @@ impl Scheduler {
         let Some(runner) = self.runners.get_mut(&id) else { return };
         let mut out = Vec::new();
         let heard = match message {
-            Message::Hello => {
-                runner.planner = Some(Planner::new(self.limits.clone()));
+            Message::Hello(inventory) => {
+                match Planner::new(self.limits.clone()).holding(&inventory) {
+                    Ok(planner) => runner.planner = Some(planner),
+                    Err(bad) => net.broken.push(format!("worker {}: {bad}", runner.worker)),
+                }
+                self.taken_over += inventory.iter().map(|group| group.blocks.len() as u64).sum::<u64>();
                 if let Some(owned) = self.owned.get_mut(&runner.worker) {
                     owned.pause = PAUSE.0;
                 }
                 self.tell_from_runner(ToFront::Joined(id), net);
-                return;
+                return self.go_on(id, Vec::new(), net);
             }
             Message::Close => Err(Lost::Taken),
             result => runner.hear(result, &mut out, net.now),
