@@ -9,4 +9,5 @@ mod driver;
 mod embeddings;
 mod exactness;
 mod guided;
+mod inventory;
 mod plans;
