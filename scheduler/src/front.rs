@@ -70,11 +70,10 @@ pub(crate) struct Joined {
 /// Where a model's files can be had: channels to workers, by model hash.
 pub(crate) type Directory = Arc<HashMap<String, Channel>>;
 
-/// Milliseconds of Unix time that never go back.
+/// The scheduler's one clock: milliseconds since it started. Copies agree.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     start: Instant,
-    unix: Millis,
 }
 
 pub(crate) struct Front {
@@ -279,11 +278,10 @@ impl Front {
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        Self { start: Instant::now(), unix: Millis::default().after(unix.unwrap_or_default()) }
+        Self { start: Instant::now() }
     }
 
     pub(crate) fn now(&self) -> Millis {
-        self.unix.after(self.start.elapsed())
+        Millis::default().after(self.start.elapsed())
     }
 }

@@ -117,7 +117,7 @@ impl Connection {
     pub(crate) async fn run(
         mut self,
         config: &Config,
-        front: mpsc::UnboundedSender<FromRunner>,
+        (front, clock): (mpsc::UnboundedSender<FromRunner>, Clock),
         stop: &CancellationToken,
         drain: &CancellationToken,
     ) -> Lost {
@@ -147,7 +147,7 @@ impl Connection {
             front,
             load,
             metrics: WorkerMetrics::new(&self.hello.worker_id),
-            clock: Clock::start(),
+            clock,
             outputs: Vec::new(),
         };
         runner.tell(FromRunner::Joined(runner.id, Box::new(joined)));

@@ -13,7 +13,7 @@ use volley_scheduler::{
         placement::Placement,
         planner::{Limits, Planner},
         sequence::{Output, Sequence},
-        types::{LinkId, SequenceKey, WorkerId},
+        types::{LinkId, Millis, SequenceKey, WorkerId},
     },
     submission::Assembler,
 };
@@ -143,7 +143,10 @@ impl Scheduler {
         match message {
             Message::Submit(chunk) => {
                 if let Ok(Some(submission)) = link.assembler.add(chunk) {
-                    self.tell_from_link(ToFront::Submit(submission.sequences(id)), net);
+                    self.tell_from_link(
+                        ToFront::Submit(submission.sequences(id, Millis(net.now / MILLI))),
+                        net,
+                    );
                 }
             }
             Message::Cancel(cancel) => {
