@@ -19,7 +19,7 @@ ASKS = [
 
 
 def nothing_runs(server):
-    runs = ("volley_router_active_requests", "volley_scheduler_running", "volley_scheduler_waiting", "volley_worker_slots")
+    runs = ("volley_router_active_requests", "volley_scheduler_running", "volley_scheduler_waiting", "volley_worker_slots_in_use")
     eventually(lambda: [server.metric(metric) for metric in runs] == [0] * len(runs), "nothing left running")
 
 
