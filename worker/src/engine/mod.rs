@@ -30,7 +30,7 @@ use volley_proto::v1::{self, ResultMessage, StepPlan, StepResult, WorkerHello, r
 
 use self::slots::{PlanError, Step};
 pub(crate) use self::{draft::DraftModel, guide::Guides, metrics::describe, slots::Slots};
-use crate::{Error, config::Pooling, decoder::Decoder};
+use crate::{Error, config::Pooling, group::Group};
 
 /// Plans that may wait for the step thread: a scheduler is one step ahead.
 pub(crate) const WAITING_JOBS: usize = 4;
@@ -76,7 +76,7 @@ pub(crate) enum Job {
 
 /// The thread's state.
 pub(crate) struct Engine<B: Backend> {
-    decoder: Decoder<B>,
+    decoder: Group<B>,
     /// Guesses, where there is one.
     draft_model: Option<DraftModel<B>>,
     slots: Slots,
@@ -101,13 +101,13 @@ struct Owner {
 
 impl<B: Backend> Engine<B> {
     pub(crate) fn new(
-        decoder: Decoder<B>,
+        decoder: impl Into<Group<B>>,
         draft_model: Option<DraftModel<B>>,
         limits: Limits,
         guides: Guides,
     ) -> Self {
         Self {
-            decoder,
+            decoder: decoder.into(),
             draft_model,
             slots: Slots::new(limits, guides),
             epoch: None,

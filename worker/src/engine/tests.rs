@@ -11,3 +11,4 @@ mod exactness;
 mod guided;
 mod inventory;
 mod plans;
+mod ranks;
