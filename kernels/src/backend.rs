@@ -222,8 +222,8 @@ pub struct DeviceMemory {
 /// A device that runs steps. Shapes are `[rows, columns]`; what numbers are between operations is the device's own.
 ///
 /// A device may be a rank of a group ([`peers`](Self::peers)). Its weights are then a rank's part: of heads and of what is
-/// gated, and of the output matrix. All ranks are asked for the same operations in the same order; of one
-/// that fails all hear at once.
+/// gated, and of the output matrix. All ranks are asked for the same operations in the same order, and hear at once of
+/// one that fails.
 ///
 /// An operation may only start its work. What goes wrong in it shows at the next [`draw`](Self::draw),
 /// [`read`](Self::read) or [`finish`](Self::finish), and operations until then do nothing; after that the backend is
@@ -305,7 +305,7 @@ pub trait Backend: Send + Sync + 'static {
         cache: &Self::Cache,
         out: &mut Self::Buffer,
     );
-    /// `x += a · Wᵀ + b`; in a group the sum of that over all ranks, in their order.
+    /// `x += a · Wᵀ + b`; in a group, the sum of that over all ranks, which has the same bits on each.
     fn linear_add(&self, step: &mut Self::Step, a: &Self::Buffer, w: &Self::Linear, x: &mut Self::Buffer);
     /// `out = activation(norm(x) · Gᵀ) ⊙ (norm(x) · Uᵀ)` for `w` from [`gated`](Self::gated), and
     /// `out = activation(norm(x) · Wᵀ + b)` for `w` from [`linear`](Self::linear).

@@ -209,7 +209,7 @@ pub(crate) struct EngineArgs {
     /// CPU it is always so.
     #[arg(long, env = "VOLLEY_DETERMINISTIC")]
     pub(crate) deterministic: bool,
-    /// Memory for the KV cache, GB. By default a quarter of what is free, and no more than all sequences can fill:
+    /// Memory for the KV cache, GB; of several GPUs, on each. By default a quarter of what is free, and no more than all sequences can fill:
     /// the rest of the machine stays usable. Pages are touched when they are first used; the prefix cache uses
     /// fresh ones before it forgets anything, so in time it fills this.
     #[arg(long, env = "VOLLEY_KV_CACHE_GB", value_name = "GB", value_parser = gigabytes)]

@@ -23,8 +23,8 @@ pub struct Config {
     pub threads: Option<usize>,
     /// A small model of the same vocabulary that guesses tokens: a file or folder, as `model` is.
     pub draft: Option<PathBuf>,
-    /// Bytes for keys and values; none: a quarter of the memory that is free (on a GPU what is left of
-    /// `gpu_memory_fraction`), and no more than `max_sequences` full contexts take. Touched as it is used.
+    /// Bytes for keys and values, of several GPUs on each; none: a quarter of the memory that is free (on a GPU what is
+    /// left of `gpu_memory_fraction`), and no more than `max_sequences` full contexts take. Touched as it is used.
     pub kv_cache_bytes: Option<u64>,
     /// Part of a GPU's memory that may be used in all: what weights and activations leave of it has keys and values.
     pub gpu_memory_fraction: f64,

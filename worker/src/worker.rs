@@ -157,6 +157,7 @@ impl Worker {
             block_tokens: BLOCK_TOKENS as u32,
             max_sequences: config.max_sequences,
             max_batch_tokens: config.max_batch_tokens,
+            inventory: Vec::new(), // the step thread's to tell
         };
         let abort_on = config.abort_on.clone();
         let steps = Box::new(move |jobs| {

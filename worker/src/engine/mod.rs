@@ -5,10 +5,12 @@
 //! ```
 //!
 //! Fencing lives here too, since here everything has an order: the highest epoch owns the worker, what
-//! carries a lower one is dropped, and a new owner finds all slots empty.
+//! carries a lower one is dropped, and a new owner finds all slots empty. What the KV cache holds, it is told
+//! (`inventory.rs`).
 
 mod draft;
 mod guide;
+mod inventory;
 mod metrics;
 mod pool;
 mod sequence;
@@ -136,7 +138,7 @@ impl<B: Backend> Engine<B> {
         Ok(())
     }
 
-    fn claim(&mut self, epoch: Epoch, hello: WorkerHello, results: Results, alive: DropGuard) {
+    fn claim(&mut self, epoch: Epoch, mut hello: WorkerHello, results: Results, alive: DropGuard) {
         if let Some(current) = self.epoch
             && epoch <= current
         {
@@ -147,6 +149,7 @@ impl<B: Backend> Engine<B> {
         self.disown(Some(Status::aborted(format!("superseded by {epoch}"))));
         self.epoch = Some(epoch);
         self.owner = Some(Owner { results, _alive: alive, last_step: None });
+        hello.inventory = self.slots.inventory();
         self.send(Message::Hello(hello));
     }
 
