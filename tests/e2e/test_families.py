@@ -1,16 +1,17 @@
-"""A model of every family is served from its Hugging Face directory and from its GGUF file, and says what transformers
-computes with it."""
+"""A model of each family is served from its Hugging Face directory and, where there is one, from its GGUF file; it says what
+transformers computes with it."""
 
 import array
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from volley import ROOT, Serve
 
 FIXTURES = ROOT / "worker/tests/fixtures"
-FAMILIES = ["tiny-qwen3", "tiny-phi3", "tiny-gpt-bigcode", "tiny-starcoder2"]
+FAMILIES = ["tiny-mistral", "tiny-qwen3", "tiny-phi3", "tiny-gpt-bigcode", "tiny-starcoder2"]
 
 
 def expected(folder):
@@ -33,7 +34,7 @@ def expected(folder):
 def test_a_family_is_served_from_either_format_as_transformers_computes_it(family):
     tokens, token, logprob = expected(FIXTURES / family)
     said = []
-    for path in (FIXTURES / family, FIXTURES / family / "model.gguf"):
+    for path in filter(Path.exists, (FIXTURES / family, FIXTURES / family / "model.gguf")):
         server = Serve("--model", path)
         try:
             [model] = server.request("GET", "/v1/models")[2]["data"]
@@ -48,4 +49,4 @@ def test_a_family_is_served_from_either_format_as_transformers_computes_it(famil
                 assert chat["choices"][0]["message"]["role"] == "assistant"
         finally:
             server.close()
-    assert said[0] == said[1]
+    assert said[0] == said[-1]

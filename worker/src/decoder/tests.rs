@@ -1,12 +1,15 @@
 use volley_kernels::{
-    Activation, BLOCK_TOKENS, DType, History, Logprobs, Mirostat, Penalties, Sequence,
+    Activation, BLOCK_TOKENS, DType, History, Logprobs, Mirostat, Penalties, Sequence, Tensor,
     cpu::{Activations, CpuBackend, CpuOptions, formats::dequantized},
 };
 
 use super::*;
 use volley_twin::{Schedule, Twin};
 
-use crate::{model::Model, testing};
+use crate::{
+    model::{Bias, Model},
+    testing,
+};
 
 /// Nothing is rounded on the way: what is off is wrong.
 fn backend() -> CpuBackend {

@@ -1,0 +1,182 @@
+//! A model's tensors, by their role: read, checked, cut to a rank's part, and handed to the backend.
+
+use volley_kernels::{Backend, HeadNorms, Norm, Tensor};
+
+use super::Layer;
+use crate::{
+    Error,
+    format::Weights,
+    model::{Bias, Description, Mlp, NormKind, Qkv},
+    shard::Shard,
+};
+
+/// A matrix, and its bias if it has one.
+pub(crate) type Part = (Tensor, Option<Tensor>);
+
+/// Takes tensors out of the file by their role, and reports how far loading is.
+pub(super) struct Loader<'a, B> {
+    pub(super) backend: &'a B,
+    pub(super) model: &'a Description,
+    pub(super) shard: Shard,
+    pub(super) weights: &'a Weights,
+    pub(super) progress: &'a mut dyn FnMut(u64, u64),
+    pub(super) done: u64,
+    pub(super) total: u64,
+}
+
+// === impl Loader ===
+
+impl<B: Backend> Loader<'_, B> {
+    pub(super) fn layer(&mut self, layer: usize) -> Result<Layer<B>, Error> {
+        let (backend, model, names) = (self.backend, self.model, self.model.names);
+        let (query, key) = (model.heads.heads * model.heads.dim, model.heads.kv_heads * model.heads.dim);
+        let qkv = self.qkv(layer, [query, key, key])?;
+        let attention_output = self.inputs(names.attention_output, layer, query, model.output_bias)?;
+        let mlp = self.mlp(layer)?;
+        let down = self.inputs(names.down, layer, model.hidden, model.mlp_bias)?;
+        let vector = |tensor: &Tensor| Ok(backend.vector(tensor)?);
+        Ok(Layer {
+            attention_norm: self.norm(names.attention_norm, layer, vector)?,
+            qkv: backend.linear(&qkv)?,
+            head_norms: names.head_norms.map(|names| self.head_norms(names, layer)).transpose()?,
+            attention_output: backend.linear(&[attention_output])?,
+            mlp_norm: self.norm(names.mlp_norm, layer, vector)?,
+            mlp,
+            down: backend.linear(&[down])?,
+        })
+    }
+
+    /// Queries, keys and values: so many rows each in the whole model.
+    fn qkv(&mut self, layer: usize, rows: [usize; 3]) -> Result<Vec<Part>, Error> {
+        let bias = self.model.qkv_bias;
+        match self.model.names.qkv {
+            Qkv::Apart(names) => {
+                let parts = names.into_iter().zip(rows);
+                parts.map(|(name, rows)| self.outputs(name, layer, rows, bias)).collect()
+            }
+            Qkv::Stacked(name) => self.stacked(name, layer, &rows, bias),
+        }
+    }
+
+    fn mlp(&mut self, layer: usize) -> Result<B::Linear, Error> {
+        let (backend, hidden) = (self.backend, self.model.hidden);
+        let linear = match self.model.names.mlp {
+            Mlp::Gated([gate, up]) => {
+                let (gate, _) = self.outputs(gate, layer, hidden, Bias::Never)?;
+                backend.gated(&gate, &self.outputs(up, layer, hidden, Bias::Never)?.0)?
+            }
+            Mlp::Stacked(name) => {
+                let parts = self.stacked(name, layer, &[hidden, hidden], Bias::Never)?;
+                backend.gated(&parts[0].0, &parts[1].0)?
+            }
+            Mlp::Plain(up) => backend.linear(&[self.outputs(up, layer, hidden, self.model.mlp_bias)?])?,
+        };
+        Ok(linear)
+    }
+
+    /// The rank's outputs of a matrix over the residual stream.
+    fn outputs(&mut self, name: &str, layer: usize, rows: usize, bias: Bias) -> Result<Part, Error> {
+        let part = self.part(name, layer, rows, self.model.width, bias)?;
+        self.shard.outputs_of(part)
+    }
+
+    /// The rank's inputs of a matrix whose products are added to the residual stream.
+    fn inputs(&mut self, name: &str, layer: usize, cols: usize, bias: Bias) -> Result<Part, Error> {
+        let (matrix, bias) = self.part(name, layer, self.model.width, cols, bias)?;
+        Ok((self.shard.inputs(matrix)?, self.shard.once(bias)))
+    }
+
+    /// The rank's outputs of matrices that the file keeps below each other, so many rows each, with their biases.
+    fn stacked(&mut self, name: &str, layer: usize, rows: &[usize], bias: Bias) -> Result<Vec<Part>, Error> {
+        let (matrix, bias) = self.part(name, layer, rows.iter().sum(), self.model.width, bias)?;
+        let mut first = 0;
+        let mut cut = |rows: &usize| -> Option<Part> {
+            let range = first..first + rows;
+            first += rows;
+            let bias = match &bias {
+                Some(bias) => Some(bias.inputs(range.clone())?),
+                None => None,
+            };
+            Some((matrix.outputs(range)?, bias))
+        };
+        let parts = rows.iter().map(&mut cut).collect::<Option<Vec<_>>>();
+        // A quantized bias may have blocks that belong to two parts.
+        let parts = parts.ok_or_else(|| {
+            let problem = "its parts' biases are not whole blocks".to_owned();
+            Error::Kernel(volley_kernels::Error::Tensor { name: matrix.name.clone(), problem })
+        })?;
+        parts.into_iter().map(|part| self.shard.outputs_of(part)).collect()
+    }
+
+    /// A matrix and its bias.
+    fn part(
+        &mut self,
+        name: &str,
+        layer: usize,
+        rows: usize,
+        cols: usize,
+        bias: Bias,
+    ) -> Result<Part, Error> {
+        Ok((self.tensor(name, layer, rows, cols)?, self.bias(name, layer, rows, bias)?))
+    }
+
+    pub(super) fn positions(&mut self) -> Result<Option<B::Table>, Error> {
+        let (Some(name), Some(rows)) = (self.model.names.positions, self.model.positions) else {
+            return Ok(None);
+        };
+        let table = self.tensor(name, 0, rows, self.model.width)?;
+        Ok(Some(self.backend.table(&table)?))
+    }
+
+    /// A norm whose vectors are made so.
+    pub(super) fn norm<V>(
+        &mut self,
+        name: &str,
+        layer: usize,
+        vector: impl Fn(&Tensor) -> Result<V, Error>,
+    ) -> Result<Norm<V>, Error> {
+        let (width, epsilon) = (self.model.width, self.model.epsilon);
+        let gain = vector(&self.tensor(name, layer, 1, width)?)?;
+        match self.model.norm {
+            NormKind::Rms => Ok(Norm::Rms { gain, epsilon }),
+            NormKind::Layer => {
+                let bias = vector(&self.tensor(&name.replace(".weight", ".bias"), layer, 1, width)?)?;
+                Ok(Norm::Layer { gain, bias, epsilon })
+            }
+        }
+    }
+
+    fn head_norms(&mut self, names: [&str; 2], layer: usize) -> Result<HeadNorms<B::Vector>, Error> {
+        let (dim, epsilon) = (self.model.heads.dim, self.model.epsilon);
+        let query = self.backend.vector(&self.tensor(names[0], layer, 1, dim)?)?;
+        let key = self.backend.vector(&self.tensor(names[1], layer, 1, dim)?)?;
+        Ok(HeadNorms { query, key, epsilon })
+    }
+
+    pub(super) fn tensor(
+        &mut self,
+        name: &str,
+        layer: usize,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Tensor, Error> {
+        let tensor = self.weights.get(&in_layer(name, layer), rows, cols)?;
+        (self.progress)(self.done, self.total);
+        self.done += tensor.data.len() as u64;
+        Ok(tensor)
+    }
+
+    fn bias(&mut self, name: &str, layer: usize, rows: usize, bias: Bias) -> Result<Option<Tensor>, Error> {
+        let name = in_layer(name, layer).replace(".weight", ".bias");
+        match bias {
+            Bias::Never => Ok(None),
+            Bias::IfPresent => self.weights.find(&name, 1, rows),
+            Bias::Always => self.weights.get(&name, 1, rows).map(Some),
+        }
+    }
+}
+
+/// The name of a layer's tensor.
+pub(crate) fn in_layer(name: &str, layer: usize) -> String {
+    name.replace("{}", &layer.to_string())
+}
