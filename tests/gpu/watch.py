@@ -1,6 +1,7 @@
 """Looks at the GPU through nvidia-smi while something runs: memory in use, and how often a kernel was running."""
 
 import subprocess
+import tempfile
 from statistics import mean
 
 FIELDS = "utilization.gpu,memory.used,memory.total"
@@ -30,8 +31,9 @@ class Watch:
 
     def __enter__(self):
         command = ["nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv,noheader,nounits", "--id=0", f"-lms={PERIOD}"]
+        self.samples = tempfile.TemporaryFile("w+")
         try:
-            self.process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            self.process = subprocess.Popen(command, stdout=self.samples, stderr=subprocess.DEVNULL)
         except OSError:
             self.process = None
         return self
@@ -40,10 +42,12 @@ class Watch:
         if self.process is None:
             return
         self.process.terminate()
+        self.process.wait()
+        self.samples.seek(0)
         samples = []
-        for line in self.process.communicate()[0].splitlines():
+        for line in self.samples:
             try:
-                samples.append(parse(line))
+                samples.append(parse(line.strip()))
             except ValueError:
                 pass  # the last line, cut short
         if samples:

@@ -1,0 +1,119 @@
+"""How fast a model of random numbers is served, beside what the device can do, measured in the same run: start, memory,
+loads of many streams, the first token of a long prompt.
+
+  tests/gpu/run speed-8b | speed-1b | speed-w8 | speed-w4
+"""
+
+import checkpoints
+import limits
+import server
+import watch
+from stage import run
+
+# choice: checkpoint, weights, the goals of one stream: (share of the device's bandwidth, tokens a second) or None
+MODELS = {
+    "8b": ("8b", "bf16", 0.8, 160),
+    "1b": ("1b", "bf16", 0.7, None),
+    "w8": ("8b", "w8a16", None, 280),
+    "w4": ("8b", "w4a16", None, 450),
+}
+FULL = {"streams": (1, 16, 64, 256), "prompt": 512, "output": 512, "long": 8000, "step": 8192}
+SMALL = {"streams": (1, 4), "prompt": 16, "output": 16, "long": 64, "step": 128}
+FRACTION = 0.9
+
+
+def goal(stage, what, measured, unit, target, met, limit=None):
+    """A row of the table of goals; `limit` is the best that the device could do."""
+    share = measured / limit if limit and measured is not None else None
+    verdict = "-" if stage.cpu else "met" if met else "missed"
+    row = {"what": what, "measured": measured, "unit": unit, "limit": limit, "share of it": share}
+    stage.row("Goals", **row, goal=target, verdict=verdict)
+
+
+def start(stage, path, shape):
+    """Starts twice: the second time the hash of the weights is kept, and they are in the page cache."""
+    size = FULL if not stage.cpu else SMALL
+    before = watch.now()
+    flags = ["--max-sequences", max(size["streams"]), "--max-batch-tokens", size["step"], "--speculation", "off"]
+    flags += ["--gpu-memory-fraction", FRACTION, "--prefix-cache", "off"]
+    first = server.volley(stage, path, *flags)
+    first.end()
+    serving = server.volley(stage, path, *flags)
+    ready = watch.now()
+    row = {"first start to first token, s": first.first_token_seconds}
+    row |= {"second start, ready, s": serving.ready_seconds, "to first token, s": serving.first_token_seconds}
+    blocks = serving.metrics().get("volley_kv_blocks_total", 0)
+    row |= {"KV cache, GB": blocks * 16 * shape.kv_bytes / 1e9}
+    if before and ready:
+        row |= {"may use, GB": FRACTION * ready[2] / 1e9, "uses, GB": (ready[1] - before[1]) / 1e9}
+    return serving, row
+
+
+def load(stage, serving, label, streams, size):
+    """One load, after a short one of as many streams, which captures what is captured at first use."""
+    serving.bench(streams, size["prompt"], 8)
+    before = serving.metrics()
+    with watch.Watch() as gpu:
+        row = serving.bench(streams, size["prompt"], size["output"], max(streams, 2))
+    after = serving.metrics()
+    spent = lambda name: after.get(name, 0) - before.get(name, 0)  # noqa: E731
+    computing, waiting = spent("volley_worker_step_seconds_sum"), spent("volley_worker_idle_seconds_sum")
+    share = 100 * waiting / (computing + waiting) if computing else None
+    stage.row(
+        f"Loads: prompts of about {size['prompt']} tokens, {size['output']} generated",
+        **{"server": "Volley", "model": label, "streams": streams, "tok/s": row["output_tok_s"]},
+        **{"TTFT p50, ms": row["ttft_p50_ms"], "ITL p50, ms": row["itl_p50_ms"], "ITL p99, ms": row["itl_p99_ms"]},
+        **{"between steps, %": share, "GPU idle, %": gpu.idle, "GPU memory, GB": gpu.peak and gpu.peak / 1e9},
+    )
+    return row, gpu.idle
+
+
+def one_stream(stage, label, row, limit, goals):
+    """Between tokens: what comes before the first is another goal."""
+    share, rate = goals
+    seconds = (row["e2e_p50_ms"] - row["ttft_p50_ms"]) / 1e3
+    alone = (row["max_tokens"] - 1) / seconds
+    if share:
+        goal(stage, f"{label}, one stream", alone, "tok/s", f"{share:.0%} of the limit", alone >= share * limit, limit)
+    if rate:
+        goal(stage, f"{label}, one stream", alone, "tok/s", f"{rate} tok/s", alone >= rate, limit)
+
+
+def many_streams(stage, label, row, idle, floor):
+    """By the time model, which takes `floor` seconds."""
+    what, reached, limit = f"{label}, {row['concurrency']} streams", row["output_tok_s"], row["output_tokens"] / floor
+    goal(stage, what, reached, "tok/s", "80% of the limit", reached >= 0.8 * limit, limit)
+    goal(stage, f"{what}: GPU idle", idle, "%", "< 2 %", idle is not None and idle < 2)
+
+
+def long_prompt(stage, label, row, floor):
+    what, seconds = f"{label}, first token of a prompt of {row['prompt_tokens']:.0f}", row["ttft_p50_ms"] / 1e3
+    goal(stage, what, seconds, "s", "1.5 × the limit at most", seconds <= 1.5 * floor, floor)
+
+
+def body(stage, choice):
+    name, weight, *goals = MODELS[choice]
+    size, shape, label = SMALL if stage.cpu else FULL, checkpoints.shape(name, stage.cpu), f"{name}, {weight}"
+    path = checkpoints.directory(stage, name) if weight == "bf16" else checkpoints.file(stage, name, weight)
+    can = limits.measure(stage.device)
+    bandwidth, rate = can["bandwidth"], can["rate"]
+    stage.row("The device", **{"copy, TB/s": bandwidth / 1e12, "bf16 product, TFLOP/s": rate / 1e12})
+    serving, started = start(stage, path, shape)
+    with serving:
+        stage.row("Start and memory", model=label, **started)
+        for streams in size["streams"]:
+            row, idle = load(stage, serving, label, streams, size)
+            prompt, output = row["prompt_tokens"], row["max_tokens"]
+            if streams == 1:
+                limit = 1 / shape.stream_seconds(weight, prompt + output / 2, bandwidth)
+                one_stream(stage, label, row, limit, goals)
+            elif choice == "8b" and streams == size["streams"][-1]:
+                many_streams(stage, label, row, idle, shape.load_seconds(streams, prompt, output, bandwidth, rate))
+        if choice == "8b":
+            row = serving.bench(1, size["long"], 2, 3)
+            long_prompt(stage, label, row, shape.prefill_operations(row["prompt_tokens"]) / rate)
+            seconds = started["to first token, s"]
+            goal(stage, f"{label}, start to first token", seconds, "s", "< 15 s", seconds < 15)
+
+
+run("speed", body, tuple(MODELS))
