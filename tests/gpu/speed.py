@@ -6,6 +6,7 @@ loads of many streams, the first token of a long prompt.
 
 import checkpoints
 import limits
+import loads
 import server
 import watch
 from stage import run
@@ -17,8 +18,6 @@ MODELS = {
     "w8": ("8b", "w8a16", None, 280),
     "w4": ("8b", "w4a16", None, 450),
 }
-FULL = {"streams": (1, 16, 64, 256), "prompt": 512, "output": 512, "long": 8000, "step": 8192}
-SMALL = {"streams": (1, 4), "prompt": 16, "output": 16, "long": 64, "step": 128}
 FRACTION = 0.9
 
 
@@ -32,7 +31,7 @@ def goal(stage, what, measured, unit, target, met, limit=None):
 
 def start(stage, path, shape):
     """Starts twice: the second time the hash of the weights is kept, and they are in the page cache."""
-    size = FULL if not stage.cpu else SMALL
+    size = loads.size(stage.cpu)
     before = watch.now()
     flags = ["--max-sequences", max(size["streams"]), "--max-batch-tokens", size["step"], "--speculation", "off"]
     flags += ["--gpu-memory-fraction", FRACTION, "--prefix-cache", "off"]
@@ -59,12 +58,8 @@ def load(stage, serving, label, streams, size):
     spent = lambda name: after.get(name, 0) - before.get(name, 0)  # noqa: E731
     computing, waiting = spent("volley_worker_step_seconds_sum"), spent("volley_worker_idle_seconds_sum")
     share = 100 * waiting / (computing + waiting) if computing else None
-    stage.row(
-        f"Loads: prompts of about {size['prompt']} tokens, {size['output']} generated",
-        **{"server": "Volley", "model": label, "streams": streams, "tok/s": row["output_tok_s"]},
-        **{"TTFT p50, ms": row["ttft_p50_ms"], "ITL p50, ms": row["itl_p50_ms"], "ITL p99, ms": row["itl_p99_ms"]},
-        **{"between steps, %": share, "GPU idle, %": gpu.idle, "GPU memory, GB": gpu.peak and gpu.peak / 1e9},
-    )
+    more = {"between steps, %": share, "GPU idle, %": gpu.idle, "GPU memory, GB": gpu.peak and gpu.peak / 1e9}
+    loads.row(stage, "Volley", label, streams, row, **more)
     return row, gpu.idle
 
 
@@ -93,7 +88,7 @@ def long_prompt(stage, label, row, floor):
 
 def body(stage, choice):
     name, weight, *goals = MODELS[choice]
-    size, shape, label = SMALL if stage.cpu else FULL, checkpoints.shape(name, stage.cpu), f"{name}, {weight}"
+    size, shape, label = loads.size(stage.cpu), checkpoints.shape(name, stage.cpu), f"{name}, {weight}"
     path = checkpoints.directory(stage, name) if weight == "bf16" else checkpoints.file(stage, name, weight)
     can = limits.measure(stage.device)
     bandwidth, rate = can["bandwidth"], can["rate"]
