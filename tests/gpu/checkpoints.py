@@ -1,5 +1,6 @@
 """Models of random numbers, made where they are needed: Hugging Face directories by transformers, GGUF files by gguf.py."""
 
+import gc
 import json
 import shutil
 import time
@@ -139,5 +140,6 @@ def made(stage, folder, make):
         aside.rename(folder)
         stage.note(f"made {folder.name}: {size / 1e9:.2f} GB in {time.monotonic() - started:.1f} s")
         if not stage.cpu:
+            gc.collect()
             torch.cuda.empty_cache()
     return folder

@@ -105,4 +105,5 @@ def body(stage):
             stage.fail(f"after {BACK} s there was no second worker again")
 
 
-run("failover", body)
+if __name__ == "__main__":
+    run("failover", body)

@@ -50,8 +50,11 @@ def exact_and_bf16(folder, device, answers):
     """Per answer and type, the log-probabilities of all tokens at all positions: a tensor `[positions, vocabulary]`,
     whose row n is of token n + 1."""
     found = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device).eval()
+    torch.set_float32_matmul_precision("highest")
+    # Eager attention is plain products: nothing in it is rounded to less than float32.
+    for dtype, attention in ((torch.float32, "eager"), (torch.bfloat16, "sdpa")):
+        settings = {"dtype": dtype, "device_map": device, "attn_implementation": attention}
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
         with torch.inference_mode():
             for n, (ids, *_) in enumerate(answers):
                 logits = model(torch.tensor([ids], device=device)).logits[0, :-1].float()
@@ -125,4 +128,5 @@ def body(stage):
                 stage.fail(f"{family} {' '.join(flags)}: {type(problem).__name__}: {problem}")
 
 
-run("models", body)
+if __name__ == "__main__":
+    run("models", body)

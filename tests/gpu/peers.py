@@ -120,4 +120,5 @@ def body(stage, choice):
     {"transformers": transformers, "llama": llama}[choice](stage)
 
 
-run("peer", body, ("transformers", "llama"))
+if __name__ == "__main__":
+    run("peer", body, ("transformers", "llama"))

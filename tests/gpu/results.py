@@ -12,7 +12,6 @@ import sys
 
 import stage
 
-ORDER = """kernels serve models failover speed-8b speed-1b speed-w8 speed-w4 peer-transformers peer-llama""".split()
 TITLES = {
     "kernels": "Kernels",
     "serve": "Answers beside the CPU's",
@@ -22,10 +21,14 @@ TITLES = {
     "speed-1b": "1B-shaped, bf16",
     "speed-w8": "8B-shaped, 8-bit weights",
     "speed-w4": "8B-shaped, 4-bit weights",
+    "speed-deterministic": "8B-shaped, bf16, --deterministic",
     "peer-transformers": "Peer: transformers",
     "peer-llama": "Peer: llama.cpp",
 }
-SUMMARY = ("Goals", "Volley beside its peers")  # tables of several stages, which stand together at the top
+ORDER = list(TITLES)
+# The stages whose tables stand together, and which of them first.
+TOGETHER = ("speed-", "peer-")
+FIRST = ("Goals", "Volley beside its peers", "Loads")
 
 
 def passed(record, name, tree):
@@ -59,26 +62,32 @@ def table(rows):
     return "\n".join(lines)
 
 
+def merged(stages):
+    """The tables of all of these stages by title, in the report's order."""
+    tables = {}
+    for told in stages:
+        for title, rows in told.get("tables", {}).items():
+            tables.setdefault(title, []).extend(rows)
+    place = {title: next((n for n, start in enumerate(FIRST) if title.startswith(start)), len(FIRST)) for title in tables}
+    return dict(sorted(tables.items(), key=lambda item: place[item[0]]))
+
+
 def report(record, command, plots=()):
     """Markdown."""
     stages = {name: record["stages"][name] for name in ORDER if name in record["stages"]}
     date = max((told.get("date", "") for told in stages.values()), default="")
-    parts = [f"{record['device']}; {date}; `{command}`."]
     ends = [{"stage": name, "ended": ending(stages[name]) if name in stages else "not run"} for name in ORDER]
-    parts.append(table(ends))
-    for title in SUMMARY:
-        if rows := [row for told in stages.values() for row in told.get("tables", {}).get(title, [])]:
-            parts += [f"## {title}", table(rows)]
+    parts = [f"{record['device']}; {date}; `{command}`.", table(ends)]
+    for title, rows in merged(told for name, told in stages.items() if name.startswith(TOGETHER)).items():
+        parts += [f"## {title}", table(rows)]
     parts += [f"![{plot.stem}]({plot.name})" for plot in plots]
     for name, told in stages.items():
-        parts.append(f"## {TITLES[name]}")
-        parts += told.get("notes", [])
-        for title, rows in told.get("tables", {}).items():
-            if title not in SUMMARY:
-                parts += [f"{title}:", table(rows)]
-        if text := told.get("text"):
-            parts.append(text)
-        parts += [f"FAILED:\n\n```\n{failure.strip()}\n```" for failure in told.get("failures", [])]
+        own = list(told.get("notes", []))
+        if not name.startswith(TOGETHER):
+            own += [part for title, rows in told.get("tables", {}).items() for part in (f"{title}:", table(rows))]
+        own += [told["text"]] if told.get("text") else []
+        own += [f"FAILED:\n\n```\n{failure.strip()}\n```" for failure in told.get("failures", [])]
+        parts += [f"## {TITLES[name]}", *own] if own else []
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -98,7 +107,7 @@ def main(arguments):
         case ["report", command]:
             (folder / "RESULTS.md").write_text(report(record, command, sorted(folder.glob("*.png"))))
             for name in ORDER:
-                print(f"{name:18} {ending(record['stages'][name]) if name in record['stages'] else 'not run'}")
+                print(f"{name:20} {ending(record['stages'][name]) if name in record['stages'] else 'not run'}")
         case _:
             print(__doc__, file=sys.stderr)
             return 2

@@ -11,7 +11,7 @@ import time
 from stage import BUNDLE
 
 BINARY = BUNDLE / "volley"
-START = 300  # seconds that a server may take until it is ready
+START = 400  # seconds that a server may take until it is ready
 
 
 def free_port():

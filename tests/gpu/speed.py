@@ -1,7 +1,7 @@
 """How fast a model of random numbers is served, beside what the device can do, measured in the same run: start, memory,
 loads of many streams, the first token of a long prompt.
 
-  tests/gpu/run speed-8b | speed-1b | speed-w8 | speed-w4
+  tests/gpu/run speed-8b | speed-1b | speed-w8 | speed-w4 | speed-deterministic
 """
 
 import checkpoints
@@ -17,6 +17,7 @@ MODELS = {
     "1b": ("1b", "bf16", 0.7, None),
     "w8": ("8b", "w8a16", None, 280),
     "w4": ("8b", "w4a16", None, 450),
+    "deterministic": ("8b", "bf16", None, None),
 }
 FRACTION = 0.9
 
@@ -29,12 +30,12 @@ def goal(stage, what, measured, unit, target, met, limit=None):
     stage.row("Goals", **row, goal=target, verdict=verdict)
 
 
-def start(stage, path, shape):
+def start(stage, path, shape, more):
     """Starts twice: the second time the hash of the weights is kept, and they are in the page cache."""
     size = loads.size(stage.cpu)
     before = watch.now()
     flags = ["--max-sequences", max(size["streams"]), "--max-batch-tokens", size["step"], "--speculation", "off"]
-    flags += ["--gpu-memory-fraction", FRACTION, "--prefix-cache", "off"]
+    flags += ["--gpu-memory-fraction", FRACTION, "--prefix-cache", "off", *more]
     first = server.volley(stage, path, *flags)
     first.end()
     serving = server.volley(stage, path, *flags)
@@ -90,10 +91,12 @@ def body(stage, choice):
     name, weight, *goals = MODELS[choice]
     size, shape, label = loads.size(stage.cpu), checkpoints.shape(name, stage.cpu), f"{name}, {weight}"
     path = checkpoints.directory(stage, name) if weight == "bf16" else checkpoints.file(stage, name, weight)
+    more = ["--deterministic"] if choice == "deterministic" else []
+    label = ", ".join([label, *more])
     can = limits.measure(stage.device)
     bandwidth, rate = can["bandwidth"], can["rate"]
-    stage.row("The device", **{"copy, TB/s": bandwidth / 1e12, "bf16 product, TFLOP/s": rate / 1e12})
-    serving, started = start(stage, path, shape)
+    stage.row("The device", model=label, **{"copy, TB/s": bandwidth / 1e12, "bf16 product, TFLOP/s": rate / 1e12})
+    serving, started = start(stage, path, shape, more)
     with serving:
         stage.row("Start and memory", model=label, **started)
         for streams in size["streams"]:
@@ -111,4 +114,5 @@ def body(stage, choice):
             goal(stage, f"{label}, start to first token", seconds, "s", "< 15 s", seconds < 15)
 
 
-run("speed", body, tuple(MODELS))
+if __name__ == "__main__":
+    run("speed", body, tuple(MODELS))
