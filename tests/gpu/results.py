@@ -1,6 +1,7 @@
 """What `tests/gpu/run` remembers and writes: which stages passed on this tree, and the report.
 
   results.py passed STAGE TREE            ends with 0 if the stage has passed with just this tree
+  results.py begin STAGE                  forgets what it left before
   results.py mark STAGE TREE STATUS SECONDS [FILE]
                                           how it ended; FILE has what it printed, if that belongs into the report
   results.py report COMMAND               RESULTS.md from results.json; prints how each stage ended
@@ -99,6 +100,9 @@ def main(arguments):
     match [argument for argument in arguments if argument != "--cpu"]:
         case ["passed", name, tree]:
             return 0 if passed(record, name, tree) else 1
+        case ["begin", name]:
+            record["stages"].pop(name, None)
+            stage.save(path, record)
         case ["mark", name, tree, status, seconds, *files]:
             text = "\n\n".join(open(file, encoding="utf-8").read() for file in files) if files else None
             record["device"] = record["device"] or stage.device(cpu)

@@ -28,6 +28,7 @@ class Server:
         self.log = stage.logs / f"{stage.name}-{name}.log"
         started = time.monotonic()
         with open(self.log, "ab") as log:
+            self.begin = log.tell()
             self.process = subprocess.Popen(
                 [str(part) for part in command],
                 env=os.environ | (env or {}),
@@ -59,7 +60,8 @@ class Server:
         raise TimeoutError(f"not ready after {START} s:\n{self.output()[-2000:]}")
 
     def output(self):
-        return self.log.read_text(errors="replace")
+        """What this process has said."""
+        return self.log.read_bytes()[self.begin :].decode(errors="replace")
 
     def connect(self):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
