@@ -1,6 +1,7 @@
 """The loads that Volley and its peers get, and how a row of their table looks."""
 
 FULL = {"streams": (1, 16, 64, 256), "prompt": 512, "output": 512, "long": 8000, "step": 8192}
+WARM = (32, 8)  # the prompt and output of a load before each, for what is made ready at first use
 SMALL = {"streams": (1, 4), "prompt": 16, "output": 64, "long": 64, "step": 128}
 
 

@@ -1,7 +1,7 @@
 """The same loads for others on the same device: transformers' own continuous batching, and llama.cpp's server, which is
 built here with CUDA where its source is in the bundle.
 
-  tests/gpu/run peer-transformers | peer-llama
+  tests/gpu/run peer-transformers | peer-llama | peer-llama-w8 | peer-llama-w4
 """
 
 import os
@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import tarfile
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -55,7 +56,7 @@ def transformers(stage):
 
     name = f"transformers {library.__version__}, continuous batching"
     for streams in size["streams"]:
-        generate(streams, size["prompt"], 4)  # what is compiled or captured at first use
+        generate(streams, *loads.WARM)
         row = generate(streams, size["prompt"], size["output"])
         loads.row(stage, name, "8b, bf16", streams, row)
         loads.beside(stage, name, "8b, bf16", streams, row["output_tok_s"])
@@ -90,35 +91,41 @@ def build(stage):
     return program
 
 
-def llama(stage):
-    """Its server over HTTP, by the very client that measures Volley, on the files that Volley had; bf16 in a file of
-    the same shape."""
+def llama(stage, weight):
+    """Its server over HTTP, by the very client that measures Volley, on the file that Volley had; bf16 in one of the same
+    shape."""
     program = build(stage)
     if program is None:
         return
-    size = loads.size(stage.cpu)
-    slots = max(size["streams"])
-    # A slot's share of the cache holds a prompt, what follows, and some tokens that the template of words adds.
+    size, label = loads.size(stage.cpu), f"8b, {weight}"
+    counts = size["streams"] if weight == "bf16" else size["streams"][::2]
+    slots = max(counts)
+    # A slot's share of the cache holds a prompt, what follows, and some tokens more.
     context = slots * (size["prompt"] + size["output"] + 64)
-    name = "llama.cpp"
-    for weight in ("bf16", "w8a16", "w4a16"):
-        file, port = checkpoints.file(stage, "8b", weight), server.free_port()
-        command = [program, "-m", file, "--host", "127.0.0.1", "--port", port, "-np", slots, "-c", context, "-ngl", 99]
-        command += ["--cont-batching", "--no-webui", "-fa", "on"]
-        try:
-            with server.Server(stage, f"llama-{weight}", command, port, ready="/health") as serving:
-                for streams in size["streams"]:
-                    serving.bench(streams, size["prompt"], 8)
-                    row = serving.bench(streams, size["prompt"], size["output"], max(streams, 2))
-                    loads.row(stage, name, f"8b, {weight}", streams, row)
-                    loads.beside(stage, name, f"8b, {weight}", streams, row["output_tok_s"])
-        except Exception as problem:  # noqa: BLE001: the other weights are still to be measured
-            stage.fail(f"llama.cpp, {weight}: {type(problem).__name__}: {str(problem)[-800:]}")
+    file, port = checkpoints.file(stage, "8b", weight), server.free_port()
+    command = [program, "-m", file, "--host", "127.0.0.1", "--port", port, "-np", slots, "-c", context, "-ngl", 99]
+    command += ["--cont-batching", "--no-webui", "-fa", "on"]
+    with server.Server(stage, "server", command, port, ready="/health") as serving:
+        for streams in counts:
+            serving.bench(streams, *loads.WARM)
+            row = serving.bench(streams, size["prompt"], size["output"], max(streams, 2))
+            loads.row(stage, "llama.cpp", label, streams, row)
+            loads.beside(stage, "llama.cpp", label, streams, row["output_tok_s"])
+    if weight == "bf16":
+        shutil.rmtree(file.parent)  # large, and nobody else's
+
+
+PEERS = {
+    "transformers": transformers,
+    "llama": partial(llama, weight="bf16"),
+    "llama-w8": partial(llama, weight="w8a16"),
+    "llama-w4": partial(llama, weight="w4a16"),
+}
 
 
 def body(stage, choice):
-    {"transformers": transformers, "llama": llama}[choice](stage)
+    PEERS[choice](stage)
 
 
 if __name__ == "__main__":
-    run("peer", body, ("transformers", "llama"))
+    run("peer", body, tuple(PEERS))

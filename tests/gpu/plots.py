@@ -6,11 +6,13 @@
 import sys
 
 import loads
+import results
 import stage
 
 
 def tables(record, title):
-    return [row for told in record["stages"].values() for row in told.get("tables", {}).get(title, [])]
+    stages = [record["stages"].get(name, {}) for name in results.ORDER]
+    return [row for told in stages for row in told.get("tables", {}).get(title, [])]
 
 
 def throughput(plot, rows):
@@ -22,6 +24,7 @@ def throughput(plot, rows):
         axes.plot(*zip(*sorted(points)), style, label=", ".join(label))
     axes.set(xscale="log", yscale="log", xlabel="streams", ylabel="generated tokens a second")
     axes.set_xticks(sorted({row["streams"] for row in rows}), labels=sorted({row["streams"] for row in rows}))
+    axes.minorticks_off()
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     return figure

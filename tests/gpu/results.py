@@ -24,7 +24,9 @@ TITLES = {
     "speed-w4": "8B-shaped, 4-bit weights",
     "speed-deterministic": "8B-shaped, bf16, --deterministic",
     "peer-transformers": "Peer: transformers",
-    "peer-llama": "Peer: llama.cpp",
+    "peer-llama": "Peer: llama.cpp, bf16",
+    "peer-llama-w8": "Peer: llama.cpp, 8-bit weights",
+    "peer-llama-w4": "Peer: llama.cpp, 4-bit weights",
 }
 ORDER = list(TITLES)
 # The stages whose tables stand together, and which of them first.

@@ -24,7 +24,9 @@ FRACTION = 0.9
 
 def goal(stage, what, measured, unit, target, met, limit=None):
     """A row of the table of goals; `limit` is the best that the device could do."""
-    share = measured / limit if limit and measured is not None else None
+    share = None
+    if limit and measured:
+        share = limit / measured if unit == "s" else measured / limit
     verdict = "-" if stage.cpu else "met" if met else "missed"
     row = {"what": what, "measured": measured, "unit": unit, "limit": limit, "share of it": share}
     stage.row("Goals", **row, goal=target, verdict=verdict)
@@ -50,8 +52,7 @@ def start(stage, path, shape, more):
 
 
 def load(stage, serving, label, streams, size):
-    """One load, after a short one of as many streams, which captures what is captured at first use."""
-    serving.bench(streams, size["prompt"], 8)
+    serving.bench(streams, *loads.WARM)
     before = serving.metrics()
     with watch.Watch() as gpu:
         row = serving.bench(streams, size["prompt"], size["output"], max(streams, 2))

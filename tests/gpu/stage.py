@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,9 +27,13 @@ def out(cpu):
 
 
 def scratch(cpu):
-    """Room for checkpoints: some 50 GB with a GPU."""
-    base = os.environ.get("VOLLEY_GPU_SCRATCH") or tempfile.gettempdir()
-    folder = Path(base) / ("volley-gpu-check-cpu" if cpu else "volley-gpu-check")
+    """Room for checkpoints, some 50 GB with a GPU: the disk or memory, whichever has more of it free at first."""
+    name = "volley-gpu-check-cpu" if cpu else "volley-gpu-check"
+    bases = [os.environ.get("VOLLEY_GPU_SCRATCH")]
+    if not bases[0]:
+        bases = [base for base in (tempfile.gettempdir(), "/dev/shm") if os.path.isdir(base)]
+    base = max(bases, key=lambda base: (os.path.exists(os.path.join(base, name)), shutil.disk_usage(base).free))
+    folder = Path(base) / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
