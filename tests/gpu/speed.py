@@ -20,6 +20,7 @@ MODELS = {
     "deterministic": ("8b", "bf16", None, None),
 }
 FRACTION = 0.9
+SLACK = 1e9  # bytes that the driver may take beyond what was planned
 
 
 def goal(stage, what, measured, unit, target, met, limit=None):
@@ -33,7 +34,8 @@ def goal(stage, what, measured, unit, target, met, limit=None):
 
 
 def start(stage, path, shape, more):
-    """Starts twice: the second time the hash of the weights is kept, and they are in the page cache."""
+    """Starts twice: the second time the hash of the weights is kept, and they are in the page cache. (the server, a row,
+    the bytes of the GPU that may be in use)"""
     size = loads.size(stage.cpu)
     before = watch.now()
     flags = ["--max-sequences", max(size["streams"]), "--max-batch-tokens", size["step"], "--speculation", "off"]
@@ -46,9 +48,11 @@ def start(stage, path, shape, more):
     row |= {"second start, ready, s": serving.ready_seconds, "to first token, s": serving.first_token_seconds}
     blocks = serving.metrics().get("volley_kv_blocks_total", 0)
     row |= {"KV cache, GB": blocks * 16 * shape.kv_bytes / 1e9}
+    most = None
     if before and ready:
         row |= {"may use, GB": FRACTION * ready[2] / 1e9, "uses, GB": (ready[1] - before[1]) / 1e9}
-    return serving, row
+        most = before[1] + FRACTION * ready[2] + SLACK
+    return serving, row, most
 
 
 def load(stage, serving, label, streams, size):
@@ -62,7 +66,7 @@ def load(stage, serving, label, streams, size):
     share = 100 * waiting / (computing + waiting) if computing else None
     more = {"between steps, %": share, "GPU idle, %": gpu.idle, "GPU memory, GB": gpu.peak and gpu.peak / 1e9}
     loads.row(stage, "Volley", label, streams, row, **more)
-    return row, gpu.idle
+    return row, gpu
 
 
 def one_stream(stage, label, row, limit, goals):
@@ -97,17 +101,19 @@ def body(stage, choice):
     can = limits.measure(stage.device)
     bandwidth, rate = can["bandwidth"], can["rate"]
     stage.row("The device", model=label, **{"copy, TB/s": bandwidth / 1e12, "bf16 product, TFLOP/s": rate / 1e12})
-    serving, started = start(stage, path, shape, more)
+    serving, started, most = start(stage, path, shape, more)
     with serving:
         stage.row("Start and memory", model=label, **started)
         for streams in size["streams"]:
-            row, idle = load(stage, serving, label, streams, size)
+            row, gpu = load(stage, serving, label, streams, size)
+            if gpu.peak and gpu.peak > most:
+                stage.fail(f"{label}, {streams} streams: {gpu.peak / 1e9:.1f} GB in use, beyond the planned {most / 1e9:.1f}")
             prompt, output = row["prompt_tokens"], row["max_tokens"]
             if streams == 1:
                 limit = 1 / shape.stream_seconds(weight, prompt + output / 2, bandwidth)
                 one_stream(stage, label, row, limit, goals)
             elif choice == "8b" and streams == size["streams"][-1]:
-                many_streams(stage, label, row, idle, shape.load_seconds(streams, prompt, output, bandwidth, rate))
+                many_streams(stage, label, row, gpu.idle, shape.load_seconds(streams, prompt, output, bandwidth, rate))
         if choice == "8b":
             row = serving.bench(1, size["long"], 2, 3)
             long_prompt(stage, label, row, shape.prefill_operations(row["prompt_tokens"]) / rate)
