@@ -21,8 +21,8 @@ class Difference:
 
 
 def difference(values, exact, chosen, best):
-    """`values` beside `exact` at the same tokens, and the exact values of the tokens that were found best beside the best
-    there are."""
+    """`values` beside `exact` at the same tokens, and the exact values of the tokens that were found best beside the
+    best there are."""
     if not values or len(values) != len(exact):
         raise ValueError(f"{len(values)} values, {len(exact)} exact ones")
     apart = [abs(one - other) for one, other in zip(values, exact)]

@@ -1,5 +1,5 @@
-"""Kills one of two workers on the device while it streams: what clients hear must be the bytes of the run in which nothing
-was killed.
+"""Kills one of two workers on the device while it streams: what clients hear must be the bytes of the run in which
+nothing was killed.
 
   tests/gpu/run failover
 """

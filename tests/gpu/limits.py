@@ -1,5 +1,5 @@
-"""What the device can do, measured: bytes per second of a copy, read and written, and operations per second of a product
-of bf16 matrices of random numbers. Run as a program, so that nothing of it stays on the device: prints JSON.
+"""What the device can do, measured: bytes per second of a copy, read and written, and operations per second of a
+product of bf16 matrices of random numbers. Run as a program, so that nothing of it stays on the device: prints JSON.
 
   limits.py cpu|cuda
 """

@@ -15,7 +15,12 @@ def table(size):
 
 def row(stage, server, label, streams, load, **more):
     """A row of the table; `load` has what `volley bench` says."""
-    names = {"output_tok_s": "tok/s", "ttft_p50_ms": "TTFT p50, ms", "itl_p50_ms": "ITL p50, ms", "itl_p99_ms": "ITL p99, ms"}
+    names = {
+        "output_tok_s": "tok/s",
+        "ttft_p50_ms": "TTFT p50, ms",
+        "itl_p50_ms": "ITL p50, ms",
+        "itl_p99_ms": "ITL p99, ms",
+    }
     cells = {shown: load.get(name) for name, shown in names.items()}
     stage.row(table(size(stage.cpu)), server=server, model=label, streams=streams, **cells, **more)
 

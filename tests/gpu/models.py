@@ -1,6 +1,6 @@
 """Each family's log-probabilities, asked for over HTTP, beside transformers' on the same device: in float32, which is
-taken as exact, and in bf16, whose error is the measure of ours. Prompts of many lengths are scored and continued side by
-side, so prefill, mixed and decode steps all take part.
+taken as exact, and in bf16, whose error is the measure of ours. Prompts of many lengths are scored and continued side
+by side, so prefill, mixed and decode steps all take part.
 
   tests/gpu/run models
 """
@@ -124,7 +124,7 @@ def body(stage):
         for flags in [[]] if stage.cpu else [[], ["--deterministic"]]:
             try:
                 check(stage, family, flags)
-            except Exception as problem:  # noqa: BLE001: the other families are still to be checked
+            except Exception as problem:  # the other families are still to be checked
                 stage.fail(f"{family} {' '.join(flags)}: {type(problem).__name__}: {problem}")
 
 

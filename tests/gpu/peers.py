@@ -85,15 +85,17 @@ def build(stage):
         configure = ["cmake", "-S", folder, "-B", folder / "build", *BUILD]
         for command in configure, ["cmake", "--build", folder / "build", "--target", "llama-server"]:
             with open(log, "ab") as told:
-                done = subprocess.run([*map(str, command)], env=os.environ | path, stdout=told, stderr=told, check=False)
+                done = subprocess.run(
+                    [*map(str, command)], env=os.environ | path, stdout=told, stderr=told, check=False
+                )
             if done.returncode:
                 raise RuntimeError(f"llama.cpp could not be built:\n{log.read_text(errors='replace')[-2000:]}")
     return program
 
 
 def llama(stage, weight):
-    """Its server over HTTP, by the very client that measures Volley, on the file that Volley had; bf16 in one of the same
-    shape."""
+    """Its server over HTTP, by the very client that measures Volley, on the file that Volley had; bf16 in one of the
+    same shape."""
     program = build(stage)
     if program is None:
         return

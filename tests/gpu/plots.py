@@ -1,6 +1,6 @@
 """Plots of what the stages found, beside their results; nothing where matplotlib is not there.
 
-  plots.py [--cpu]
+plots.py [--cpu]
 """
 
 import sys

@@ -71,7 +71,9 @@ def merged(stages):
     for told in stages:
         for title, rows in told.get("tables", {}).items():
             tables.setdefault(title, []).extend(rows)
-    place = {title: next((n for n, start in enumerate(FIRST) if title.startswith(start)), len(FIRST)) for title in tables}
+    place = {
+        title: next((n for n, start in enumerate(FIRST) if title.startswith(start)), len(FIRST)) for title in tables
+    }
     return dict(sorted(tables.items(), key=lambda item: place[item[0]]))
 
 

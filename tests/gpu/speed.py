@@ -34,8 +34,8 @@ def goal(stage, what, measured, unit, target, met, limit=None):
 
 
 def start(stage, path, shape, more):
-    """Starts twice: the second time the hash of the weights is kept, and they are in the page cache. (the server, a row,
-    the bytes of the GPU that may be in use)"""
+    """Starts twice: the second time the hash of the weights is kept, and they are in the page cache.
+    Returns the server, a row, and the bytes of the GPU that may be in use."""
     size = loads.size(stage.cpu)
     before = watch.now()
     flags = ["--max-sequences", max(size["streams"]), "--max-batch-tokens", size["step"], "--speculation", "off"]
@@ -107,7 +107,9 @@ def body(stage, choice):
         for streams in size["streams"]:
             row, gpu = load(stage, serving, label, streams, size)
             if gpu.peak and gpu.peak > most:
-                stage.fail(f"{label}, {streams} streams: {gpu.peak / 1e9:.1f} GB in use, beyond the planned {most / 1e9:.1f}")
+                stage.fail(
+                    f"{label}, {streams} streams: {gpu.peak / 1e9:.1f} GB in use, beyond the planned {most / 1e9:.1f}"
+                )
             prompt, output = row["prompt_tokens"], row["max_tokens"]
             if streams == 1:
                 limit = 1 / shape.stream_seconds(weight, prompt + output / 2, bandwidth)

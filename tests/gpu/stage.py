@@ -118,6 +118,6 @@ def run(name, body, choices=()):
     stage = Stage(f"{name}-{options.choice}" if choices else name, options.cpu)
     try:
         body(stage, *([options.choice] if choices else []))
-    except Exception:  # noqa: BLE001: whatever it is, the record says it and the other stages go on
+    except Exception:  # whatever it is, the record says it and the other stages go on
         stage.fail(traceback.format_exc())
     sys.exit(1 if stage.record["failures"] else 0)

@@ -30,7 +30,13 @@ class Watch:
     idle = peak = None
 
     def __enter__(self):
-        command = ["nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv,noheader,nounits", "--id=0", f"--loop-ms={PERIOD}"]
+        command = [
+            "nvidia-smi",
+            f"--query-gpu={FIELDS}",
+            "--format=csv,noheader,nounits",
+            "--id=0",
+            f"--loop-ms={PERIOD}",
+        ]
         self.samples = tempfile.TemporaryFile("w+")
         try:
             self.process = subprocess.Popen(command, stdout=self.samples, stderr=subprocess.DEVNULL)
