@@ -1,4 +1,5 @@
-"""Models of random numbers, made where they are missed: Hugging Face directories by transformers, GGUF files by gguf.py."""
+"""Models of random numbers, made where they are missed: Hugging Face directories by transformers, GGUF files by
+gguf.py."""
 
 import gc
 import json

@@ -89,12 +89,12 @@ class Server:
         body = {"model": self.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
         return self.ask("POST", "/v1/completions", body | fields)
 
-    def stream(self, prompt, tokens, heard=lambda: None):
+    def stream(self, prompt, tokens, heard=lambda: None, **fields):
         """The text of a greedy completion that is streamed; `heard` is called at each of its events."""
         body = {"model": self.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
         connection, text = self.connect(), []
         try:
-            body = json.dumps(body | {"stream": True})
+            body = json.dumps(body | {"stream": True} | fields)
             connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
             answer = connection.getresponse()
             for line in answer:
