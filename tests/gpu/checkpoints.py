@@ -56,7 +56,36 @@ def qwen(kind, width, heads, kv_heads, hidden, cpu):
     )
 
 
+def phi(cpu):
+    """Stacked matrices: query, key and value are one, gate and up another."""
+    return transformers.Phi3Config(
+        num_hidden_layers=2 if cpu else 4,
+        hidden_size=128 if cpu else 2048,
+        intermediate_size=256 if cpu else 8192,
+        num_attention_heads=4 if cpu else 16,
+        num_key_value_heads=2 if cpu else 4,
+        vocab_size=2048 if cpu else 32_768,
+        max_position_embeddings=4096,
+        original_max_position_embeddings=4096,
+    )
+
+
+def starcoder(cpu):
+    """Layer norms, a bias everywhere, no gate."""
+    return transformers.Starcoder2Config(
+        num_hidden_layers=2 if cpu else 4,
+        hidden_size=128 if cpu else 3072,
+        intermediate_size=256 if cpu else 12_288,
+        num_attention_heads=4 if cpu else 24,
+        num_key_value_heads=2,
+        vocab_size=2048 if cpu else 32_768,
+        max_position_embeddings=4096,
+        use_bias=True,
+    )
+
+
 def bigcode(cpu):
+    """The same with learned positions and one head of keys and values."""
     return transformers.GPTBigCodeConfig(
         n_layer=2 if cpu else 4,
         n_embd=128 if cpu else 2048,
@@ -77,6 +106,10 @@ def config(name, cpu):
             return qwen(transformers.Qwen2Config, 1536, 12, 2, 8960, cpu)
         case "qwen3":
             return qwen(transformers.Qwen3Config, 2048, 16, 8, 6144, cpu)
+        case "phi3":
+            return phi(cpu)
+        case "starcoder2":
+            return starcoder(cpu)
         case "gpt-bigcode":
             return bigcode(cpu)
         case "8b" | "1b":

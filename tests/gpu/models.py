@@ -16,7 +16,7 @@ import compare
 import server
 from stage import run
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt-bigcode"]
+FAMILIES = ["llama", "qwen2", "qwen3", "phi3", "gpt-bigcode", "starcoder2"]
 LENGTHS = [1, 2, 15, 16, 17, 100, 129, 300, 700, 1500]
 TOKENS = 48  # that continue each prompt
 TOP = 5

@@ -62,7 +62,7 @@ def load(stage, serving, label, streams, size):
         row = serving.bench(streams, size["prompt"], size["output"], max(streams, 2))
     after = serving.metrics()
     spent = lambda name: after.get(name, 0) - before.get(name, 0)  # noqa: E731
-    computing, waiting = spent("volley_worker_step_seconds_sum"), spent("volley_worker_idle_seconds_sum")
+    computing, waiting = spent("volley_step_seconds_sum"), spent("volley_step_wait_seconds_sum")
     share = 100 * waiting / (computing + waiting) if computing else None
     more = {"between steps, %": share, "GPU idle, %": gpu.idle, "GPU memory, GB": gpu.peak and gpu.peak / 1e9}
     loads.row(stage, "Volley", label, streams, row, **more)
