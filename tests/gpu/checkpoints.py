@@ -42,13 +42,13 @@ def llama(shape: Shape, rope):
 
 def qwen(kind, width, heads, kv_heads, hidden, cpu):
     """Qwen2 has biases, Qwen3 norms of queries and keys."""
-    extra = {"head_dim": 32 if cpu else 128} if kind is transformers.Qwen3Config else {"use_sliding_window": False}
+    extra = {"head_dim": 64 if cpu else 128} if kind is transformers.Qwen3Config else {"use_sliding_window": False}
     return kind(
         num_hidden_layers=2 if cpu else 4,
         hidden_size=128 if cpu else width,
         intermediate_size=256 if cpu else hidden,
-        num_attention_heads=4 if cpu else heads,
-        num_key_value_heads=2 if cpu else kv_heads,
+        num_attention_heads=2 if cpu else heads,
+        num_key_value_heads=1 if cpu else kv_heads,
         vocab_size=2048 if cpu else 32_768,
         max_position_embeddings=4096,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
@@ -62,8 +62,8 @@ def phi(cpu):
         num_hidden_layers=2 if cpu else 4,
         hidden_size=128 if cpu else 2048,
         intermediate_size=256 if cpu else 8192,
-        num_attention_heads=4 if cpu else 16,
-        num_key_value_heads=2 if cpu else 4,
+        num_attention_heads=2 if cpu else 16,
+        num_key_value_heads=1 if cpu else 4,
         vocab_size=2048 if cpu else 32_768,
         max_position_embeddings=4096,
         original_max_position_embeddings=4096,
@@ -76,8 +76,8 @@ def starcoder(cpu):
         num_hidden_layers=2 if cpu else 4,
         hidden_size=128 if cpu else 3072,
         intermediate_size=256 if cpu else 12_288,
-        num_attention_heads=4 if cpu else 24,
-        num_key_value_heads=2,
+        num_attention_heads=2 if cpu else 24,
+        num_key_value_heads=1 if cpu else 2,
         vocab_size=2048 if cpu else 32_768,
         max_position_embeddings=4096,
         use_bias=True,
@@ -89,7 +89,7 @@ def bigcode(cpu):
     return transformers.GPTBigCodeConfig(
         n_layer=2 if cpu else 4,
         n_embd=128 if cpu else 2048,
-        n_head=4 if cpu else 16,
+        n_head=2 if cpu else 16,
         n_positions=4096,
         vocab_size=2048 if cpu else 32_768,
         multi_query=True,

@@ -62,4 +62,4 @@ class Shape:
 
 LLAMA_8B = Shape(32, 4096, 14336, 32, 8, 128, 128_256, 16_384, tied=False)
 LLAMA_1B = Shape(16, 2048, 8192, 32, 8, 64, 128_256, 16_384, tied=True)
-TINY = Shape(2, 128, 256, 4, 2, 32, 2048, 4096, tied=False)
+TINY = Shape(2, 128, 256, 4, 2, 64, 2048, 4096, tied=False)
