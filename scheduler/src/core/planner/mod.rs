@@ -387,7 +387,7 @@ impl Planner {
         all
     }
 
-    /// What waits without having begun: another worker may begin it earlier.
+    /// What waits: another worker may run it earlier.
     pub fn let_waiting_go(&mut self) -> Vec<Sequence> {
         let mut all = std::mem::take(&mut self.waiting).into_all();
         for sequence in &mut all {
