@@ -2,9 +2,11 @@
 gguf.py."""
 
 import gc
+import hashlib
 import json
 import shutil
 import time
+from pathlib import Path
 
 import torch
 import transformers
@@ -164,14 +166,16 @@ def file(stage, name, weight):
 
 
 def made(stage, folder, make):
-    """The folder, whole: what was cut short is made anew."""
-    if not folder.exists():
-        aside = folder.with_name(folder.name + ".tmp")
-        shutil.rmtree(aside, ignore_errors=True)
+    """The folder, whole and as these scripts make it: what was cut short, or is another's, is made anew."""
+    scripts = [Path(__file__).with_name(f"{name}.py") for name in ("checkpoints", "gguf", "shapes", "vocabulary")]
+    maker = hashlib.sha256(b"".join(script.read_bytes() for script in scripts)).hexdigest()
+    mark = folder / "made-by"
+    if not mark.exists() or mark.read_text() != maker:
+        shutil.rmtree(folder, ignore_errors=True)
         started = time.monotonic()
-        make(aside)
-        size = sum(path.stat().st_size for path in aside.iterdir())
-        aside.rename(folder)
+        make(folder)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        mark.write_text(maker)
         stage.note(f"made {folder.name}: {size / 1e9:.2f} GB in {time.monotonic() - started:.1f} s")
         if not stage.cpu:
             gc.collect()

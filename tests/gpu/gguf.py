@@ -49,6 +49,8 @@ def metadata(name, shape: Shape, weight):
         "llama.feed_forward_length": shape.hidden,
         "llama.attention.head_count": shape.heads,
         "llama.attention.head_count_kv": shape.kv_heads,
+        "llama.attention.key_length": shape.head_dim,
+        "llama.attention.value_length": shape.head_dim,
         "llama.attention.layer_norm_rms_epsilon": 1e-5,
         "llama.rope.dimension_count": shape.head_dim,
         "llama.rope.freq_base": 500_000.0,

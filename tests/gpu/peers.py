@@ -69,7 +69,7 @@ def build(stage):
     if given := os.environ.get("LLAMA_SERVER"):
         return Path(given)
     if not SOURCE.exists():
-        stage.note(f"llama.cpp: left out, {SOURCE.name} is not in the bundle")
+        stage.leave_out(f"{SOURCE.name} is not in the bundle")
         return None
     folder = stage.scratch / "llama.cpp"
     if not folder.exists():

@@ -50,6 +50,8 @@ def ending(told):
     match told.get("status"):
         case 0:
             return f"passed in {told['seconds']} s"
+        case stage.LEFT_OUT:
+            return "left out"
         case 124 | 137:
             return f"stopped after {told['seconds']} s: its time was up"
         case None:
@@ -82,7 +84,7 @@ def report(record, command, plots=()):
     stages = {name: record["stages"][name] for name in ORDER if name in record["stages"]}
     date = max((told.get("date", "") for told in stages.values()), default="")
     ends = [{"stage": name, "ended": ending(stages[name]) if name in stages else "not run"} for name in ORDER]
-    parts = [f"{record['device']}; {date}; `{command}`.", table(ends)]
+    parts = ["# On real GPUs", f"{record['device']}; {date}; `{command}`.", table(ends)]
     for title, rows in merged(told for name, told in stages.items() if name.startswith(TOGETHER)).items():
         parts += [f"## {title}", table(rows)]
     parts += [f"![{plot.stem}]({plot.name})" for plot in plots]

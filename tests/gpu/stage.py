@@ -59,6 +59,9 @@ def save(path, record):
     aside.rename(path)
 
 
+LEFT_OUT = 77  # the exit status of a stage that lacks what it needs
+
+
 class Stage:
     """A stage that runs, and its part of the record, which is kept up to date on disk."""
 
@@ -69,6 +72,7 @@ class Stage:
         self.logs = self.out / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.path = self.out / "results.json"
+        self.left_out = False
         self.record = {"notes": [], "failures": [], "tables": {}}
         self._save()
 
@@ -81,6 +85,10 @@ class Stage:
         print(f"FAILED: {text}", flush=True)
         self.record["failures"].append(text)
         self._save()
+
+    def leave_out(self, why):
+        self.left_out = True
+        self.note(f"Left out: {why}.")
 
     def row(self, table, **cells):
         """A row of a table; the table's columns are those of its first row."""
@@ -109,7 +117,7 @@ def shown(cell):
 
 def run(name, body, choices=()):
     """Runs a stage's script: `body(stage)`, or `body(stage, choice)` where there are choices. Ends with 1 if anything
-    failed."""
+    failed, with 77 if it was left out."""
     parser = argparse.ArgumentParser(prog=f"tests/gpu/{Path(sys.argv[0]).name}")
     parser.add_argument("--cpu", action="store_true", help="tiny models on the CPU, to test this check itself")
     if choices:
@@ -120,4 +128,4 @@ def run(name, body, choices=()):
         body(stage, *([options.choice] if choices else []))
     except Exception:  # whatever it is, the record says it and the other stages go on
         stage.fail(traceback.format_exc())
-    sys.exit(1 if stage.record["failures"] else 0)
+    sys.exit(1 if stage.record["failures"] else LEFT_OUT if stage.left_out else 0)

@@ -76,9 +76,11 @@ def test_a_stage_is_run_again_unless_it_passed_with_this_very_tree():
     record = {"device": "a GPU", "stages": {}}
     results.mark(record, "models", "tree", 0, 12)
     results.mark(record, "speed-8b", "tree", 124, 480)
+    results.mark(record, "peer-llama", "tree", stage.LEFT_OUT, 0)
     assert results.passed(record, "models", "tree")
     assert not results.passed(record, "models", "another")
     assert not results.passed(record, "speed-8b", "tree")
+    assert not results.passed(record, "peer-llama", "tree")
     assert not results.passed(record, "kernels", "tree")
 
 
@@ -90,7 +92,7 @@ def test_the_report_says_what_failed_and_what_was_not_run():
     for name in ("speed-8b", "peer-llama"):
         record["stages"][name] = {"tables": {title: [row], "Goals": [{"what": name, "share": None}]}}
     text = results.report(record, "tests/gpu/run all")
-    assert text.startswith("a GPU; ")
+    assert "\na GPU; " in text
     assert "| models | FAILED (1) after 12 s |" in text and "| kernels | not run |" in text
     assert "| speed-8b | not run to its end |" in text
     assert "qwen2: wrong" in text and "a note" in text
