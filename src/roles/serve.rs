@@ -215,6 +215,7 @@ fn child_command(
         flag("--draft-model", draft);
     }
     flag("--device", &engine.device.to_string());
+    flag("--tensor-parallel", &engine.tensor_parallel.to_string());
     flag("--threads", &threads.to_string());
     flag("--gpu-memory-fraction", &fraction.to_string());
     flag("--max-batch-tokens", &engine.max_batch_tokens.to_string());
@@ -259,7 +260,7 @@ mod tests {
 
     #[test]
     fn the_childrens_command_line_is_understood_and_shares_the_machine_out() {
-        let flags = "--workers 4 --kv-cache-gb 2 --threads 3 --home /h --pooling last --deterministic";
+        let flags = "--workers 4 --kv-cache-gb 2 --threads 3 --home /h --pooling last --deterministic --tensor-parallel 2";
         let cli = Cli::parse_from(["volley", "serve"].into_iter().chain(flags.split(' ')));
         let Command::Serve(args) = cli.command else { panic!() };
         let model = Model { path: "/m.gguf".into(), name: "m".into(), weights_hash: None };
@@ -270,7 +271,7 @@ mod tests {
         assert_eq!((worker.engine.model.as_str(), worker.engine.threads), ("/m.gguf", Some(3)));
         assert_eq!((worker.engine.kv_cache_gb, worker.engine.pooling), (Some(0.5), cli::Pooling::Last));
         assert_eq!(worker.engine.draft_model.as_deref(), Some("/d.gguf"));
-        assert_eq!(worker.engine.home, Some("/h".into()));
+        assert_eq!((worker.engine.home, worker.engine.tensor_parallel), (Some("/h".into()), 2));
         assert_eq!((worker.engine.gpu_memory_fraction, worker.engine.deterministic), (0.9 / 4.0, true));
     }
 }

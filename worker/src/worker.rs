@@ -25,9 +25,11 @@ use crate::{
     decoder::Capacity,
     device::{self, Device},
     engine::{self, DraftModel, Engine, Guides, Job, Limits, WAITING_JOBS},
+    group::Group,
     model::Model,
     plan::Plan,
     service::Service,
+    shard,
     text::Text,
     weights,
 };
@@ -56,18 +58,19 @@ impl Worker {
         // A device that isn't there is said before a model is read.
         let device = device::open(&config)?;
         let model = Model::open(&config.model)?;
+        shard::check(&model, config.tensor_parallel)?;
         let draft = config.draft.as_deref().map(Model::open).transpose()?;
         if let Some(draft) = &draft {
             speaks_alike(&model, draft)?;
         }
         let worker = match device {
-            Device::Cpu(backend) => {
+            Device::Cpu(ranks) => {
                 let draft = draft.as_ref().map(|draft| Ok::<_, Error>((device::cpu(&config)?, draft)));
-                Self::with_backend(&config, (backend, &model), draft.transpose()?, &mut progress)?
+                Self::with_ranks(&config, (ranks, &model), draft.transpose()?, &mut progress)?
             }
-            Device::Cuda(backend) => {
-                let draft = draft.as_ref().map(|draft| (backend.another(), draft));
-                Self::with_backend(&config, (backend, &model), draft, &mut progress)?
+            Device::Cuda(ranks) => {
+                let draft = draft.as_ref().zip(ranks.first()).map(|(draft, gpu)| (gpu.another(), draft));
+                Self::with_ranks(&config, (ranks, &model), draft, &mut progress)?
             }
         };
         tracing::info!(
@@ -83,10 +86,10 @@ impl Worker {
         Ok(worker)
     }
 
-    /// Loads a model onto a device that is open.
-    pub(crate) fn with_backend<B: Backend>(
+    /// Loads a model onto devices that are open, one for each rank; a draft model has a device of its own.
+    pub(crate) fn with_ranks<B: Backend>(
         config: &Config,
-        (backend, model): (B, &Model),
+        (ranks, model): (Vec<B>, &Model),
         draft: Option<(B, &Model)>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Error> {
@@ -94,7 +97,11 @@ impl Worker {
             Some(hash) => hash.clone(),
             None => weights::hash(&model.files, config.cache.as_deref())?,
         };
-        let card = card(config, model, weights_hash, backend.numerics());
+        let mut others = ranks.into_iter();
+        let Some(first) = others.next() else {
+            return Err(Error::Config("a worker needs a device".to_owned()));
+        };
+        let card = card(config, model, weights_hash, first.numerics());
         let Model { description, weights, text, .. } = model;
         let guides = Guides::start(compiler(text, description.vocab))
             .map_err(|e| Error::Config(format!("cannot start the threads of guided sequences: {e}")))?;
@@ -106,7 +113,7 @@ impl Worker {
         }
         let capacity = Capacity { rows, sequences };
         let plan =
-            Plan::new(config, description, draft.as_ref().map(|(_, draft)| &draft.description), &backend)?;
+            Plan::new(config, description, draft.as_ref().map(|(_, draft)| &draft.description), &first)?;
         let mut draft_model = None;
         // What else is to have memory has it before blocks are counted: each has its like in the draft model's cache.
         let blocks = |backend: &B| match draft {
@@ -119,7 +126,14 @@ impl Worker {
                 Ok(blocks)
             }
         };
-        let (decoder, blocks) = plan.load(backend, description, weights, capacity, progress, blocks)?;
+        let first = || plan.load(first, description, weights, capacity, progress, blocks);
+        let other = |backend: B| {
+            let plan = Plan::new(config, description, None, &backend)?;
+            let blocks = |backend: &B| plan.blocks_of(backend);
+            let loaded = plan.load(backend, description, weights, capacity, &mut |_, _| (), blocks);
+            loaded.map(|(decoder, _)| decoder)
+        };
+        let (decoder, blocks) = Group::load(first, others.collect(), other)?;
         let limits = Limits {
             sequences,
             rows,
@@ -143,6 +157,7 @@ impl Worker {
             block_tokens: BLOCK_TOKENS as u32,
             max_sequences: config.max_sequences,
             max_batch_tokens: config.max_batch_tokens,
+            inventory: Vec::new(), // the step thread's to tell
         };
         let abort_on = config.abort_on.clone();
         let steps = Box::new(move |jobs| {

@@ -5,6 +5,7 @@
 //! memory.rs    typed memory on a device, and views of it
 //! cublas.rs    matrix products by cublasLt, to compare with
 //! driver.rs    the trait over the CUDA driver, found at run time
+//! nccl.rs      sums over several GPUs by NCCL, found likewise
 //! fatbins.rs   the compiled kernels, built into the binary
 //! packed/      quantized weights in the order in which kernels read them
 //! ops/         one typed launcher per operation: shapes are checked before anything is launched
@@ -21,13 +22,17 @@ mod device;
 mod driver;
 mod fatbins;
 mod memory;
+mod nccl;
 pub mod ops;
 mod packed;
 
-pub use backend::{Buffer, Cache, CudaBackend, CudaOptions, Linear, Rotation, Step, Table, Vector};
+pub use backend::{
+    AllReduce, Buffer, Cache, CudaBackend, CudaOptions, Linear, Rotation, Step, Table, Vector,
+};
 pub use cublas::{CublasLt, MatMul};
 pub use device::{Address, Argument, Device, ElementType, Graph, Launch, Properties, TensorMap, Tile};
 pub use driver::Cuda;
 pub use fatbins::{FATBINS, Fatbin};
 pub use memory::{Element, Memory, Pinned, View, ViewMut};
+pub use nccl::Nccl;
 pub use packed::{AwqTensors, GptqTensors, PackedFormat, PackedWeights};

@@ -3,6 +3,7 @@
 //! ```text
 //! step.rs      a step's rows on the device, the plans of its attention, its workspace
 //! layers.rs    the operations of a forward pass
+//! group.rs     what ranks of a group add up and gather
 //! draws.rs     drawing tokens: on the device where it can, else here
 //! weights.rs   weights on their way to the device
 //! buffer.rs    activations, and the cache of keys and values
@@ -14,6 +15,7 @@
 
 mod buffer;
 mod draws;
+mod group;
 mod layers;
 mod staging;
 mod step;
@@ -23,13 +25,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::{
     buffer::{Buffer, Cache},
+    group::AllReduce,
     step::Step,
     weights::{Linear, Rotation, Table, Vector},
 };
 use self::{draws::Rows, weights::Tables};
 use super::Device;
 use crate::{
-    Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawn, Error, Heads, Norm, Rope,
+    Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawn, Error, Heads, Norm, Peers, Rope,
     StepLimits, Tensor,
 };
 
@@ -46,6 +49,9 @@ pub struct CudaBackend {
     device: Arc<dyn Device>,
     deterministic: bool,
     tables: Tables,
+    peers: Option<Peers>,
+    /// Sums over the group without a detour, where they may be in any order.
+    sums: Option<Box<dyn AllReduce>>,
     /// The first error of an operation that could not give it back.
     failed: Mutex<Option<Error>>,
 }
@@ -59,11 +65,23 @@ impl CudaBackend {
             device,
             deterministic: options.deterministic,
             tables: Tables::default(),
+            peers: None,
+            sums: None,
             failed: Mutex::default(),
         }
     }
 
-    /// Over the same device, for another model.
+    /// As a rank of a group.
+    pub fn in_group(self, peers: Peers) -> Self {
+        Self { peers: Some(peers), ..self }
+    }
+
+    /// With sums that GPUs take among themselves. A deterministic device doesn't use them: their order is not ours.
+    pub fn reducing(self, sums: Box<dyn AllReduce>) -> Self {
+        Self { sums: Some(sums).filter(|_| !self.deterministic), ..self }
+    }
+
+    /// Over the same device, for another model, alone.
     pub fn another(&self) -> Self {
         Self::new(self.device.clone(), CudaOptions { deterministic: self.deterministic })
     }
@@ -76,7 +94,17 @@ impl CudaBackend {
     fn start(&self, work: impl FnOnce() -> Result<(), Error>) {
         let mut failed = lock(&self.failed);
         if failed.is_none() {
-            *failed = work().err();
+            *failed = work().inspect_err(|error| self.tell(error)).err();
+        }
+    }
+
+    /// Other ranks hear of an error at once: they would wait for this one.
+    fn tell(&self, error: &Error) {
+        if let Some(peers) = &self.peers {
+            peers.fail(&error.to_string());
+        }
+        if let Some(sums) = &self.sums {
+            sums.abort();
         }
     }
 
@@ -84,7 +112,10 @@ impl CudaBackend {
     fn give<T>(&self, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         let mut failed = lock(&self.failed);
         let given = failed.take().map_or_else(work, Err);
-        given.inspect_err(|error| *failed = Some(Error::Device(error.to_string())))
+        given.inspect_err(|error| {
+            self.tell(error);
+            *failed = Some(Error::Device(error.to_string()));
+        })
     }
 }
 
@@ -126,7 +157,7 @@ impl Backend for CudaBackend {
     }
 
     fn step(&self, limits: &StepLimits) -> Result<Step, Error> {
-        Step::new(&self.device, limits)
+        Step::new(&self.device, limits, self.peers.is_some() && self.sums.is_none())
     }
 
     fn cache(&self, layers: usize, heads: Heads, blocks: usize) -> Result<Cache, Error> {
@@ -224,7 +255,7 @@ impl Backend for CudaBackend {
         self.give(|| {
             self.device.synchronize()?;
             step.rested();
-            Ok(())
+            self.peers.as_ref().map_or(Ok(()), Peers::check)
         })
     }
 
@@ -234,6 +265,10 @@ impl Backend for CudaBackend {
 
     fn read(&self, buffer: &Buffer, rows: usize) -> Result<Vec<f32>, Error> {
         self.give(|| buffer.read(rows))
+    }
+
+    fn peers(&self) -> Option<&Peers> {
+        self.peers.as_ref()
     }
 
     fn numerics(&self) -> Option<String> {
