@@ -13,8 +13,8 @@ use crate::{Error, available_memory, config};
 pub(crate) enum Device {
     /// This machine's processor.
     Cpu(CpuBackend),
-    /// A GPU.
-    Cuda(CudaBackend),
+    /// A GPU, and its name for people.
+    Cuda(CudaBackend, String),
 }
 
 /// What a machine has to compute with.
@@ -47,12 +47,13 @@ pub struct Gpu {
     pub total: u64,
 }
 
-/// Whether a worker told so would compute on a GPU. Opens it, and closes it again.
-pub fn has_gpu(device: config::Device) -> bool {
+/// How many GPUs there are for workers that are told so, 0 where they compute on the CPU. Left to choose, opens the
+/// first and closes it again. Fails where a GPU is asked for that isn't there.
+pub fn gpus(device: config::Device) -> Result<usize, Error> {
     match device {
-        config::Device::Cpu => false,
-        config::Device::Cuda(_) => true,
-        config::Device::Auto => Cuda::open(0).is_ok(),
+        config::Device::Cpu => Ok(0),
+        config::Device::Cuda(index) => Cuda::count_with(index).map_err(|error| absent(index, error)),
+        config::Device::Auto => Ok(Cuda::open(0).and_then(|_| Cuda::count()).unwrap_or(0)),
     }
 }
 
@@ -60,9 +61,7 @@ pub fn has_gpu(device: config::Device) -> bool {
 pub(crate) fn open(config: &config::Config) -> Result<Device, Error> {
     match config.device {
         config::Device::Cpu => cpu(config).map(Device::Cpu),
-        config::Device::Cuda(index) => cuda(config, index).map_err(|error| {
-            Error::Config(format!("device cuda:{index}: {error}; --device cpu works anywhere"))
-        }),
+        config::Device::Cuda(index) => cuda(config, index).map_err(|error| absent(index, error)),
         config::Device::Auto => match cuda(config, 0) {
             Ok(device) => Ok(device),
             Err(reason) => {
@@ -71,6 +70,10 @@ pub(crate) fn open(config: &config::Config) -> Result<Device, Error> {
             }
         },
     }
+}
+
+fn absent(index: usize, error: volley_kernels::Error) -> Error {
+    Error::Config(format!("device cuda:{index}: {error}; --device cpu works anywhere"))
 }
 
 fn threads() -> usize {
@@ -100,8 +103,9 @@ fn cuda(config: &config::Config, index: usize) -> Result<Device, volley_kernels:
         deterministic = config.deterministic,
         "computing on GPU {index}"
     );
+    let name = format!("cuda:{index} ({})", properties.name);
     let options = CudaOptions { deterministic: config.deterministic };
-    Ok(Device::Cuda(CudaBackend::new(Arc::new(device), options)))
+    Ok(Device::Cuda(CudaBackend::new(Arc::new(device), options), name))
 }
 
 // === impl Machine ===

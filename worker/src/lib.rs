@@ -11,6 +11,7 @@
 //! weights.rs  the weights' hash                decoder   one forward pass for all backends and families
 //! device.rs   the CPU or a GPU                 engine/   the step thread: slots, plans, results
 //! plan.rs     what goes where in its memory    memory.rs how much memory is free
+//! step_size.rs   how much one step computes
 //! ```
 
 mod card;
@@ -24,6 +25,7 @@ mod memory;
 mod model;
 mod plan;
 mod service;
+mod step_size;
 #[cfg(test)]
 mod testing;
 mod text;
@@ -31,8 +33,9 @@ mod weights;
 mod worker;
 
 pub use config::{Config, Device, Pooling};
-pub use device::{Gpu, Machine, has_gpu};
+pub use device::{Gpu, Machine, gpus};
 pub use error::Error;
 pub use memory::available as available_memory;
-pub use volley_kernels::cpu::pack::Activations;
+pub use step_size::StepSize;
+pub use volley_kernels::{cpu::pack::Activations, end_process};
 pub use worker::Worker;

@@ -12,6 +12,7 @@ use crate::{
     format::Weights,
     memory,
     model::Description,
+    step_size::StepSize,
 };
 
 /// Of the memory that is free, the KV cache takes this part of a machine's by default.
@@ -38,6 +39,7 @@ impl Plan {
     /// For a model, and the draft model beside it.
     pub(crate) fn new<B: Backend>(
         config: &Config,
+        size: StepSize,
         model: &Description,
         draft: Option<&Description>,
         backend: &B,
@@ -46,8 +48,8 @@ impl Plan {
         let plan = Self {
             asked: config.kv_cache_bytes,
             block_bytes: (block_bytes(model) + draft.map_or(0, block_bytes)).max(1),
-            usable: model.context.div_ceil(BLOCK_TOKENS) as u64 * u64::from(config.max_sequences),
-            sequences: config.max_sequences,
+            usable: model.context.div_ceil(BLOCK_TOKENS) as u64 * u64::from(size.max_sequences),
+            sequences: size.max_sequences,
             device: backend.memory()?.map(|memory| (memory, config.gpu_memory_fraction)),
         };
         if plan.device.is_none() {
@@ -199,7 +201,8 @@ mod tests {
     /// The blocks of a worker on a GPU with so much memory, or why there is none.
     fn load(total: usize, change: fn(&mut Config)) -> Result<u64, String> {
         let model = testing::made_up([DType::BF16; 3]);
-        let mut config = Config { max_batch_tokens: 64, max_sequences: 64, ..Config::new("", "made-up") };
+        let mut config =
+            Config { max_batch_tokens: Some(64), max_sequences: Some(64), ..Config::new("", "made-up") };
         change(&mut config);
         let twin = Twin::new(Schedule::ALL[0]).with_memory(total);
         let worker =

@@ -5,6 +5,7 @@
 //! memory.rs    typed memory on a device, and views of it
 //! cublas.rs    matrix products by cublasLt, to compare with
 //! driver.rs    the trait over the CUDA driver, found at run time
+//! faults.rs    what the driver's errors mean
 //! fatbins.rs   the compiled kernels, built into the binary
 //! packed/      quantized weights in the order in which kernels read them
 //! ops/         one typed launcher per operation: shapes are checked before anything is launched
@@ -20,6 +21,7 @@ mod cublas;
 mod device;
 mod driver;
 mod fatbins;
+mod faults;
 mod memory;
 pub mod ops;
 mod packed;

@@ -57,6 +57,7 @@ pub struct Twin {
     launched: Mutex<BTreeSet<&'static str>>,
     memory: Mutex<Room>,
     broken: AtomicBool,
+    hung: AtomicBool,
 }
 
 /// The twin's memory.
@@ -137,12 +138,18 @@ impl Twin {
             launched: Mutex::default(),
             memory: Mutex::new(Room { total: 80 << 30, taken: HashMap::new() }),
             broken: AtomicBool::new(false),
+            hung: AtomicBool::new(false),
         }
     }
 
     /// From now on nothing works, as after a fault on a GPU.
     pub fn break_down(&self) {
         self.broken.store(true, Relaxed);
+    }
+
+    /// From now on nothing ends, as behind a kernel that waits for what never comes.
+    pub fn hang(&self) {
+        self.hung.store(true, Relaxed);
     }
 
     /// With so many bytes of memory, to see what happens when it is full.
@@ -194,6 +201,9 @@ impl Twin {
     }
 
     fn finish(&self) -> Result<(), Error> {
+        while self.hung.load(Relaxed) {
+            std::thread::park();
+        }
         finish(self.schedule, &self.chain)
     }
 }
