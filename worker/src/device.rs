@@ -104,7 +104,7 @@ fn cuda(config: &config::Config, index: usize) -> Result<Device, volley_kernels:
         "computing on GPU {index}"
     );
     let name = format!("cuda:{index} ({})", properties.name);
-    let options = CudaOptions { deterministic: config.deterministic };
+    let options = CudaOptions { deterministic: config.deterministic, ..CudaOptions::default() };
     Ok(Device::Cuda(CudaBackend::new(Arc::new(device), options), name))
 }
 

@@ -52,9 +52,9 @@ pub(crate) fn decoder<B: Backend>(
     Decoder::load(backend, description, &model.weights, capacity, &mut |_, _| (), |_| Ok(blocks)).unwrap()
 }
 
-/// The CUDA backend over a twin of a GPU.
+/// The CUDA backend over a twin of a GPU. Weights go there in many pieces.
 pub(crate) fn cuda(twin: impl Into<Arc<Twin>>, deterministic: bool) -> CudaBackend {
-    CudaBackend::new(twin.into(), CudaOptions { deterministic })
+    CudaBackend::new(twin.into(), CudaOptions { deterministic, staging: 2048 })
 }
 
 /// How the matrices of a made-up model are stored: queries, keys and others, values, what goes down.

@@ -8,6 +8,7 @@
 //! faults.rs    what the driver's errors mean
 //! fatbins.rs   the compiled kernels, built into the binary
 //! packed/      quantized weights in the order in which kernels read them
+//! threads.rs   what several threads of the host do at a start
 //! ops/         one typed launcher per operation: shapes are checked before anything is launched
 //! backend/     the operations as the decoder asks for them
 //! ```
@@ -25,6 +26,7 @@ mod faults;
 mod memory;
 pub mod ops;
 mod packed;
+mod threads;
 
 pub use backend::{Buffer, Cache, CudaBackend, CudaOptions, Linear, Rotation, Step, Table, Vector};
 pub use cublas::{CublasLt, MatMul};
