@@ -269,6 +269,8 @@ impl Backend for CudaBackend {
     fn numerics(&self) -> Option<String> {
         // How sums are cut up follows from the number of multiprocessors.
         let properties = self.device.properties();
-        self.options.deterministic.then(|| format!("cuda-sm{}x{}-bf16-v1", properties.arch, properties.processors))
+        self.options
+            .deterministic
+            .then(|| format!("cuda-sm{}x{}-bf16-v1", properties.arch, properties.processors))
     }
 }
