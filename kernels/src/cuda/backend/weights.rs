@@ -64,10 +64,18 @@ impl Linear {
             let known = backend.tables.find(&tensors);
             Weights::Bf16(known.map_or_else(|| convert(backend, &tensors).map(Arc::new), Ok)?)
         } else {
-            Weights::Packed(DeviceWeights::new(device, &PackedWeights::from_gguf(&tensors)?)?)
+            Weights::Packed(pack(backend, &tensors)?)
         };
         Ok(Self { weights, bias: bias(device, parts)?, outputs, inputs })
     }
+}
+
+/// Quantized matrices one below the other, as the kernels read them.
+fn pack(backend: &CudaBackend, tensors: &[&Tensor]) -> Result<DeviceWeights, Error> {
+    let packed = PackedWeights::from_gguf(tensors)?;
+    let (mut codes, tile) = (Memory::new(&backend.device, packed.codes().len())?, packed.tile_bytes());
+    backend.load(&mut codes, tile, |i, out| out.copy_from_slice(&packed.codes()[i * tile..][..tile]))?;
+    DeviceWeights::with_codes(&packed, codes)
 }
 
 /// The parts' biases one after another, 0 for those that have none; none if none has.

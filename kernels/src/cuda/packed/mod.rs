@@ -88,6 +88,16 @@ impl PackedWeights {
         self.codes.len() + 4 * (self.group_scales.len() + self.row_scales.len())
     }
 
+    /// The codes, in whole tiles of rows.
+    pub(super) fn codes(&self) -> &[u8] {
+        &self.codes
+    }
+
+    /// Bytes of the codes of a tile of rows.
+    pub(super) fn tile_bytes(&self) -> usize {
+        self.codes.len() / self.rows.div_ceil(TILE_ROWS)
+    }
+
     /// Packs codes (`[rows, cols]`) with a scale per row.
     pub(super) fn by_row(
         format: PackedFormat,
@@ -154,7 +164,7 @@ impl PackedWeights {
     /// On several threads, each a tile of rows at a time.
     fn fill(&mut self, code: impl Fn(usize, usize) -> u8 + Sync) {
         let Self { format, rows, cols, .. } = *self;
-        let tile = self.codes.len() / rows.div_ceil(TILE_ROWS);
+        let tile = self.tile_bytes();
         threads::share(self.codes.chunks_mut(tile).enumerate(), |(tile, codes)| {
             let first = tile * TILE_ROWS;
             for row in first..rows.min(first + TILE_ROWS) {

@@ -131,11 +131,6 @@ fn first_step() -> StepPlan {
     }
 }
 
-fn second_step() -> StepPlan {
-    let run = vec![SlotRun { slot: 0, tokens: 1, drafts: 0 }];
-    StepPlan { step_id: 2, run, ..Default::default() }
-}
-
 #[test]
 fn a_device_that_fails_ends_the_step_thread_with_its_error_and_the_connection() {
     let twin = Arc::new(Twin::new(Schedule::ALL[0]));
@@ -146,7 +141,8 @@ fn a_device_that_fails_ends_the_step_thread_with_its_error_and_the_connection() 
     gpu.send(epoch, first_step());
     next(&mut received).unwrap();
     twin.break_down();
-    gpu.send(epoch, second_step());
+    let run = vec![SlotRun { slot: 0, tokens: 1, drafts: 0 }];
+    gpu.send(epoch, StepPlan { step_id: 2, run, ..Default::default() });
     assert!(received.blocking_recv().is_none(), "no result, and no more connection");
     let error = gpu.end().unwrap_err();
     assert!(matches!(error, Error::Kernel(_)) && error.to_string() == "the twin has broken down", "{error}");
@@ -159,11 +155,9 @@ fn a_step_whose_kernel_hangs_is_noticed() {
     let epoch = Epoch { claim: 1, connection: 1 };
     let (mut received, _ended) = gpu.claim(epoch);
     next(&mut received).unwrap();
-    gpu.send(epoch, first_step());
-    next(&mut received).unwrap();
     twin.hang();
-    gpu.send(epoch, second_step());
+    gpu.send(epoch, first_step());
     let clock = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let hung = clock.unwrap().block_on(gpu.watch.hung(Duration::from_secs(30)));
-    assert_eq!((hung.epoch, hung.step_id, hung.rows, hung.sequences), (epoch, 2, 1, 1));
+    assert_eq!((hung.epoch, hung.step_id, hung.rows, hung.sequences), (epoch, 1, 3, 1));
 }
