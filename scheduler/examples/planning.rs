@@ -130,7 +130,7 @@ fn places(tokens: usize, common: usize) -> Vec<Duration> {
             block_tokens: BLOCK,
             context: 1 << 17,
         };
-        placement.worker_joined(WorkerId(id), facts);
+        placement.worker_joined(WorkerId(id), facts, &mut Vec::new());
         let added = |blocks: &[_]| blocks.iter().map(|hash| Change::Added(*hash)).collect::<Vec<_>>();
         let mut whole = sequence(0, prompt(id % 10, common, tokens), 1);
         let hashes = whole.hashes(BLOCK);

@@ -52,8 +52,10 @@ pub(crate) enum FromRunner {
     },
     /// At most one for each step, and no longer than that step's new and evicted blocks.
     Cache(WorkerId, Vec<Change>),
-    /// It takes nothing new, and gives back what hasn't begun.
+    /// It takes nothing new, and gives back what waits.
     Drains(WorkerId, Vec<Sequence>),
+    /// What waited there, as it was asked for.
+    Returned(WorkerId, Vec<Sequence>),
     Left(WorkerId, Vec<Sequence>),
 }
 
@@ -155,7 +157,7 @@ impl Front {
     fn hear_runner(&mut self, event: FromRunner, actions: &mut Vec<Action>) {
         match event {
             FromRunner::Joined(id, joined) => {
-                self.placement.worker_joined(id, joined.facts.clone());
+                self.placement.worker_joined(id, joined.facts.clone(), actions);
                 self.workers.insert(id, *joined);
                 self.workers_changed();
             }
@@ -169,6 +171,7 @@ impl Front {
                 self.workers_changed();
                 self.worker_left(id, sequences, actions);
             }
+            FromRunner::Returned(id, sequences) => self.placement.returned(id, sequences, actions),
             FromRunner::Left(id, sequences) => {
                 self.draining.remove(&id);
                 self.worker_left(id, sequences, actions);
@@ -206,12 +209,8 @@ impl Front {
                 Action::Report(output) => {
                     reports.entry(output.key.link).or_default().push(output.message);
                 }
-                Action::Cancel { worker, keys } => {
-                    if let Some(worker) = self.workers.get(&worker).or_else(|| self.draining.get(&worker)) {
-                        // A runner that is gone has handed its sequences back, or is about to.
-                        let _ = worker.commands.send(Command::Cancel(keys));
-                    }
-                }
+                Action::Cancel { worker, keys } => self.command(worker, Command::Cancel(keys)),
+                Action::Recall { worker } => self.command(worker, Command::Recall),
                 Action::Run { worker, sequences } => {
                     let mut more = Vec::new();
                     self.hand_over(worker, sequences, &mut more);
@@ -223,6 +222,13 @@ impl Front {
             if let Some(link) = self.links.get(&link) {
                 link.report(outputs);
             }
+        }
+    }
+
+    fn command(&self, worker: WorkerId, command: Command) {
+        if let Some(worker) = self.workers.get(&worker).or_else(|| self.draining.get(&worker)) {
+            // A runner that is gone has handed its sequences back, or is about to.
+            let _ = worker.commands.send(command);
         }
     }
 

@@ -39,6 +39,8 @@ pub(crate) enum Command {
     /// One request's sequences, and where their output goes.
     Run(Arc<Link>, Vec<Sequence>),
     Cancel(Vec<SequenceKey>),
+    /// What waits is to be given back.
+    Recall,
 }
 
 /// A connection to a worker that has said hello.
@@ -292,6 +294,10 @@ impl Runner {
                 self.planner.submit(sequences, &mut self.outputs);
             }
             Command::Cancel(keys) => keys.iter().for_each(|key| self.planner.cancel(key)),
+            Command::Recall => {
+                let waiting = self.planner.let_waiting_go();
+                self.tell(FromRunner::Returned(self.id, waiting));
+            }
         }
     }
 
@@ -334,6 +340,7 @@ impl Runner {
             match command {
                 Command::Run(_, sequences) => late.extend(sequences),
                 Command::Cancel(keys) => keys.iter().for_each(|key| self.planner.cancel(key)),
+                Command::Recall => {} // all of them go
             }
         }
         let mut sequences = if death { self.planner.lost() } else { self.planner.let_go() };

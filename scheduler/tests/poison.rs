@@ -54,20 +54,23 @@ impl World {
             streams: BTreeMap::new(),
             failures: BTreeMap::new(),
         };
-        (0..workers).for_each(|_| world.join());
+        (0..workers).for_each(|_| assert!(world.join().is_empty(), "nothing waits yet"));
         world
     }
 
-    fn join(&mut self) {
+    /// Gives back what placement has to say of it.
+    fn join(&mut self) -> Vec<Action> {
         self.joined += 1;
         let id = WorkerId(self.joined);
         let kv_tokens = self.limits.blocks[0] as usize * self.limits.block_tokens;
         let facts = Facts { model_hash: "m".into(), kv_tokens, context: CONTEXT, ..Facts::default() };
-        self.placement.worker_joined(id, facts);
+        let mut actions = Vec::new();
+        self.placement.worker_joined(id, facts, &mut actions);
         let mut fake = FakeWorker::new(self.limits.block_tokens, self.limits.batch_tokens);
         fake.poison.clone_from(&self.poison);
         let worker = Worker { planner: Planner::new(self.limits.clone()), fake, plans: VecDeque::new() };
         self.workers.insert(id, worker);
+        actions
     }
 
     fn arrive(&mut self, n: u64, prompt: usize, max_tokens: u32) {
@@ -101,6 +104,14 @@ impl World {
                 Action::Report(output) => {
                     self.failures.insert(output.key, output.message.failure.unwrap().reason());
                 }
+                Action::Recall { worker } => {
+                    // One that has just died has nothing to give back.
+                    let Some(recalled) = self.workers.get_mut(&worker) else { continue };
+                    let waiting = recalled.planner.let_waiting_go();
+                    let mut actions = Vec::new();
+                    self.placement.returned(worker, waiting, &mut actions);
+                    self.act(actions);
+                }
                 Action::Cancel { .. } => panic!("nothing is cancelled"),
             }
         }
@@ -131,10 +142,11 @@ impl World {
         let worker = self.workers.remove(&id).unwrap();
         self.deaths.push(worker.planner.load().running);
         let lost = worker.planner.lost();
-        self.join();
+        let recalls = self.join();
         let mut actions = Vec::new();
         self.placement.worker_left(id, lost, &mut actions);
         self.act(actions);
+        self.act(recalls);
     }
 
     fn ids(&self) -> Vec<WorkerId> {

@@ -124,6 +124,11 @@ async fn a_call_that_was_cut_says_so() {
         client.engine.will([Step::Batch(vec![done(0, &CALL[..CALL.len() - 16], Reason::Length, 9)])]);
         let answer = client.chat(with_tools(json!({"stream": stream}))).await;
         assert!(answer.body.contains("\"finish_reason\":\"length\""), "{}", answer.body);
+
+        client.engine.will([Step::Batch(vec![done(0, &CALL[..16], Reason::Length, 9)])]);
+        let answer = client.chat(with_tools(json!({"stream": stream, "tool_choice": "required"}))).await;
+        assert!(answer.body.contains("\"finish_reason\":\"length\""), "{}", answer.body);
+        assert!(!answer.body.contains("tool_call>"), "its markup is no answer: {}", answer.body);
     }
 }
 

@@ -118,6 +118,12 @@ pub enum Action {
         /// Which.
         keys: Vec<SequenceKey>,
     },
+    /// Ask a worker's planner for what waits there: it may begin earlier elsewhere. It comes back by
+    /// [`Placement::returned`].
+    Recall {
+        /// Whose planner.
+        worker: WorkerId,
+    },
     /// Tell a router.
     Report(Output),
 }
@@ -125,8 +131,11 @@ pub enum Action {
 // === impl Placement ===
 
 impl Placement {
-    /// A worker is connected.
-    pub fn worker_joined(&mut self, id: WorkerId, facts: Facts) {
+    /// A worker is connected. What waits at others of its model is shared out anew.
+    pub fn worker_joined(&mut self, id: WorkerId, facts: Facts, out: &mut Vec<Action>) {
+        let others = self.workers.iter().filter(|(_, other)| other.facts.model_hash == facts.model_hash);
+        let busy = others.filter(|(_, other)| other.sequences > 0);
+        out.extend(busy.map(|(&worker, _)| Action::Recall { worker }));
         let place = self.holders.join();
         self.workers.insert(id, Worker { facts, outstanding: 0, to_compute: 0, sequences: 0, place });
     }
@@ -164,6 +173,18 @@ impl Placement {
             if self.place(request, out) {
                 self.moves += ran as u64;
             }
+        }
+    }
+
+    /// What waited at a worker has come back, as it was recalled.
+    pub fn returned(&mut self, worker: WorkerId, sequences: Vec<Sequence>, out: &mut Vec<Action>) {
+        let mut waiting = sequences;
+        waiting.retain(|s| self.live.get(&s.key).is_some_and(|live| live.worker == worker));
+        for sequence in &waiting {
+            self.forget(&sequence.key);
+        }
+        for request in requests(waiting) {
+            self.place(request, out);
         }
     }
 

@@ -116,6 +116,11 @@ impl Spec {
         prefix::salt(&[&self.model_hash, &self.adapter, &self.tenant, &self.cache_salt])
     }
 
+    /// Whether service is counted in one with another's.
+    pub fn pays_as(&self, other: &Self) -> bool {
+        (self.priority, &self.tenant) == (other.priority, &other.tenant)
+    }
+
     /// Whether its tokens can be guessed: what may be drawn must not depend on more than the tokens before.
     pub fn guessable(&self) -> bool {
         self.grammar.is_none() && self.sampling.mirostat_target.is_none()

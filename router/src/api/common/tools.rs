@@ -133,7 +133,7 @@ impl Tools {
     pub(crate) fn hearing(&self, format: Format, reasoning: Thinking) -> Hearing {
         let told = !self.tools.is_empty() && self.choice != Choice::None;
         let names = self.tools.iter().map(|tool| tool.name.clone()).collect();
-        let reading = Reading { reasoning, calls: told.then_some(format), names };
+        let reading = Reading { reasoning, calls: told.then_some(format), names, forced: self.forced() };
         Hearing { reading, single_call: !self.parallel }
     }
 }

@@ -60,6 +60,8 @@ pub struct Reading {
     pub calls: Option<Format>,
     /// The functions that there are.
     pub names: Arc<[String]>,
+    /// Nothing but calls is said: where the text was cut, the beginning of one isn't content.
+    pub forced: bool,
 }
 
 /// Reads one choice's text.
@@ -72,6 +74,7 @@ pub struct Reader {
     characters: u32,
     /// Where the reasoning ended, counted so.
     reasoned: Option<u32>,
+    forced: bool,
 }
 
 enum Calls {
@@ -116,7 +119,7 @@ impl Reader {
         };
         let reasoning = Reasoning::new(reading.reasoning);
         let reasoned = reasoning.is_none().then_some(0);
-        Self { buffer: String::new(), reasoning, calls, characters: 0, reasoned }
+        Self { buffer: String::new(), reasoning, calls, characters: 0, reasoned, forced: reading.forced }
     }
 
     /// Takes more text in; what is certain goes to `out`.
@@ -134,7 +137,10 @@ impl Reader {
 
     /// The text is over: what was held is what it looks like.
     pub fn end(&mut self, out: &mut Vec<Part>) {
-        self.read(true, out);
+        let mut held = Vec::new();
+        self.read(true, &mut held);
+        held.retain(|part| !self.forced || !matches!(part, Part::Content(_)));
+        out.append(&mut held);
         if self.reasoned.is_none() {
             self.reasoned = Some(self.characters);
         }

@@ -25,7 +25,8 @@ fn whole(parts: Vec<Part>) -> Whole {
 }
 
 fn reading(calls: Option<Format>, reasoning: Thinking) -> Reading {
-    Reading { reasoning, calls, names: vec!["f".to_owned(), "get_weather".to_owned()].into() }
+    let names = vec!["f".to_owned(), "get_weather".to_owned()].into();
+    Reading { reasoning, calls, names, forced: false }
 }
 
 fn read(reading: &Reading, pieces: &[&str]) -> Whole {
@@ -43,6 +44,23 @@ fn assert_reads(format: Format, text: &str, content: &str, calls: &[(&str, &str)
     let letters: Vec<String> = text.chars().map(String::from).collect();
     let letters: Vec<&str> = letters.iter().map(String::as_str).collect();
     assert_eq!(read(&reading, &letters), expected, "{format:?}, letter by letter: {text}");
+}
+
+#[test]
+fn the_beginning_of_a_forced_call_is_no_content() {
+    let begun = [
+        (Format::Hermes, "<tool_call>\n{\"na"),
+        (Format::Llama, "{\"name\": \"get_"),
+        (Format::Mistral, "[TOOL_CALLS] [{\"name"),
+        (Format::Mistral, "[TOOL_CALLS]get_wea"),
+        (Format::Pythonic, "[get_weath"),
+    ];
+    for (format, text) in begun {
+        for end in (1..=text.len()).rev() {
+            let reading = Reading { forced: true, ..reading(Some(format), Thinking::Never) };
+            assert_eq!(read(&reading, &[&text[..end]]), Whole::default(), "{format:?}: {}", &text[..end]);
+        }
+    }
 }
 
 #[test]

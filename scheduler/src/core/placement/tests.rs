@@ -14,7 +14,7 @@ fn join(placement: &mut Placement, id: WorkerId, class: &str) {
         block_tokens: 4,
         context: 1000,
     };
-    placement.worker_joined(id, facts);
+    placement.worker_joined(id, facts, &mut Vec::new());
 }
 
 /// A sequence that wants `tokens` tokens of KV cache.
@@ -48,6 +48,33 @@ fn reasons(actions: &[Action]) -> Vec<Reason> {
         _ => None,
     };
     actions.iter().filter_map(reason).collect()
+}
+
+#[test]
+fn what_waits_is_shared_with_a_worker_that_joins() {
+    let mut placement = Placement::default();
+    join(&mut placement, A, "");
+    let requests: Vec<_> = (1..=4).map(|n| sequence(n, 0, 20)).collect();
+    for request in &requests {
+        assert_eq!(runs(&submit(&mut placement, vec![request.clone()])).len(), 1);
+    }
+    let facts = placement.workers[&A].facts.clone();
+    let mut out = Vec::new();
+    placement.worker_joined(B, facts, &mut out);
+    assert!(matches!(&out[..], [Action::Recall { worker: A }]), "{out:?}");
+
+    // 1 runs; 2 was cancelled on its way back.
+    let mut out = Vec::new();
+    placement.cancel(LinkId(1), 2, None, &mut out);
+    out.clear();
+    placement.returned(A, requests[1..].to_vec(), &mut out);
+    assert_eq!(runs(&out), [(B, vec![3]), (A, vec![4])]);
+    assert_eq!((placement.live(), placement.workers[&A].sequences), (3, 2));
+
+    // What has gone on to B meanwhile isn't A's to give back.
+    let mut out = Vec::new();
+    placement.returned(A, vec![requests[2].clone()], &mut out);
+    assert!(out.is_empty(), "{out:?}");
 }
 
 #[test]

@@ -54,7 +54,7 @@ impl Planner {
     }
 
     /// Whether all that run are of one tenant, and so is who is next: as it mostly is.
-    fn of_one_tenant(&self) -> bool {
+    pub(super) fn of_one_tenant(&self) -> bool {
         let mut tenants = self.running.values().map(|r| r.sequence.spec.tenant.as_str());
         let first = self.waiting.first().map(|first| first.spec.tenant.as_str());
         first.or_else(|| tenants.next()).is_none_or(|one| tenants.all(|tenant| tenant == one))

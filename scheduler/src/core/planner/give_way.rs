@@ -5,10 +5,10 @@
 //! lower priority, or by a tenant that has had more service and holds at least two places more. A sequence
 //! gives way once at most, and only if the account affords to compute it again.
 
-use std::cell::LazyCell;
+use std::{cell::LazyCell, cmp::Ordering};
 
 use super::{Planner, Running, State};
-use crate::core::types::Rank;
+use crate::core::{sequence::Spec, types::Rank};
 
 impl Planner {
     /// Sees to a place for whoever is next, if somebody owes one.
@@ -34,14 +34,20 @@ impl Planner {
         }
         // Who has how many is only asked where there are others.
         let (spec, places) = (&first.spec, LazyCell::new(|| self.places()));
-        let owes = |r: &Running| {
-            let theirs = &r.sequence.spec;
+        let unequal = |theirs: &Spec| {
             let more = || theirs.tenant != spec.tenant && places.of(theirs) >= places.of(spec) + 2;
-            let unequal = || more() && self.waiting.better_served(theirs, spec);
-            let able = r.state == State::Running && !r.sequence.yielded && self.account.affords(r.scheduled);
-            able && (theirs.priority < spec.priority || theirs.priority == spec.priority && unequal())
+            more() && self.waiting.better_served(theirs, spec)
         };
-        let running = self.running.iter().skip(1).filter(|(_, r)| owes(r));
+        let of_one_tenant = self.of_one_tenant();
+        let owes = |rank: &Rank, r: &Running| {
+            let able = r.state == State::Running && !r.sequence.yielded && self.account.affords(r.scheduled);
+            able && match rank.priority().cmp(&spec.priority) {
+                Ordering::Less => true,
+                Ordering::Equal => !of_one_tenant && unequal(&r.sequence.spec),
+                Ordering::Greater => false,
+            }
+        };
+        let running = self.running.iter().skip(1).filter(|(rank, r)| owes(rank, r));
         running.min_by_key(|(rank, r)| (rank.priority(), r.scheduled)).map(|(&rank, _)| rank)
     }
 }

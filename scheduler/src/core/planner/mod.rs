@@ -44,7 +44,10 @@ mod refuse;
 mod reuse;
 mod speculate;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+};
 
 use volley_proto::v1::{self, FinishReason, failure::Reason};
 
@@ -61,7 +64,7 @@ use super::{
     drain::Drain,
     fairness::{GENERATED_COST, Queue, Weights},
     prefix::BlockMap,
-    sequence::{Output, Sequence, failure},
+    sequence::{Output, Sequence, Spec, failure},
     types::{Millis, Rank, SequenceKey, SlotId, TokenCount, TokenId},
 };
 
@@ -313,6 +316,8 @@ impl Planner {
                 *place = Some(answer);
             }
         }
+        // Who is charged for how many tokens: one entry for sequences of a tenant that stand side by side.
+        let mut charges: Vec<(Arc<Spec>, TokenCount)> = Vec::new();
         for run in step.runs {
             let Some(running) = self.running.get_mut(&run.rank) else { continue };
             running.in_flight -= 1;
@@ -335,8 +340,11 @@ impl Planner {
                     if output.ends() {
                         running.state = State::Ended;
                     }
-                    let drawn = output.message.tokens.len();
-                    self.waiting.charge(&running.sequence.spec, drawn, GENERATED_COST);
+                    let (spec, drawn) = (&running.sequence.spec, output.message.tokens.len());
+                    match charges.last_mut().filter(|(last, _)| last.pays_as(spec)) {
+                        Some((_, tokens)) => *tokens += drawn,
+                        None => charges.push((spec.clone(), drawn)),
+                    }
                     out.push(output);
                 }
                 let again = running.computed.min(running.sequence.reached).saturating_sub(before);
@@ -350,6 +358,9 @@ impl Planner {
                 }
             }
             self.settle(run.rank);
+        }
+        for (spec, tokens) in charges {
+            self.waiting.charge(&spec, tokens, GENERATED_COST);
         }
         Ok(())
     }
@@ -376,7 +387,7 @@ impl Planner {
         all
     }
 
-    /// What waits without having begun: another worker may begin it earlier.
+    /// What waits: another worker may run it earlier.
     pub fn let_waiting_go(&mut self) -> Vec<Sequence> {
         let mut all = std::mem::take(&mut self.waiting).into_all();
         for sequence in &mut all {

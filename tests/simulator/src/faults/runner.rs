@@ -18,6 +18,8 @@ use crate::model::{self, CONTEXT};
 pub(super) enum Command {
     Run(Vec<Sequence>),
     Cancel(Vec<SequenceKey>),
+    /// What waits is to be given back.
+    Recall,
 }
 
 /// A connection, from its claim on.
@@ -74,12 +76,13 @@ impl Runner {
         planner.complete(result, out).map_err(|error| Lost::Death(error.to_string()))
     }
 
-    /// Does what the front has said so far, and sends what can run.
-    pub(super) fn go_on(&mut self, out: &mut Vec<Output>, net: &mut Net) {
+    /// Does what the front has said so far, and sends what can run. Gives back what was recalled.
+    pub(super) fn go_on(&mut self, out: &mut Vec<Output>, net: &mut Net) -> Vec<Vec<Sequence>> {
+        let mut returned = Vec::new();
         while let Some(command) = self.commands.pop_front() {
-            self.obey(command, out);
+            returned.extend(self.obey(command, out));
         }
-        let Some(planner) = &mut self.planner else { return };
+        let Some(planner) = &mut self.planner else { return returned };
         planner.at(Millis(net.now / 1000));
         if planner.in_flight() == 0 {
             self.busy_since = net.now;
@@ -87,14 +90,18 @@ impl Runner {
         while let Some(plan) = planner.plan() {
             net.send(self.end, Message::Plan(plan));
         }
+        returned
     }
 
-    fn obey(&mut self, command: Command, out: &mut Vec<Output>) {
-        let Some(planner) = &mut self.planner else { return };
+    /// Gives back what was recalled.
+    fn obey(&mut self, command: Command, out: &mut Vec<Output>) -> Option<Vec<Sequence>> {
+        let planner = self.planner.as_mut()?;
         match command {
             Command::Run(sequences) => planner.submit(sequences, out),
             Command::Cancel(keys) => keys.iter().for_each(|key| planner.cancel(key)),
+            Command::Recall => return Some(planner.let_waiting_go()),
         }
+        None
     }
 
     /// How long it may stay silent; `None` when nothing is awaited.
@@ -115,7 +122,7 @@ impl Runner {
             match (command, &mut self.planner) {
                 (Command::Run(sequences), _) => late.extend(sequences),
                 (Command::Cancel(keys), Some(planner)) => keys.iter().for_each(|key| planner.cancel(key)),
-                (Command::Cancel(_), None) => {}
+                (Command::Cancel(_), None) | (Command::Recall, _) => {}
             }
         }
         let mut sequences = match self.planner {

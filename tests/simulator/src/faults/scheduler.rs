@@ -42,6 +42,7 @@ enum ToFront {
     Progress { begun: Vec<SequenceKey>, ended: Vec<SequenceKey> },
     Cache(WorkerId, Vec<Change>),
     Drains(WorkerId, Vec<Sequence>),
+    Returned(WorkerId, Vec<Sequence>),
     Left(WorkerId, Vec<Sequence>),
 }
 
@@ -186,10 +187,13 @@ impl Scheduler {
 
     fn go_on(&mut self, id: WorkerId, mut out: Vec<Output>, net: &mut Net) {
         let Some(runner) = self.runners.get_mut(&id) else { return };
-        runner.go_on(&mut out, net);
+        let returned = runner.go_on(&mut out, net);
         let changes = runner.planner.as_mut().map_or_else(Vec::new, Planner::cache_changes);
         let drained = runner.drained();
         self.watch(id, net);
+        for sequences in returned {
+            self.tell_from_runner(ToFront::Returned(id, sequences), net);
+        }
         self.report(out, net);
         if !changes.is_empty() {
             self.tell_from_runner(ToFront::Cache(id, changes), net);

@@ -49,7 +49,9 @@ impl Chooser {
         match policy {
             Policy::Volley => {
                 let mut placement = Placement::default();
-                (0..workers as u64).for_each(|n| placement.worker_joined(WorkerId(n), facts.clone()));
+                let mut none = Vec::new(); // nothing waits yet
+                (0..workers as u64)
+                    .for_each(|n| placement.worker_joined(WorkerId(n), facts.clone(), &mut none));
                 Self::Volley(Box::new(placement))
             }
             Policy::RoundRobin => Self::RoundRobin { next: 0, workers },

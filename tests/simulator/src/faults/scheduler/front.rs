@@ -53,7 +53,7 @@ impl Scheduler {
                 self.placement.link_lost(id, &mut actions);
             }
             ToFront::Joined(id) => {
-                self.placement.worker_joined(id, facts(&self.limits));
+                self.placement.worker_joined(id, facts(&self.limits), &mut actions);
                 self.joined.insert(id);
                 self.models_changed(self.joined.len() == 1, net);
             }
@@ -63,6 +63,7 @@ impl Scheduler {
             }
             ToFront::Cache(id, changes) => self.placement.cache_changed(id, &changes),
             ToFront::Drains(id, sequences) => self.worker_left(id, sequences, &mut actions, net),
+            ToFront::Returned(id, sequences) => self.placement.returned(id, sequences, &mut actions),
             ToFront::Left(id, sequences) => self.worker_left(id, sequences, &mut actions, net),
         }
         self.act(actions, net);
@@ -90,6 +91,7 @@ impl Scheduler {
                     reports.entry(output.key.link).or_default().push(output.message);
                 }
                 Action::Cancel { worker, keys } => self.command(worker, Command::Cancel(keys), net),
+                Action::Recall { worker } => self.command(worker, Command::Recall, net),
                 Action::Run { worker, sequences } => {
                     let link = sequences.first().map(|sequence| sequence.key.link);
                     let mut more = Vec::new();
