@@ -187,10 +187,12 @@ impl Twin {
             recording.push(what);
             return Ok(());
         }
-        if !what.is_dependent() {
+        // Only launches are overtaken. Uploads may be late, and then see what the host did in the meantime.
+        let is_upload = |what: &Recorded| matches!(what, Recorded::Upload { .. });
+        let waits_too = is_upload(&what) && lock(&self.chain).iter().all(is_upload);
+        if !what.is_dependent() && !waits_too {
             self.finish()?;
         }
-        // Only launches are overtaken. An upload may be late, and then sees what the host did in the meantime.
         let now = match what {
             Recorded::Launch(_) => false,
             Recorded::Copy { .. } => true,
