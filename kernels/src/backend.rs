@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::{Error, Mirostat, Penalties, Tensor};
+use crate::{Error, Mirostat, Peers, Penalties, Tensor};
 
 /// Tokens per KV block, on every backend.
 pub const BLOCK_TOKENS: usize = 16;
@@ -185,6 +185,10 @@ pub struct DeviceMemory {
 
 /// A device that runs steps. Shapes are `[rows, columns]`; what numbers are between operations is the device's own.
 ///
+/// A device may be a rank of a group ([`peers`](Self::peers)). Its weights are then a rank's part: of heads and of what is
+/// gated, and of the output matrix. All ranks are asked for the same operations in the same order, and hear at once of
+/// one that fails.
+///
 /// An operation may only start its work. What goes wrong in it shows at the next [`draw`](Self::draw),
 /// [`read`](Self::read) or [`finish`](Self::finish), and operations until then do nothing; after that the backend is
 /// of no more use.
@@ -259,7 +263,7 @@ pub trait Backend: Send + Sync + 'static {
         cache: &Self::Cache,
         out: &mut Self::Buffer,
     );
-    /// `x += a · Wᵀ + b`.
+    /// `x += a · Wᵀ + b`; in a group, the sum of that over all ranks, which has the same bits on each.
     fn linear_add(&self, step: &mut Self::Step, a: &Self::Buffer, w: &Self::Linear, x: &mut Self::Buffer);
     /// `out = activation(norm(x) · Gᵀ) ⊙ (norm(x) · Uᵀ)` for `w` from [`gated`](Self::gated).
     fn gated_linear(
@@ -271,7 +275,8 @@ pub trait Backend: Send + Sync + 'static {
         activation: Activation,
         out: &mut Self::Buffer,
     );
-    /// `out[i] = norm(x[rows[i]]) · Wᵀ`: logits of the chosen rows.
+    /// `out[i] = norm(x[rows[i]]) · Wᵀ`: logits of the chosen rows. In a group the first rank's `out` has room for the
+    /// columns of all ranks, and gets them.
     fn logits(
         &self,
         step: &mut Self::Step,
@@ -294,6 +299,8 @@ pub trait Backend: Send + Sync + 'static {
     fn copy_blocks(&self, cache: &mut Self::Cache, copies: &[(BlockId, BlockId)]);
     /// The first `rows` rows of a buffer, for tests and pooling.
     fn read(&self, buffer: &Self::Buffer, rows: usize) -> Result<Vec<f32>, Error>;
+    /// The group that it is a rank of, if it is.
+    fn peers(&self) -> Option<&Peers>;
     /// Names everything that decides the bits of a result (instruction sets that agree share a name); none where a
     /// row's bits depend on more than its own tokens.
     fn numerics(&self) -> Option<String>;

@@ -28,6 +28,14 @@ pub enum Error {
     /// A device is absent, failed, or refused what was asked of it.
     #[error("{0}")]
     Device(String),
+    /// Another rank of the group failed, so that nothing more comes of this one.
+    #[error("rank {rank}: {reason}")]
+    Peer {
+        /// Which.
+        rank: usize,
+        /// What it said.
+        reason: String,
+    },
     /// This machine or build can't run the backend as asked.
     #[error("{0}")]
     Unsupported(String),

@@ -3,6 +3,7 @@
 //! ```text
 //! tensor.rs    weights as they lie in a model file
 //! backend.rs   the coarse, fused operations that the decoder is written against
+//! peers.rs     tensor-parallel groups: what ranks tell each other
 //! draw.rs      what a draw can ask for besides the filters
 //! cpu/         the CPU backend: quantized weights computed on directly, SIMD chosen at run time
 //! cuda/        launching the kernels of kernels/cuda on a GPU
@@ -17,11 +18,13 @@ pub mod cpu;
 pub mod cuda;
 mod draw;
 mod error;
+mod peers;
 mod tensor;
 
 pub use backend::*;
 pub use draw::{History, Mirostat, Penalties, Seen};
 pub use error::Error;
+pub use peers::Peers;
 pub use tensor::{DType, Tensor};
 
 /// Ends this process, without what libraries want to do at its end: the CUDA driver would wait for its kernels, and one

@@ -1,5 +1,7 @@
 //! A weight tensor as it lies in a model file.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use crate::Error;
@@ -88,5 +90,40 @@ impl Tensor {
                 Err(Error::Tensor { name, problem })
             }
         }
+    }
+
+    /// Some of the outputs, which share the bytes. None if there aren't so many.
+    pub fn outputs(&self, range: Range<usize>) -> Option<Self> {
+        let row = self.dtype.row_bytes(self.cols)?;
+        let bytes = range.start.checked_mul(row)?..range.end.checked_mul(row)?;
+        let has = range.start <= range.end && range.end <= self.rows;
+        has.then(|| Self { rows: range.len(), data: self.data.slice(bytes), ..self.clone() })
+    }
+
+    /// Some of the inputs, copied. None if there aren't so many, or their blocks would be cut.
+    pub fn inputs(&self, range: Range<usize>) -> Option<Self> {
+        let (row, width) = (self.dtype.row_bytes(self.cols)?, self.dtype.row_bytes(range.len())?);
+        let first = self.dtype.row_bytes(range.start).filter(|_| range.end <= self.cols)?;
+        let rows = self.data.chunks_exact(row.max(1));
+        let data = rows.flat_map(|row| &row[first..first + width]).copied().collect::<Vec<u8>>();
+        Some(Self { cols: range.len(), data: data.into(), ..self.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_matrix_are_its_rows_or_whole_blocks_of_its_columns() {
+        // Two blocks a row, of 18 bytes; each byte says where it is.
+        let data: Vec<u8> = (0..4 * 36).collect();
+        let all = Tensor::new("m", DType::Q4_0, 4, 64, data.clone().into()).unwrap();
+        let rows = all.outputs(1..3).unwrap();
+        assert_eq!((rows.rows, rows.cols, &rows.data[..]), (2, 64, &data[36..108]));
+        let cols = all.inputs(32..64).unwrap();
+        let second: Vec<u8> = (0..4).flat_map(|row| row * 36 + 18..row * 36 + 36).collect();
+        assert_eq!((cols.rows, cols.cols, &cols.data[..]), (4, 32, &second[..]));
+        assert!(all.inputs(16..48).is_none() && all.inputs(32..96).is_none() && all.outputs(3..5).is_none());
     }
 }

@@ -1,6 +1,6 @@
 //! The one internal request that every API translates to, and the deltas that come back.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use volley_grammar::Grammar;
 use volley_proto::v1::Drafted;
@@ -50,6 +50,8 @@ pub struct Generation {
     pub max_cached_tokens: Option<u32>,
     /// W3C trace context.
     pub traceparent: String,
+    /// No use for an answer after this.
+    pub deadline: Option<Instant>,
 }
 
 /// What is made of prompts.

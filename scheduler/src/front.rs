@@ -50,7 +50,8 @@ pub(crate) enum FromRunner {
         begun: Vec<SequenceKey>,
         ended: Vec<SequenceKey>,
     },
-    /// At most one for each step, and no longer than that step's new and evicted blocks.
+    /// One with what a worker had cached before; then at most one for each step, and no longer than that step's
+    /// new and evicted blocks.
     Cache(WorkerId, Vec<Change>),
     /// It takes nothing new, and gives back what waits.
     Drains(WorkerId, Vec<Sequence>),
@@ -71,11 +72,10 @@ pub(crate) struct Joined {
 /// Where a model's files can be had: channels to workers, by model hash.
 pub(crate) type Directory = Arc<HashMap<String, Channel>>;
 
-/// Milliseconds of Unix time that never go back.
+/// The scheduler's one clock: milliseconds since it started. Copies agree.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     start: Instant,
-    unix: Millis,
 }
 
 pub(crate) struct Front {
@@ -284,11 +284,10 @@ impl Front {
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        Self { start: Instant::now(), unix: Millis::default().after(unix.unwrap_or_default()) }
+        Self { start: Instant::now() }
     }
 
     pub(crate) fn now(&self) -> Millis {
-        self.unix.after(self.start.elapsed())
+        Millis::default().after(self.start.elapsed())
     }
 }

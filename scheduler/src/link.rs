@@ -15,8 +15,8 @@ use volley_proto::v1::{self, router_message, scheduler_message::Message};
 
 use crate::{
     core::types::LinkId,
-    front::FromLink,
-    submission::{Assembler, Submission},
+    front::{Clock, FromLink},
+    submission::Assembler,
 };
 
 /// Messages that may wait for a router. One comes per worker step, so a router that is a thousand steps
@@ -78,6 +78,7 @@ pub(crate) async fn read(
     link: Arc<Link>,
     mut messages: Streaming<v1::RouterMessage>,
     front: mpsc::Sender<FromLink>,
+    clock: Clock,
 ) {
     let id = link.id;
     let mut assembler = Assembler::default();
@@ -96,7 +97,9 @@ pub(crate) async fn read(
         };
         let event = match message {
             Some(router_message::Message::Submit(chunk)) => match assembler.add(chunk) {
-                Ok(submission) => submission.map(|submission| take_in(&link, submission)),
+                Ok(submission) => {
+                    submission.map(|submission| FromLink::Submit(submission.sequences(id, clock.now())))
+                }
                 Err(error) => {
                     tracing::warn!(link = id.0, %error, "a router's link is broken");
                     break;
@@ -121,10 +124,6 @@ pub(crate) async fn read(
     link.closed.cancel();
     // The front is gone only when the whole scheduler is.
     let _ = front.send(FromLink::Down(id)).await;
-}
-
-fn take_in(link: &Link, submission: Submission) -> FromLink {
-    FromLink::Submit(submission.sequences(link.id))
 }
 
 // === impl Outgoing ===

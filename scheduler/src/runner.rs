@@ -66,6 +66,8 @@ pub(crate) enum Lost {
     #[error("its hello makes no sense: {0}")]
     Hello(&'static str),
     #[error("{0}")]
+    Inventory(#[from] crate::core::inventory::BadInventory),
+    #[error("{0}")]
     OutOfStep(#[from] crate::core::planner::OutOfStep),
     #[error("the scheduler stops")]
     Stopping,
@@ -117,7 +119,7 @@ impl Connection {
     pub(crate) async fn run(
         mut self,
         config: &Config,
-        front: mpsc::UnboundedSender<FromRunner>,
+        (front, clock): (mpsc::UnboundedSender<FromRunner>, Clock),
         stop: &CancellationToken,
         drain: &CancellationToken,
     ) -> Lost {
@@ -126,6 +128,10 @@ impl Connection {
             Err(lost) => return lost,
         };
         let planner = Planner::new(limits).weighing(config.tenant_weights.clone());
+        let planner = match planner.holding(&std::mem::take(&mut self.hello.inventory)) {
+            Ok(planner) => planner,
+            Err(bad) => return bad.into(),
+        };
         let (load, loads) = watch::channel(planner.load());
         let (sender, mut commands) = mpsc::unbounded_channel();
         let joined = Joined {
@@ -143,10 +149,11 @@ impl Connection {
             front,
             load,
             metrics: WorkerMetrics::new(&self.hello.worker_id),
-            clock: Clock::start(),
+            clock,
             outputs: Vec::new(),
         };
         runner.tell(FromRunner::Joined(runner.id, Box::new(joined)));
+        runner.report(); // what its cache holds from before
         let steps = runner.steps(&mut self.results, &mut commands, config, (stop, drain));
         let Err(lost) = steps.await;
         runner.leave(commands, lost.is_death());

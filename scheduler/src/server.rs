@@ -21,7 +21,7 @@ use volley_proto::{
 use crate::{
     Config, Error,
     core::types::LinkId,
-    front::{Directory, FromLink, Front},
+    front::{Clock, Directory, FromLink, Front},
     link::{self, Link, Outgoing},
     telemetry, workers,
 };
@@ -36,6 +36,7 @@ struct Service {
     front: mpsc::Sender<FromLink>,
     links: AtomicU64,
     directory: watch::Receiver<Directory>,
+    clock: Clock,
     stop: CancellationToken,
 }
 
@@ -56,6 +57,7 @@ pub async fn serve(
     let (from_runners, runners) = mpsc::unbounded_channel();
     let (directory, files) = watch::channel(Directory::default());
 
+    let clock = Clock::start();
     let front = Front::new(config.readiness.clone(), directory);
     let front = tokio::spawn(front.run(from_links, runners, stop.clone()));
 
@@ -66,6 +68,7 @@ pub async fn serve(
         front: to_front,
         links: AtomicU64::new(0),
         directory: files,
+        clock,
         stop: stop.clone(),
     };
     let context = workers::Context {
@@ -73,6 +76,7 @@ pub async fn serve(
         membership,
         transport,
         front: from_runners,
+        clock,
         stop: stop.clone(),
         connections: AtomicU64::new(0),
     };
@@ -124,7 +128,7 @@ impl v1::scheduler_server::Scheduler for Service {
         link.send(Message::Hello(v1::SchedulerHello { protocol: PROTOCOL, scheduler_id: self.id.clone() }));
         let stopping = |_| Status::unavailable("the scheduler stops");
         self.front.send(FromLink::Up(link.clone())).await.map_err(stopping)?;
-        tokio::spawn(link::read(link, request.into_inner(), self.front.clone()));
+        tokio::spawn(link::read(link, request.into_inner(), self.front.clone(), self.clock));
         Ok(Response::new(outgoing))
     }
 

@@ -1,6 +1,6 @@
 //! Submissions: put together from their chunks, and made into sequences.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use volley_proto::v1;
 
@@ -72,10 +72,10 @@ impl Assembler {
 // === impl Submission ===
 
 impl Submission {
-    /// A sequence per choice. The front numbers them.
-    pub fn sequences(self, link: LinkId) -> Vec<Sequence> {
+    /// A sequence per choice, of a submission that came `now`. The front numbers them.
+    pub fn sequences(self, link: LinkId, now: Millis) -> Vec<Sequence> {
         let Self { request, attempt, header, prompt } = self;
-        let spec = Arc::new(spec(&header));
+        let spec = Arc::new(spec(&header, now));
         let choices = header.choices.iter();
         choices
             .map(|choice| {
@@ -95,7 +95,7 @@ impl Submission {
     }
 }
 
-fn spec(header: &v1::Submission) -> Spec {
+fn spec(header: &v1::Submission, now: Millis) -> Spec {
     Spec {
         request_id: header.request_id.clone(),
         model_hash: header.model_hash.clone(),
@@ -106,7 +106,7 @@ fn spec(header: &v1::Submission) -> Spec {
         stop_tokens: header.stop_tokens.iter().copied().map(TokenId).collect(),
         score: header.score,
         priority: header.priority,
-        deadline: header.deadline_ms.map(Millis),
+        deadline: header.timeout_ms.map(|timeout| now.after(Duration::from_millis(timeout))),
         adapter: header.adapter.clone(),
         tenant: header.tenant.clone(),
         grammar: header.grammar.clone(),
@@ -124,7 +124,8 @@ mod tests {
     fn chunk(request: u64, header: bool, prompt: &[u32], last: bool) -> v1::Submit {
         let choices =
             vec![v1::Choice { index: 0, generated: vec![9], mirostat: Some(3.5) }, v1::Choice::default()];
-        let header = header.then(|| v1::Submission { choices, ..Default::default() });
+        let header =
+            header.then(|| v1::Submission { choices, timeout_ms: Some(request), ..Default::default() });
         v1::Submit { request, attempt: 2, header, prompt: prompt.to_vec(), last }
     }
 
@@ -135,7 +136,8 @@ mod tests {
         assert!(assembler.add(chunk(2, true, &[7], false)).unwrap().is_none());
         assert!(assembler.add(chunk(3, false, &[7], true)).unwrap().is_none(), "it has no beginning");
         let first = assembler.add(chunk(1, false, &[3], true)).unwrap().unwrap();
-        let sequences = first.sequences(LinkId(5));
+        let sequences = first.sequences(LinkId(5), Millis(70));
+        assert_eq!(sequences[1].spec.deadline, Some(Millis(71)));
         assert_eq!(sequences[0].tokens, [1, 2, 3, 9].map(TokenId));
         assert_eq!((sequences[0].prompt_tokens, sequences[0].moved), (3, true));
         assert_eq!((sequences[0].mirostat, sequences[1].mirostat), (Some(3.5), None));

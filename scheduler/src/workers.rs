@@ -23,7 +23,7 @@ use volley_proto::{transport::Transport, v1::Epoch};
 use crate::{
     Config,
     core::types::WorkerId,
-    front::FromRunner,
+    front::{Clock, FromRunner},
     runner::{Connection, Lost},
 };
 
@@ -38,6 +38,7 @@ pub(crate) struct Context {
     pub(crate) membership: Arc<dyn Membership>,
     pub(crate) transport: Transport,
     pub(crate) front: mpsc::UnboundedSender<FromRunner>,
+    pub(crate) clock: Clock,
     pub(crate) stop: CancellationToken,
     /// Numbers the connections; grows for as long as the process lives, so it grows under every claim.
     pub(crate) connections: AtomicU64,
@@ -243,7 +244,8 @@ async fn keep(
                 pause = PAUSE.0;
                 lost_said = false;
                 tracing::info!(worker, connection, "connected");
-                open.run(&context.config, context.front.clone(), &context.stop, &drain).await
+                let told = (context.front.clone(), context.clock);
+                open.run(&context.config, told, &context.stop, &drain).await
             }
             Err(lost) => lost,
         };

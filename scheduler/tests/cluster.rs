@@ -214,6 +214,28 @@ async fn without_a_worker_a_request_goes_back_to_its_router_at_once() {
     assert_eq!(before.elapsed(), std::time::Duration::ZERO, "no time has to pass for it");
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_waits_or_runs_for_longer_than_its_client_has_time_ends_within_a_second_of_that() {
+    let cluster = Cluster::default();
+    let scheduler = cluster.scheduler("s");
+    let worker = cluster.worker("w", 3).await; // then no step comes back
+    scheduler.ready().await;
+    let mut router = cluster.router("s").await;
+    let before = tokio::time::Instant::now();
+    let more_than_slots = 11;
+    for request in 1..=more_than_slots {
+        let hurried = v1::Submission { timeout_ms: Some(500), ..submission(4000, 1) };
+        router.submit(request, &prompt(1), &hurried).await;
+    }
+    router.ends(more_than_slots as usize).await;
+    let late = before.elapsed();
+    assert!(router.failures.values().all(|failure| failure.reason() == Reason::Deadline));
+    assert!((500..=1501).contains(&late.as_millis()), "{late:?} of virtual time");
+    worker.gate.add_permits(FREELY);
+    let load = router.load(|load| load.running + load.waiting == 0).await;
+    assert_eq!(load.free_blocks, BLOCKS);
+}
+
 #[tokio::test]
 async fn one_of_two_schedulers_has_a_worker_and_the_other_takes_over() {
     let cluster = Cluster::default();

@@ -37,6 +37,8 @@ enum Event {
     Work,
     Answer,
     Lose,
+    /// The scheduler dies. The worker has run some of what was on its way to it; then another claims it.
+    TakeOver(usize),
 }
 
 /// A planner with its worker and the wire between them.
@@ -109,6 +111,16 @@ impl World {
                 self.results.clear();
                 let mut out = Vec::new();
                 self.planner.submit(lost, &mut out);
+                self.take_in(out);
+            }
+            Event::TakeOver(ran) => {
+                self.plans.drain(..ran.min(self.plans.len())).for_each(|plan| _ = self.worker.step(plan));
+                self.plans.clear();
+                self.results.clear();
+                let next = Planner::new(self.limits.clone()).holding(&self.worker.claim()).unwrap();
+                let left = std::mem::replace(&mut self.planner, next).let_go();
+                let mut out = Vec::new();
+                self.planner.submit(left, &mut out);
                 self.take_in(out);
             }
         }
@@ -303,6 +315,18 @@ proptest! {
     fn streams_survive_the_loss_of_their_worker(
         limits in limits(),
         events in prop::collection::vec(prop_oneof![20 => event(), 1 => Just(Event::Lose)], 1..120),
+    ) {
+        run(limits, events);
+    }
+
+    /// The worker reads its whole context back from the cache for each token.
+    #[test]
+    fn what_is_found_after_a_takeover_holds_the_right_tokens(
+        limits in limits(),
+        events in prop::collection::vec(
+            prop_oneof![12 => event(), 1 => (0..3usize).prop_map(Event::TakeOver)],
+            1..120,
+        ),
     ) {
         run(limits, events);
     }

@@ -247,3 +247,76 @@ fn a_block_is_found_only_when_the_step_that_filled_it_is_back() {
     pair.planner.complete(failed, &mut pair.out).unwrap();
     assert_eq!(pair.step().admit[0].computed, 64, "what failed was filled with nothing");
 }
+
+/// The scheduler dies, and another claims the worker.
+fn take_over(pair: &mut Pair, limits: Limits) {
+    pair.planner = Planner::new(limits).holding(&pair.worker.claim()).unwrap();
+    pair.out.clear();
+}
+
+#[test]
+fn the_next_scheduler_finds_what_the_last_one_knew_and_forgets_in_the_same_order() {
+    for takeovers in [false, true] {
+        let limits = Limits { blocks: vec![10], ..limits() };
+        let mut pair = Pair::new(limits.clone());
+        let run = |pair: &mut Pair, n, prompt, tenant: &str| {
+            pair.submit(sequence(n, prompt, Spec { tenant: tenant.into(), ..spec(1) }));
+            pair.drain();
+            let cached = pair.cached(n);
+            if takeovers {
+                take_over(pair, limits.clone());
+            }
+            cached
+        };
+        assert_eq!(run(&mut pair, 1, 17, "a"), 0);
+        assert_eq!(run(&mut pair, 2, 17, "b"), 0);
+        assert_eq!(run(&mut pair, 3, 17, "a"), 16, "all of it, and now b is the oldest");
+        assert_eq!(run(&mut pair, 4, 16, "c"), 0); // Takes the tail of b's.
+        assert_eq!(run(&mut pair, 5, 9, "b"), 8, "its head is still there");
+        assert_eq!(run(&mut pair, 6, 17, "a"), 12, "of this the tail gave way to the end of the last");
+        assert_eq!(pair.planner.load().free_blocks, 10);
+    }
+}
+
+#[test]
+fn what_a_step_was_writing_is_not_taken_over_and_what_ran_before_it_is() {
+    let mut pair = Pair::new(limits());
+    pair.submit(sequence(1, 200, spec(1)));
+    pair.step();
+    let last = pair.planner.plan().unwrap();
+    pair.worker.step(last); // its answer never comes
+    take_over(&mut pair, limits());
+    pair.submit(sequence(2, 200, spec(1)));
+    assert_eq!(pair.step().admit[0].computed, 64);
+}
+
+#[test]
+fn without_a_prefix_cache_nothing_is_told_or_taken_over_and_what_is_written_is_forgotten() {
+    let (on, off) = (limits(), Limits { prefix_cache: false, ..limits() });
+    let mut pair = Pair::new(off.clone());
+    pair.submit(sequence(1, 33, spec(1)));
+    assert!(pair.drain().iter().all(|plan| plan.full.is_empty()));
+    take_over(&mut pair, on);
+    pair.submit(sequence(2, 33, spec(1)));
+    pair.drain();
+    assert_eq!(pair.worker.inventory()[0].blocks.len(), 8);
+    take_over(&mut pair, off);
+    pair.submit(sequence(3, 21, Spec { tenant: "other".into(), ..spec(1) }));
+    pair.drain();
+    assert_eq!(pair.cached(3), 0);
+    let left = pair.worker.inventory()[0].blocks.clone();
+    assert_eq!(left, [7, 6], "what the others held was written again, for somebody who names nothing");
+}
+
+#[test]
+fn placement_learns_of_what_was_taken_over_as_of_what_is_cached() {
+    let mut pair = Pair::new(limits());
+    pair.submit(sequence(1, 33, spec(1)));
+    pair.drain();
+    let known = pair.planner.cache_changes();
+    take_over(&mut pair, limits());
+    let mut taken = pair.planner.cache_changes();
+    taken.sort_by_key(|change| known.iter().position(|known| known == change));
+    assert_eq!((taken, known.len()), (known, 8));
+    assert!(Planner::new(Limits { blocks: vec![4], ..limits() }).holding(&pair.worker.inventory()).is_err());
+}

@@ -192,6 +192,10 @@ pub(crate) struct EngineArgs {
     /// the same if the first can be used, else the CPU; `volley doctor` says which.
     #[arg(long, env = "VOLLEY_DEVICE", default_value = "auto", value_name = "DEVICE", value_parser = device)]
     pub(crate) device: Device,
+    /// Ranks that share out every step of a worker: so many GPUs from the device's index on, or parts of the CPU's
+    /// threads. It must divide the model's key/value heads. 1: fastest where one device has room for the model.
+    #[arg(long, env = "VOLLEY_TENSOR_PARALLEL", default_value_t = 1, value_name = "N", value_parser = positive)]
+    pub(crate) tensor_parallel: usize,
     /// Kernel threads; never more than cores. By default one per core: decoding is bound by memory, and the async
     /// threads need little.
     #[arg(long, env = "VOLLEY_THREADS", value_name = "N", value_parser = positive)]
@@ -205,9 +209,9 @@ pub(crate) struct EngineArgs {
     /// CPU it is always so.
     #[arg(long, env = "VOLLEY_DETERMINISTIC")]
     pub(crate) deterministic: bool,
-    /// Memory for the KV cache, GB; the workers of a device share it. By default a quarter of what is free, and no more
-    /// than all sequences can fill: the rest of the machine stays usable. Pages are touched when they are first used; the prefix cache uses
-    /// fresh ones before it forgets anything, so in time it fills this.
+    /// Memory for the KV cache, GB; of several GPUs, on each; the workers of one share it. By default a quarter of what is
+    /// free, and no more than all sequences can fill: the rest of the machine stays usable. Pages are touched when they
+    /// are first used; the prefix cache uses fresh ones before it forgets anything, so in time it fills this.
     #[arg(long, env = "VOLLEY_KV_CACHE_GB", value_name = "GB", value_parser = gigabytes)]
     pub(crate) kv_cache_gb: Option<f64>,
     /// Tokens that one step computes at most.

@@ -11,7 +11,7 @@ use crate::{
 /// What there is to share.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Machine {
-    /// GPUs that `--device` means; 0: the CPU computes.
+    /// GPUs that there are for `--device`; 0: the CPU computes.
     pub(super) gpus: usize,
     /// Threads that run side by side.
     pub(super) cores: usize,
@@ -31,8 +31,12 @@ pub(super) struct Child {
 /// The worker processes; none: a worker in this process.
 pub(super) fn share(args: &ServeArgs, machine: Machine) -> Vec<Child> {
     let (engine, Machine { gpus, cores, memory }) = (&args.engine, machine);
-    let each = if matches!(engine.device, Device::Cuda(Some(_))) { 1 } else { gpus.max(1) };
-    let count = args.workers.map_or(each, usize::from);
+    // A worker has as many as it has ranks.
+    let groups = match engine.device {
+        Device::Cuda(Some(_)) => 1,
+        _ => (gpus / engine.tensor_parallel).max(1),
+    };
+    let count = args.workers.map_or(groups, usize::from);
     if gpus == 0 && count == 1 {
         return Vec::new();
     }
@@ -40,7 +44,7 @@ pub(super) fn share(args: &ServeArgs, machine: Machine) -> Vec<Child> {
     let place = |number: usize| match engine.device {
         _ if gpus == 0 => Device::Cpu,
         Device::Cuda(Some(index)) => Device::Cuda(Some(index)),
-        _ => Device::Cuda(Some(number % gpus)),
+        _ => Device::Cuda(Some(number % groups * engine.tensor_parallel)),
     };
     let child = |number: usize| {
         let device = place(number);
@@ -86,6 +90,7 @@ impl Child {
             flag("--draft-model", draft);
         }
         flag("--device", &self.device.to_string());
+        flag("--tensor-parallel", &engine.tensor_parallel.to_string());
         flag("--threads", &self.threads.to_string());
         flag("--gpu-memory-fraction", &self.gpu_memory_fraction.to_string());
         flag("--activations", &engine.activations.to_string());
@@ -155,6 +160,17 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_of_several_ranks_has_as_many_gpus() {
+        let of = |devices: [&str; 2]| devices.map(|device| (device.to_owned(), 4, None, 0.9));
+        assert_eq!(shared("--tensor-parallel 2", 4), of(["cuda:0", "cuda:2"]));
+        assert_eq!(shared("--tensor-parallel 2", 5), of(["cuda:0", "cuda:2"]));
+        assert_eq!(shared("--tensor-parallel 4 --device cuda:1", 8), [("cuda:1".into(), 8, None, 0.9)]);
+        // Too few: the worker says so.
+        assert_eq!(shared("--tensor-parallel 4", 2), [("cuda:0".into(), 8, None, 0.9)]);
+        assert_eq!(shared("--tensor-parallel 2", 0), []);
+    }
+
+    #[test]
     fn as_many_processes_as_are_asked_for_take_turns_at_the_gpus() {
         assert_eq!(shared("--workers 1", 4), [("cuda:0".into(), 8, None, 0.9)]);
         assert_eq!(shared("--workers 2 --device cuda:3", 4), vec![("cuda:3".into(), 4, None, 0.45); 2]);
@@ -166,8 +182,8 @@ mod tests {
 
     #[test]
     fn a_childs_command_line_is_understood() {
-        let flags =
-            "--workers 4 --kv-cache-gb 2 --threads 3 --home /h --pooling last --deterministic --step-limit 9";
+        let flags = "--workers 4 --kv-cache-gb 2 --threads 3 --home /h --pooling last --deterministic --step-limit 9 \
+                     --tensor-parallel 1";
         let (args, telemetry) = serve(flags);
         let model = Model { path: "/m.gguf".into(), name: "m".into(), weights_hash: None };
         let models = Models { model, draft: Some("/d.gguf".into()) };

@@ -56,6 +56,7 @@ pub(super) async fn load(
         weights_hash: model.weights_hash,
         cache: Some(Cache::new(args.home.clone()).home().to_owned()),
         device: device(args),
+        tensor_parallel: args.tensor_parallel,
         threads: args.threads,
         draft,
         kv_cache_bytes: args.kv_cache_gb.map(|gb| (gb * 1e9) as u64),

@@ -7,6 +7,8 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
+import pytest
+
 from test_start import children
 from volley import MODEL, Serve, eventually
 
@@ -89,8 +91,9 @@ def test_a_scheduler_that_joins_gets_its_share_of_the_workers_under_load(cluster
     assert [stream(cluster, i) for i in range(STREAMS)] == alone
 
 
-def test_streams_wait_for_a_worker_process_that_is_restarted():
-    serve = Serve("--workers=2", "--threads=1")
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_streams_wait_for_a_worker_process_that_is_restarted(ranks):
+    serve = Serve("--workers=2", "--threads=1", f"--tensor-parallel={ranks}")
     try:
         eventually(lambda: serve.metric("volley_scheduler_workers") == 2, "two workers", [serve.process])
         alone = [stream(serve, i) for i in range(STREAMS)]

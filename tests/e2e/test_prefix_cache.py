@@ -6,7 +6,7 @@ from itertools import count
 
 import pytest
 
-from volley import MODEL, Serve, spent
+from volley import MODEL, Serve, eventually, spent
 
 BLOCK = 16
 NUMBERS = count()
@@ -131,3 +131,30 @@ def test_api_keys_share_nothing():
         assert asked[:2] == [0, 0] and asked[2] > 100
     finally:
         server.close()
+
+
+def test_the_cache_outlives_its_scheduler(cluster):
+    schedulers = [cluster.scheduler(), cluster.scheduler()]
+    cluster.router()
+    eventually(lambda: cluster.metric("volley_router_links") == 2, "two links", cluster.parts)
+    cluster.worker()
+    cluster.wait()
+    body = {"model": MODEL, "max_tokens": 40, "temperature": 1, "seed": 5, "ignore_eos": True}
+
+    def chat(messages, **fields):
+        answer = cluster.post("chat/completions", {**body, "messages": messages, **fields})
+        return answer["choices"][0]["message"], answer["usage"]
+
+    messages = [{"role": "user", "content": fresh() + "What happened?"}]
+    said, usage = chat(messages)
+    messages += [said, {"role": "user", "content": "And then?"}]
+    owner = next(s for s in schedulers if cluster.metric("volley_scheduler_workers", [s.admin]))
+    cluster.gone(owner, kill=True)
+    (other,) = (scheduler for scheduler in schedulers if scheduler is not owner)
+    taken_over = lambda: cluster.metric("volley_scheduler_workers", [other.admin]) == 1  # noqa: E731
+    eventually(taken_over, "the worker taken over", cluster.parts)
+    cluster.wait()
+    again, used = chat(messages)
+    told = usage["prompt_tokens"] + usage["completion_tokens"]
+    assert again == chat(messages, prompt_cache_max_len=0)[0]
+    assert whole(usage) < used["prompt_tokens_details"]["cached_tokens"] <= told, (usage, used)

@@ -12,10 +12,10 @@ from volley import MODEL, ROOT, Serve
 REFERENCE = json.loads((ROOT / "tests/reference/smollm2-135m-instruct.json").read_text())["items"]
 
 
-@pytest.fixture(scope="module")
-def f32():
-    """The debugging mode: weights and activations in float32."""
-    running = Serve("--activations=f32")
+@pytest.fixture(scope="module", params=[1, 3])
+def f32(request):
+    """The debugging mode: weights and activations in float32, on one rank and shared out among three."""
+    running = Serve("--activations=f32", f"--tensor-parallel={request.param}")
     yield running
     running.close()
 

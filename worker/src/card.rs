@@ -26,7 +26,7 @@ pub(crate) fn card(
         name: config.name.clone(),
         hash: text.hash(),
         numerics_class: numerics.map_or_else(String::new, |numerics| {
-            format!("{weights_hash}-{}-{weight_format}-{numerics}-tp1", &shape[..16])
+            format!("{weights_hash}-{}-{weight_format}-{numerics}-tp{}", &shape[..16], config.tensor_parallel)
         }),
         weights_hash,
         architecture: description.architecture.clone(),

@@ -17,12 +17,14 @@ pub struct Config {
     pub cache: Option<PathBuf>,
     /// Where to compute.
     pub device: Device,
-    /// Kernel threads; none: as many as this process may run side by side.
+    /// Ranks that share each step out among them: GPUs from the device's index on, or parts of the CPU's threads.
+    pub tensor_parallel: usize,
+    /// Kernel threads of all ranks; none: as many as this process may run side by side.
     pub threads: Option<usize>,
     /// A small model of the same vocabulary that guesses tokens: a file or folder, as `model` is.
     pub draft: Option<PathBuf>,
-    /// Bytes for keys and values; none: a quarter of the memory that is free (on a GPU what is left of
-    /// `gpu_memory_fraction`), and no more than `max_sequences` full contexts take. Touched as it is used.
+    /// Bytes for keys and values, of several GPUs on each; none: a quarter of the memory that is free (on a GPU what is
+    /// left of `gpu_memory_fraction`), and no more than `max_sequences` full contexts take. Touched as it is used.
     pub kv_cache_bytes: Option<u64>,
     /// Part of a GPU's memory that may be used in all: what weights and activations leave of it has keys and values.
     pub gpu_memory_fraction: f64,
@@ -83,6 +85,7 @@ impl Config {
             weights_hash: None,
             cache: None,
             device: Device::Auto,
+            tensor_parallel: 1,
             threads: None,
             draft: None,
             kv_cache_bytes: None,

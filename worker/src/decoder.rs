@@ -5,6 +5,9 @@
 //!                       └─▶ gated_linear ─▶ hidden ────────────────────────────▶ linear_add ─▶ x   ┘ layer
 //! x[chosen rows] ─▶ logits ─▶ draw
 //! ```
+//!
+//! A decoder is one rank's: where its device is in a tensor-parallel group, it has its shard of heads, of hidden columns
+//! and of the output matrix, and `linear_add` and `logits` are where ranks meet.
 
 #[cfg(test)]
 mod tests;
@@ -20,6 +23,7 @@ use crate::{
     Error,
     format::Weights,
     model::{Bias, Description},
+    shard::Shard,
 };
 
 /// Rows of logits held at once, or as many as there are sequences: bounds the largest buffer (vocabulary × 4 bytes a
@@ -29,6 +33,7 @@ const LOGITS_ROWS: usize = 64;
 /// A loaded model with the buffers of a step.
 pub(crate) struct Decoder<B: Backend> {
     backend: B,
+    /// The rank's part of it.
     model: Description,
     embedding: B::Table,
     layers: Vec<Layer<B>>,
@@ -74,6 +79,7 @@ pub(crate) struct Capacity {
 struct Loader<'a, B> {
     backend: &'a B,
     model: &'a Description,
+    shard: Shard,
     weights: &'a Weights,
     progress: &'a mut dyn FnMut(u64, u64),
     done: u64,
@@ -94,7 +100,9 @@ impl<B: Backend> Decoder<B> {
         blocks: impl FnOnce(&B) -> Result<usize, Error>,
     ) -> Result<Self, Error> {
         let total = weights.tensors().map(|tensor| tensor.data.len() as u64).sum();
-        let mut loader = Loader { backend: &backend, model: &model, weights, progress, done: 0, total };
+        let shard = Shard::of(&backend);
+        let mut loader =
+            Loader { backend: &backend, model: &model, shard, weights, progress, done: 0, total };
         let names = model.names;
         let embedding = loader.tensor(names.embedding, 0, model.vocab, model.width)?;
         let table = backend.table(&embedding)?;
@@ -105,9 +113,10 @@ impl<B: Backend> Decoder<B> {
             true => embedding,
             false => loader.tensor(names.output, 0, model.vocab, model.width)?,
         };
-        let output = backend.linear(&[(output, None)])?;
+        let output = backend.linear(&[(shard.outputs(output)?, None)])?;
         (loader.progress)(total, total);
 
+        let model = shard.description(&model);
         let rope = backend.rope(&model.rope)?;
         let step = backend.step(&capacity.limits(&model))?;
         let buffers = Buffers::new(&backend, &model, capacity)?;
@@ -172,6 +181,11 @@ impl<B: Backend> Decoder<B> {
             drawn.extend(self.backend.draw(&mut self.step, &mut self.buffers.logits, draws)?);
         }
         Ok(drawn)
+    }
+
+    /// What another rank does while the first draws.
+    pub(crate) fn join_logits(&mut self, rows: &[usize]) {
+        rows.chunks(self.capacity.logits_rows()).for_each(|rows| self.compute_logits(rows));
     }
 
     /// Waits for the step's end. After an error the device is of no more use.
@@ -258,20 +272,25 @@ impl Capacity {
 
 impl<B: Backend> Loader<'_, B> {
     fn layer(&mut self, layer: usize) -> Result<Layer<B>, Error> {
-        let (model, names) = (self.model, self.model.names);
+        let (model, names, shard) = (self.model, self.model.names, self.shard);
         let (query, key) = (model.heads.heads * model.heads.dim, model.heads.kv_heads * model.heads.dim);
-        let mut part = |name, rows, cols, bias| -> Result<_, Error> {
-            Ok((self.tensor(name, layer, rows, cols)?, self.bias(name, layer, rows, bias)?))
+        let mut outputs = |name, rows, bias| -> Result<_, Error> {
+            let bias = self.bias(name, layer, rows, bias)?.map(|bias| shard.inputs(bias)).transpose()?;
+            Ok((shard.outputs(self.tensor(name, layer, rows, model.width)?)?, bias))
         };
         let qkv = [
-            part(names.query, query, model.width, model.qkv_bias)?,
-            part(names.key, key, model.width, model.qkv_bias)?,
-            part(names.value, key, model.width, model.qkv_bias)?,
+            outputs(names.query, query, model.qkv_bias)?,
+            outputs(names.key, key, model.qkv_bias)?,
+            outputs(names.value, key, model.qkv_bias)?,
         ];
-        let attention_output = part(names.attention_output, model.width, query, model.output_bias)?;
-        let (gate, _) = part(names.gate, model.hidden, model.width, Bias::Never)?;
-        let (up, _) = part(names.up, model.hidden, model.width, Bias::Never)?;
-        let down = part(names.down, model.width, model.hidden, Bias::Never)?;
+        let (gate, _) = outputs(names.gate, model.hidden, Bias::Never)?;
+        let (up, _) = outputs(names.up, model.hidden, Bias::Never)?;
+        let mut inputs = |name, cols, bias| -> Result<_, Error> {
+            let bias = shard.once(self.bias(name, layer, model.width, bias)?);
+            Ok((shard.inputs(self.tensor(name, layer, model.width, cols)?)?, bias))
+        };
+        let attention_output = inputs(names.attention_output, query, model.output_bias)?;
+        let down = inputs(names.down, model.hidden, Bias::Never)?;
         Ok(Layer {
             attention_norm: self.norm(names.attention_norm, layer)?,
             qkv: self.backend.linear(&qkv)?,
@@ -304,6 +323,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 }
 
-fn in_layer(name: &str, layer: usize) -> String {
+/// The name of a layer's tensor.
+pub(crate) fn in_layer(name: &str, layer: usize) -> String {
     name.replace("{}", &layer.to_string())
 }

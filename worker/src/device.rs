@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use volley_kernels::{
+    Peers,
     cpu::{CpuBackend, CpuOptions, Isa},
-    cuda::{Cuda, CudaBackend, CudaOptions, Device as _, FATBINS},
+    cuda::{Cuda, CudaBackend, CudaOptions, Device as _, FATBINS, Nccl},
 };
 
 use crate::{Error, available_memory, config};
 
-/// A device, ready to take weights.
+/// A device for each rank, ready to take weights.
 pub(crate) enum Device {
-    /// This machine's processor.
-    Cpu(CpuBackend),
-    /// A GPU, and its name for people.
-    Cuda(CudaBackend, String),
+    /// Parts of this machine's processor.
+    Cpu(Vec<CpuBackend>),
+    /// GPUs, and their name for people.
+    Cuda(Vec<CudaBackend>, String),
 }
 
 /// What a machine has to compute with.
@@ -60,13 +61,13 @@ pub fn gpus(device: config::Device) -> Result<usize, Error> {
 /// Opens the device that the configuration asks for; left to choose, a GPU if one can be opened.
 pub(crate) fn open(config: &config::Config) -> Result<Device, Error> {
     match config.device {
-        config::Device::Cpu => cpu(config).map(Device::Cpu),
+        config::Device::Cpu => cpus(config).map(Device::Cpu),
         config::Device::Cuda(index) => cuda(config, index).map_err(|error| absent(index, error)),
         config::Device::Auto => match cuda(config, 0) {
             Ok(device) => Ok(device),
             Err(reason) => {
                 tracing::info!(%reason, "computing on the CPU");
-                cpu(config).map(Device::Cpu)
+                cpus(config).map(Device::Cpu)
             }
         },
     }
@@ -82,18 +83,77 @@ fn threads() -> usize {
 
 /// The CPU, with threads of its own.
 pub(crate) fn cpu(config: &config::Config) -> Result<CpuBackend, Error> {
+    let threads = threads_of(config);
+    tracing::info!(threads, "computing on the CPU");
+    with_threads(config, threads)
+}
+
+/// The CPU, its threads shared out among the ranks.
+fn cpus(config: &config::Config) -> Result<Vec<CpuBackend>, Error> {
+    if config.tensor_parallel == 1 {
+        return Ok(vec![cpu(config)?]);
+    }
+    let (threads, ranks) = (threads_of(config), config.tensor_parallel);
+    tracing::info!(threads, ranks, "computing on the CPU");
+    let rank = |peers: Peers| {
+        let threads = threads * (peers.rank() + 1) / ranks - threads * peers.rank() / ranks;
+        Ok(with_threads(config, threads.max(1))?.in_group(peers))
+    };
+    Peers::group(ranks).into_iter().map(rank).collect()
+}
+
+fn with_threads(config: &config::Config, threads: usize) -> Result<CpuBackend, Error> {
+    Ok(CpuBackend::new(CpuOptions { threads, activations: config.activations, isa: None })?)
+}
+
+/// Kernel threads in all.
+fn threads_of(config: &config::Config) -> usize {
     let threads = config.threads.unwrap_or_else(threads).min(threads());
     if let Some(asked) = config.threads.filter(|&asked| asked > threads) {
         tracing::warn!(
             "{asked} threads were asked for; this process may run {threads} side by side, so it has {threads}"
         );
     }
-    tracing::info!(threads, "computing on the CPU");
-    let options = CpuOptions { threads, activations: config.activations, isa: None };
-    Ok(CpuBackend::new(options)?)
+    threads
 }
 
+/// A GPU for each rank, from that index on.
 fn cuda(config: &config::Config, index: usize) -> Result<Device, volley_kernels::Error> {
+    let ranks = config.tensor_parallel;
+    if ranks == 1 {
+        let gpu = gpu(config, index)?;
+        let name = format!("cuda:{index} ({})", gpu.properties().name);
+        return Ok(Device::Cuda(vec![backend(config, gpu)], name));
+    }
+    let gpus: Vec<_> = (index..index + ranks)
+        .map(|index| gpu(config, index))
+        .collect::<Result<_, volley_kernels::Error>>()?;
+    // Where the order of a sum matters, ours is taken.
+    let joined = if config.deterministic { Ok(Vec::new()) } else { Nccl::group(&gpus) };
+    let mut sums: Vec<Option<Nccl>> = match joined {
+        Ok(sums) => sums.into_iter().map(Some).collect(),
+        Err(reason) => {
+            tracing::warn!(%reason, "GPUs add up by way of this machine's memory, which is slow");
+            Vec::new()
+        }
+    };
+    sums.resize_with(ranks, || None);
+    let rank = |((gpu, sums), peers)| {
+        let rank = backend(config, gpu).in_group(peers);
+        match sums {
+            Some(sums) => rank.reducing(Box::new(sums)),
+            None => rank,
+        }
+    };
+    let name = format!("cuda:{index} to {} ({})", index + ranks - 1, gpus[0].properties().name);
+    Ok(Device::Cuda(gpus.into_iter().zip(sums).zip(Peers::group(ranks)).map(rank).collect(), name))
+}
+
+fn backend(config: &config::Config, gpu: Arc<Cuda>) -> CudaBackend {
+    CudaBackend::new(gpu, CudaOptions { deterministic: config.deterministic, ..CudaOptions::default() })
+}
+
+fn gpu(config: &config::Config, index: usize) -> Result<Arc<Cuda>, volley_kernels::Error> {
     let device = Cuda::open(index)?;
     let properties = device.properties();
     tracing::info!(
@@ -103,9 +163,7 @@ fn cuda(config: &config::Config, index: usize) -> Result<Device, volley_kernels:
         deterministic = config.deterministic,
         "computing on GPU {index}"
     );
-    let name = format!("cuda:{index} ({})", properties.name);
-    let options = CudaOptions { deterministic: config.deterministic, ..CudaOptions::default() };
-    Ok(Device::Cuda(CudaBackend::new(Arc::new(device), options), name))
+    Ok(Arc::new(device))
 }
 
 // === impl Machine ===

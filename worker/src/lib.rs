@@ -10,6 +10,7 @@
 //! card.rs     the model card                   text/     tokenizer.json and its relatives
 //! weights.rs  the weights' hash                decoder   one forward pass for all backends and families
 //! device.rs   the CPU or a GPU                 engine/   the step thread: slots, plans, results
+//! group.rs    several decoders as one          shard.rs  what each has of the model
 //! plan.rs     what goes where in its memory    memory.rs how much memory is free
 //! step_size.rs   how much one step computes
 //! ```
@@ -21,10 +22,12 @@ mod device;
 mod engine;
 mod error;
 mod format;
+mod group;
 mod memory;
 mod model;
 mod plan;
 mod service;
+mod shard;
 mod step_size;
 #[cfg(test)]
 mod testing;

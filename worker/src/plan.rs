@@ -12,6 +12,7 @@ use crate::{
     format::Weights,
     memory,
     model::Description,
+    shard::Shard,
     step_size::StepSize,
 };
 
@@ -24,7 +25,7 @@ const SPARE: u64 = 50;
 pub(crate) struct Plan {
     /// Bytes for keys and values, if they were asked for.
     asked: Option<u64>,
-    /// Bytes of a KV block, in all models.
+    /// Bytes of a KV block on this device, in all models; the CPU has the blocks of all ranks.
     block_bytes: u64,
     /// Blocks that all sequences together can fill.
     usable: u64,
@@ -45,12 +46,15 @@ impl Plan {
         backend: &B,
     ) -> Result<Self, Error> {
         let block_bytes = |model: &Description| backend.block_bytes(model.layers, model.heads) as u64;
+        let (device, shard) = (backend.memory()?, Shard::of(backend));
+        let ranks = if device.is_some() { 1 } else { shard.ranks() as u64 };
+        let of_ranks = block_bytes(&shard.description(model)) * ranks;
         let plan = Self {
             asked: config.kv_cache_bytes,
-            block_bytes: (block_bytes(model) + draft.map_or(0, block_bytes)).max(1),
+            block_bytes: (of_ranks + draft.map_or(0, block_bytes)).max(1),
             usable: model.context.div_ceil(BLOCK_TOKENS) as u64 * u64::from(size.max_sequences),
             sequences: size.max_sequences,
-            device: backend.memory()?.map(|memory| (memory, config.gpu_memory_fraction)),
+            device: device.map(|memory| (memory, config.gpu_memory_fraction)),
         };
         if plan.device.is_none() {
             plan.of_machine(memory::available())?; // what can't work is said before weights are read
@@ -58,7 +62,8 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Loads a model, and reserves so many KV blocks as `blocks` says once all else has its memory; says how many.
+    /// Loads a model, and reserves so many KV blocks as `blocks` says once all else has its memory, or the least that
+    /// a rank of the group says; says how many.
     pub(crate) fn load<B: Backend>(
         &self,
         backend: B,
@@ -74,7 +79,10 @@ impl Plan {
             progress(done, total);
         };
         let count = |backend: &B| {
-            let count = blocks(backend)?;
+            let count = match (blocks(backend)?, backend.peers()) {
+                (count, None) => count,
+                (count, Some(peers)) => peers.least(count as u64)? as usize,
+            };
             counted.set(Some(count));
             Ok(count)
         };
@@ -191,7 +199,7 @@ fn gb(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use volley_kernels::DType;
+    use volley_kernels::{DType, Peers};
     use volley_twin::{Schedule, Twin};
 
     use crate::{Config, Worker, testing};
@@ -206,7 +214,7 @@ mod tests {
         change(&mut config);
         let twin = Twin::new(Schedule::ALL[0]).with_memory(total);
         let worker =
-            Worker::with_backend(&config, (testing::cuda(twin, false), &model), None, &mut |_, _| ());
+            Worker::with_ranks(&config, (vec![testing::cuda(twin, false)], &model), None, &mut |_, _| ());
         worker.map(|worker| worker.blocks()).map_err(|error| error.to_string())
     }
 
@@ -220,6 +228,27 @@ mod tests {
         // A twentieth of 40 MiB.
         assert_eq!(more - half, 128);
         assert_eq!(load(1 << 30, |config| config.kv_cache_bytes = Some(64 << 14)), Ok(64));
+    }
+
+    #[test]
+    fn a_group_has_the_blocks_of_the_gpu_with_the_least_room() {
+        let model = testing::wide([DType::BF16; 3]);
+        let config = Config { max_batch_tokens: Some(64), max_sequences: Some(64), ..Config::new("", "made-up") };
+        let load = |totals: [usize; 2]| {
+            let rank = |peers: Peers| {
+                let twin = Twin::new(Schedule::ALL[0]).with_memory(totals[peers.rank()]);
+                testing::cuda(twin, false).in_group(peers)
+            };
+            Worker::with_ranks(&config, (testing::ranks(2, rank), &model), None, &mut |_, _| ())
+        };
+        let blocks = |totals| load(totals).unwrap().blocks();
+        let (small, large) = (blocks([32 * MIB; 2]), blocks([36 * MIB; 2]));
+        // The first rank has a little more on it than the second.
+        for mixed in [blocks([32 * MIB, 36 * MIB]), blocks([36 * MIB, 32 * MIB])] {
+            assert!((small..small + 20).contains(&mixed) && small + 100 < large, "{small}, {mixed}, {large}");
+        }
+        let error = load([36 * MIB, MIB]).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("lower --max-batch-tokens"), "{error}");
     }
 
     #[test]

@@ -5,14 +5,16 @@ use std::{path::PathBuf, sync::Arc};
 use bytes::Bytes;
 use half::{bf16, f16};
 use volley_kernels::{
-    Backend, DType, Heads, Tensor,
-    cuda::{CudaBackend, CudaOptions},
+    Backend, DType, Heads, Peers, Tensor,
+    cpu::{Activations, CpuBackend, CpuOptions},
+    cuda::{AllReduce, CudaBackend, CudaOptions, Memory},
 };
 use volley_twin::Twin;
 
 use crate::{
     decoder::{Capacity, Decoder},
     format::Weights,
+    group::Group,
     model::{Bias, Model},
 };
 
@@ -52,9 +54,61 @@ pub(crate) fn decoder<B: Backend>(
     Decoder::load(backend, description, &model.weights, capacity, &mut |_, _| (), |_| Ok(blocks)).unwrap()
 }
 
+/// Loads the decoders of all ranks, or of the only one.
+pub(crate) fn group<B: Backend>(ranks: Vec<B>, model: &Model, capacity: Capacity, blocks: usize) -> Group<B> {
+    let mut others = ranks.into_iter();
+    let first = others.next().unwrap();
+    let first = || Ok((decoder(first, model, capacity, blocks), ()));
+    let other = |backend| Ok(decoder(backend, model, capacity, blocks));
+    Group::load(first, others.collect(), other).unwrap().0
+}
+
+/// So many ranks, each of what `backend` gives.
+pub(crate) fn ranks<B>(ranks: usize, backend: impl Fn(Peers) -> B) -> Vec<B> {
+    Peers::group(ranks).into_iter().map(backend).collect()
+}
+
+/// The CPU as so many ranks; as a single one it is in no group.
+pub(crate) fn cpus(ranks: usize, activations: Activations) -> Vec<CpuBackend> {
+    let cpu = || CpuBackend::new(CpuOptions { threads: 1, activations, isa: None }).unwrap();
+    if ranks == 1 { vec![cpu()] } else { self::ranks(ranks, |peers| cpu().in_group(peers)) }
+}
+
 /// The CUDA backend over a twin of a GPU. Weights go there in many pieces.
 pub(crate) fn cuda(twin: impl Into<Arc<Twin>>, deterministic: bool) -> CudaBackend {
     CudaBackend::new(twin.into(), CudaOptions { deterministic, staging: 2048 })
+}
+
+/// What stands for NCCL in tests: sums over the twins of a group, in whatever order.
+struct Sums(Peers);
+
+// === impl Sums ===
+
+impl AllReduce for Sums {
+    fn sum(&self, memory: &mut Memory<bf16>, numbers: usize) -> Result<(), volley_kernels::Error> {
+        let leave = |mine: &mut [f32]| {
+            let own = memory.read_part(0..numbers)?;
+            mine.iter_mut().zip(own).for_each(|(mine, own)| *mine = own.to_f32());
+            Ok(())
+        };
+        let sum = |all: &[&[f32]], i: usize| bf16::from_f32(all.iter().rev().map(|part| part[i]).sum());
+        let take = |all: &[&[f32]]| (0..numbers).map(|i| sum(all, i)).collect::<Vec<_>>();
+        let sums = self.0.exchange(numbers, leave, take)?;
+        memory.write_at(0, &sums)
+    }
+
+    fn abort(&self) {
+        self.0.fail("aborted");
+    }
+}
+
+/// Ranks over these twins, which add up among themselves.
+pub(crate) fn reducing(twins: Vec<Arc<Twin>>) -> Vec<CudaBackend> {
+    let sums = Peers::group(twins.len()).into_iter().map(|peers| Box::new(Sums(peers)));
+    let rank = |((twin, peers), sums): ((Arc<Twin>, Peers), Box<Sums>)| {
+        cuda(twin, false).in_group(peers).reducing(sums)
+    };
+    twins.into_iter().zip(Peers::group(sums.len())).zip(sums).map(rank).collect()
 }
 
 /// How the matrices of a made-up model are stored: queries, keys and others, values, what goes down.
@@ -63,25 +117,39 @@ pub(crate) type Formats = [DType; 3];
 /// A model of random numbers in shapes that GPUs have kernels for (the fixtures' heads are too narrow), with the
 /// text and the positions of the fixture `tiny-llama`.
 pub(crate) fn made_up(formats: Formats) -> Model {
+    random_model(formats, (4, 2), 96)
+}
+
+/// The same, wide enough for four ranks, with biases of all projections of attention.
+pub(crate) fn wide(formats: Formats) -> Model {
+    let mut model = random_model(formats, (8, 4), 256);
+    model.description.output_bias = Bias::Always;
+    model
+}
+
+fn random_model(formats: Formats, (heads, kv_heads): (usize, usize), hidden: usize) -> Model {
     let mut model = fixture("tiny-llama").model;
     let description = &mut model.description;
-    description.heads = Heads { heads: 4, kv_heads: 2, dim: 64, scale: 0.125 };
-    (description.width, description.hidden, description.qkv_bias) = (64, 96, Bias::Always);
+    description.heads = Heads { heads, kv_heads, dim: 64, scale: 0.125 };
+    (description.width, description.hidden, description.qkv_bias) = (64, hidden, Bias::Always);
     description.rope.frequencies = (0..32).map(|i| 10_000f32.powf(-i as f32 / 32.0)).collect();
-    let (width, hidden, names) = (description.width, description.hidden, description.names);
+    let (width, names) = (description.width, description.names);
+    let (query, key) = (heads * 64, kv_heads * 64);
     let [most, values, down] = formats;
     let mut tensors = vec![random(names.embedding, DType::BF16, description.vocab, width)];
     for layer in 0..description.layers {
         let name = |name: &str| name.replace("{}", &layer.to_string());
         let mut add =
             |tensor: &str, dtype, rows, cols| tensors.push(random(&name(tensor), dtype, rows, cols));
-        add(names.query, most, 256, width);
-        add(names.key, most, 128, width);
-        add(names.value, values, 128, width);
-        for (tensor, rows) in [(names.query, 256), (names.key, 128), (names.value, 128)] {
+        add(names.query, most, query, width);
+        add(names.key, most, key, width);
+        add(names.value, values, key, width);
+        let biased =
+            [(names.query, query), (names.key, key), (names.value, key), (names.attention_output, width)];
+        for (tensor, rows) in biased {
             add(&tensor.replace(".weight", ".bias"), DType::F32, 1, rows);
         }
-        add(names.attention_output, most, width, 256);
+        add(names.attention_output, most, width, query);
         add(names.gate, most, hidden, width);
         add(names.up, most, hidden, width);
         add(names.down, down, width, hidden);

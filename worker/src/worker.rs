@@ -25,9 +25,11 @@ use crate::{
     decoder::Capacity,
     device::{self, Device},
     engine::{self, DraftModel, Engine, Guides, Job, Limits, Running, WAITING_JOBS, Watch},
+    group::Group,
     model::Model,
     plan::Plan,
     service::Service,
+    shard::{self, Shard},
     step_size::{Room, StepSize},
     text::Text,
     weights,
@@ -68,24 +70,25 @@ impl Worker {
         config: Config,
         progress: impl FnMut(u64, u64),
     ) -> Result<Self, Error> {
-        Self::load_on(Device::Cuda(gpu, "the GPU".to_owned()), config, progress)
+        Self::load_on(Device::Cuda(vec![gpu], "the GPU".to_owned()), config, progress)
     }
 
     fn load_on(device: Device, config: Config, mut progress: impl FnMut(u64, u64)) -> Result<Self, Error> {
         let started = Instant::now();
         let model = Model::open(&config.model)?;
+        shard::check(&model, config.tensor_parallel)?;
         let draft = config.draft.as_deref().map(Model::open).transpose()?;
         if let Some(draft) = &draft {
             speaks_alike(&model, draft)?;
         }
         let worker = match device {
-            Device::Cpu(backend) => {
+            Device::Cpu(ranks) => {
                 let draft = draft.as_ref().map(|draft| Ok::<_, Error>((device::cpu(&config)?, draft)));
-                Self::with_backend(&config, (backend, &model), draft.transpose()?, &mut progress)?
+                Self::with_ranks(&config, (ranks, &model), draft.transpose()?, &mut progress)?
             }
-            Device::Cuda(backend, name) => {
-                let draft = draft.as_ref().map(|draft| (backend.another(), draft));
-                let worker = Self::with_backend(&config, (backend, &model), draft, &mut progress)?;
+            Device::Cuda(ranks, name) => {
+                let draft = draft.as_ref().zip(ranks.first()).map(|(draft, gpu)| (gpu.another(), draft));
+                let worker = Self::with_ranks(&config, (ranks, &model), draft, &mut progress)?;
                 let step_limit = config.step_limit.unwrap_or(Config::GPU_STEP_LIMIT);
                 Self { device: name, step_limit, ..worker }
             }
@@ -105,10 +108,10 @@ impl Worker {
         Ok(worker)
     }
 
-    /// Loads a model onto a device that is open.
-    pub(crate) fn with_backend<B: Backend>(
+    /// Loads a model onto devices that are open, one for each rank; a draft model has a device of its own.
+    pub(crate) fn with_ranks<B: Backend>(
         config: &Config,
-        (backend, model): (B, &Model),
+        (ranks, model): (Vec<B>, &Model),
         draft: Option<(B, &Model)>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Error> {
@@ -116,13 +119,17 @@ impl Worker {
             Some(hash) => hash.clone(),
             None => weights::hash(&model.files, config.cache.as_deref())?,
         };
-        let card = card(config, model, weights_hash, backend.numerics());
+        let mut others = ranks.into_iter();
+        let Some(first) = others.next() else {
+            return Err(Error::Config("a worker needs a device".to_owned()));
+        };
+        let card = card(config, model, weights_hash, first.numerics());
         let Model { description, weights, text, .. } = model;
         let guides = Guides::start(compiler(text, description.vocab))
             .map_err(|e| Error::Config(format!("cannot start the threads of guided sequences: {e}")))?;
-        let all = [Some(model), draft.as_ref().map(|(_, draft)| *draft)].into_iter().flatten();
-        let weights_bytes = all.flat_map(|model| model.weights.tensors()).map(|t| t.data.len() as u64).sum();
-        let room = backend.memory()?.map(|memory| Room { memory, weights: weights_bytes });
+        let ranks = Shard::of(&first).ranks() as u64;
+        let weights_bytes = model.bytes() / ranks + draft.as_ref().map_or(0, |(_, draft)| draft.bytes());
+        let room = first.memory()?.map(|memory| Room { memory, weights: weights_bytes });
         let size = StepSize::of(config, description, room);
         let (rows, sequences) = (size.max_batch_tokens as usize, size.max_sequences as usize);
         if rows == 0 || sequences == 0 {
@@ -132,7 +139,7 @@ impl Worker {
         }
         let capacity = Capacity { rows, sequences };
         let drafts = draft.as_ref().map(|(_, draft)| &draft.description);
-        let plan = Plan::new(config, size, description, drafts, &backend)?;
+        let plan = Plan::new(config, size, description, drafts, &first)?;
         let mut draft_model = None;
         // What else is to have memory has it before blocks are counted: each has its like in the draft model's cache.
         let blocks = |backend: &B| match draft {
@@ -145,7 +152,14 @@ impl Worker {
                 Ok(blocks)
             }
         };
-        let (decoder, blocks) = plan.load(backend, description, weights, capacity, progress, blocks)?;
+        let first = || plan.load(first, description, weights, capacity, progress, blocks);
+        let other = |backend: B| {
+            let plan = Plan::new(config, size, description, None, &backend)?;
+            let blocks = |backend: &B| plan.blocks_of(backend);
+            let loaded = plan.load(backend, description, weights, capacity, &mut |_, _| (), blocks);
+            loaded.map(|(decoder, _)| decoder)
+        };
+        let (decoder, blocks) = Group::load(first, others.collect(), other)?;
         let limits = Limits {
             sequences,
             rows,
@@ -169,6 +183,7 @@ impl Worker {
             block_tokens: BLOCK_TOKENS as u32,
             max_sequences: size.max_sequences,
             max_batch_tokens: size.max_batch_tokens,
+            inventory: Vec::new(), // the step thread's to tell
         };
         let (abort_on, watch) = (config.abort_on.clone(), Watch::default());
         let watched = watch.clone();

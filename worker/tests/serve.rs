@@ -7,10 +7,10 @@ use volley_proto::{
     PROTOCOL,
     v1::{
         BlockAppend, Claim, Epoch, FetchModelRequest, Kind, NewSequence, Sampling, SlotRun, StepPlan,
-        plan_message,
+        StepResult, WorkerHello, plan_message,
     },
 };
-use volley_worker::{Config, Device, Worker};
+use volley_worker::{Activations, Config, Device, Worker};
 
 use crate::common::Served;
 
@@ -143,6 +143,25 @@ async fn shutdown_ends_connections_and_the_step_thread() {
     served.task.await.unwrap().unwrap();
 }
 
+#[tokio::test]
+async fn ranks_of_a_worker_answer_as_one_and_name_their_number_in_the_numerics_class() {
+    let start = |tensor_parallel| {
+        Served::start(Config { tensor_parallel, activations: Activations::F32, ..config() })
+    };
+    let (one, two) = (start(1), start(2));
+    let ((mut one, alone), (mut two, group)) = (one.claimed(1).await, two.claimed(1).await);
+    let class = |hello: &WorkerHello| hello.card.as_ref().unwrap().numerics_class.clone();
+    assert!(class(&alone).ends_with("-tp1") && class(&group).ends_with("-tp2"));
+    assert_eq!(class(&alone).strip_suffix("1"), class(&group).strip_suffix("2"));
+    // The same KV cache, in parts.
+    assert_eq!(alone.groups, group.groups);
+    let drawn = |mut result: StepResult| result.slots.remove(0);
+    let (one, two) =
+        (drawn(one.step(admission()).await.unwrap()), drawn(two.step(admission()).await.unwrap()));
+    assert_eq!(one.tokens, two.tokens);
+    assert!((one.logprobs[0].logprob - two.logprobs[0].logprob).abs() < 1e-5);
+}
+
 #[test]
 fn a_configuration_that_cannot_work_is_refused() {
     let load = |config| Worker::load(config, |_, _| ()).err().unwrap().to_string();
@@ -150,6 +169,11 @@ fn a_configuration_that_cannot_work_is_refused() {
     assert!(gpu.starts_with("device cuda:77: ") && gpu.ends_with("; --device cpu works anywhere"), "{gpu}");
     let none = load(Config { max_sequences: Some(0), ..config() });
     assert!(none.contains("max-sequences 0"), "{none}");
+    let ranks = load(Config { tensor_parallel: 3, ..config() });
+    assert!(
+        ranks.contains("--tensor-parallel 3: the 4 heads over 2") && ranks.ends_with(": 1, 2"),
+        "{ranks}"
+    );
     let small = load(Config { kv_cache_bytes: Some(100), ..config() });
     assert!(small.starts_with("a KV cache of 100 bytes holds no block of 16 tokens"), "{small}");
     let huge = load(Config { kv_cache_bytes: Some(1 << 60), max_sequences: Some(u32::MAX), ..config() });

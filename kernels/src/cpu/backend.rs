@@ -16,12 +16,14 @@ use super::rope::Rotations;
 use super::scratch::{self, Shared};
 use super::{sample, simd};
 use crate::{
-    Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawn, Error, Heads, Norm, Rope,
+    Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawn, Error, Heads, Norm, Peers, Rope,
     StepLimits, Tensor,
 };
 
 /// Rows that a task normalizes and quantizes.
 const TASK_ROWS: usize = 8;
+/// Numbers of the residual stream that a task adds to.
+const TASK_SUMS: usize = 1024;
 
 /// How the CPU backend computes.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +44,7 @@ pub struct CpuBackend {
     packer: Packer,
     attention: Attention,
     rotations: Rotations,
+    peers: Option<Peers>,
     /// The rows that a product reads, and what they have room for.
     prepared: Mutex<Room>,
 }
@@ -94,8 +97,14 @@ impl CpuBackend {
             packer: Packer::new(activations),
             attention: Attention::default(),
             rotations: Rotations::default(),
+            peers: None,
             prepared: Mutex::new(Room { rows: 0, cols: 0, prepared: Prepared::new(0, 0)? }),
         })
+    }
+
+    /// As a rank of a group.
+    pub fn in_group(self, peers: Peers) -> Self {
+        Self { peers: Some(peers), ..self }
     }
 
     /// The instruction set in use.
@@ -140,6 +149,26 @@ impl CpuBackend {
             });
         });
         matmul(&self.pool, self.isa, w, &room.prepared, rows, epilogue);
+    }
+
+    /// What goes wrong between ranks shows here.
+    fn check(&self) -> Result<(), Error> {
+        self.peers.as_ref().map_or(Ok(()), Peers::check)
+    }
+
+    /// Adds each rank's part of a sum, in the order of ranks.
+    fn add(&self, parts: &[&[f32]], x: &mut [f32]) {
+        let (numbers, x) = (x.len(), Shared::new(x));
+        self.pool.run(numbers.div_ceil(TASK_SUMS), &|task| {
+            let range = task * TASK_SUMS..numbers.min((task + 1) * TASK_SUMS);
+            let mut sums = [0.0; TASK_SUMS];
+            for part in parts {
+                sums.iter_mut().zip(&part[range.clone()]).for_each(|(sum, number)| *sum += number);
+            }
+            // SAFETY: within the numbers; each is one task's.
+            let x = unsafe { std::slice::from_raw_parts_mut(x.at(range.start), range.len()) };
+            x.iter_mut().zip(&sums).for_each(|(x, sum)| *x += sum);
+        });
     }
 }
 
@@ -269,8 +298,15 @@ impl Backend for CpuBackend {
 
     fn linear_add(&self, batch: &mut Batch, a: &Buffer, w: &Packed, x: &mut Buffer) {
         let rows = batch.tokens.len();
-        let input = Input { x: a, rows: None, norm: None };
-        self.product(rows, input, w, Epilogue::Add(x.product_mut(rows, w)));
+        let (input, x) = (Input { x: a, rows: None, norm: None }, x.product_mut(rows, w));
+        let Some(peers) = &self.peers else {
+            return self.product(rows, input, w, Epilogue::Add(x));
+        };
+        let product = |part: &mut [f32]| {
+            self.product(rows, input, w, Epilogue::Store(part));
+            Ok(())
+        };
+        let _ = peers.exchange(x.len(), product, |parts| self.add(parts, x)); // the error stays with the group
     }
 
     fn gated_linear(
@@ -296,16 +332,29 @@ impl Backend for CpuBackend {
         w: &Packed,
         out: &mut Buffer,
     ) {
-        let input = Input { x, rows: Some(rows), norm: Some(norm) };
-        self.product(rows.len(), input, w, Epilogue::Store(out.product_mut(rows.len(), w)));
+        let (count, input) = (rows.len(), Input { x, rows: Some(rows), norm: Some(norm) });
+        let Some(peers) = &self.peers else {
+            return self.product(count, input, w, Epilogue::Store(out.product_mut(count, w)));
+        };
+        let product = |part: &mut [f32]| {
+            self.product(count, input, w, Epilogue::Store(part));
+            Ok(())
+        };
+        let gather = |parts: &[&[f32]]| {
+            if peers.rank() == 0 {
+                out.gather(count, parts);
+            }
+        };
+        let _ = peers.exchange(count * w.outputs(), product, gather); // the error stays with the group
     }
 
     fn draw(&self, _: &mut Batch, logits: &mut Buffer, draws: &[Draw]) -> Result<Vec<Drawn>, Error> {
+        self.check()?;
         Ok(sample::draw(&self.pool, self.isa, logits.rows(draws.len()), logits.cols, draws))
     }
 
     fn finish(&self, _: &mut Batch) -> Result<(), Error> {
-        Ok(())
+        self.check()
     }
 
     fn copy_blocks(&self, cache: &mut Cache, copies: &[(BlockId, BlockId)]) {
@@ -313,7 +362,12 @@ impl Backend for CpuBackend {
     }
 
     fn read(&self, buffer: &Buffer, rows: usize) -> Result<Vec<f32>, Error> {
+        self.check()?;
         Ok(buffer.rows(rows).to_vec())
+    }
+
+    fn peers(&self) -> Option<&Peers> {
+        self.peers.as_ref()
     }
 
     fn numerics(&self) -> Option<String> {
@@ -358,6 +412,20 @@ impl Buffer {
 
     fn row(&self, row: usize) -> &[f32] {
         &self.rows(row + 1)[row * self.cols..]
+    }
+
+    /// Puts `rows` rows together of what each rank has of them.
+    fn gather(&mut self, rows: usize, parts: &[&[f32]]) {
+        let (cols, numbers) = (self.cols, self.rows_mut(rows));
+        for (i, row) in numbers.chunks_exact_mut(cols).enumerate() {
+            let mut rest = row;
+            for part in parts {
+                let part = &part[part.len() / rows * i..part.len() / rows * (i + 1)];
+                let (here, after) = rest.split_at_mut(part.len());
+                here.copy_from_slice(part);
+                rest = after;
+            }
+        }
     }
 
     /// The rows that a product with `w` writes.

@@ -118,6 +118,11 @@ impl Cuda {
         self.kernels.len()
     }
 
+    /// Which GPU it is.
+    pub(super) fn ordinal(&self) -> usize {
+        self.stream.context().ordinal()
+    }
+
     /// The stream's handle, with its context bound to this thread.
     pub(super) fn bind(&self) -> Result<sys::CUstream, Error> {
         self.stream.context().bind_to_thread().map_err(failed("binding the GPU to a thread"))?;

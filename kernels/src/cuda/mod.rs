@@ -6,6 +6,7 @@
 //! cublas.rs    matrix products by cublasLt, to compare with
 //! driver.rs    the trait over the CUDA driver, found at run time
 //! faults.rs    what the driver's errors mean
+//! nccl.rs      sums over several GPUs by NCCL, found likewise
 //! fatbins.rs   the compiled kernels, built into the binary
 //! packed/      quantized weights in the order in which kernels read them
 //! threads.rs   what several threads of the host do at a start
@@ -24,14 +25,18 @@ mod driver;
 mod fatbins;
 mod faults;
 mod memory;
+mod nccl;
 pub mod ops;
 mod packed;
 mod threads;
 
-pub use backend::{Buffer, Cache, CudaBackend, CudaOptions, Linear, Rotation, Step, Table, Vector};
+pub use backend::{
+    AllReduce, Buffer, Cache, CudaBackend, CudaOptions, Linear, Rotation, Step, Table, Vector,
+};
 pub use cublas::{CublasLt, MatMul};
 pub use device::{Address, Argument, Device, ElementType, Graph, Launch, Properties, TensorMap, Tile};
 pub use driver::Cuda;
 pub use fatbins::{FATBINS, Fatbin};
 pub use memory::{Element, Memory, Pinned, View, ViewMut};
+pub use nccl::Nccl;
 pub use packed::{AwqTensors, GptqTensors, PackedFormat, PackedWeights};

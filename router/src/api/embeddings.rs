@@ -189,6 +189,7 @@ impl<E: Generate> App<E> {
             // Cached positions have no final states to pool.
             max_cached_tokens: Some(0),
             traceparent: caller.traceparent.clone(),
+            deadline: caller.deadline,
         };
         let prompt_tokens = generation.prompts.iter().map(|prompt| prompt.tokens.len() as u64).sum();
         let deltas = self.engine.start(model, generation).await?;

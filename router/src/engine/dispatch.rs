@@ -225,6 +225,7 @@ impl Shared {
                 message: "the links to the schedulers are full".to_owned(),
                 retry_after: RETRY_AFTER,
             }),
+            Placed::Late => Err(StartError::Deadline),
             Placed::NoLink => Err(StartError::Unavailable {
                 message: "no scheduler serves the model".to_owned(),
                 retry_after: RETRY_AFTER,
@@ -234,7 +235,10 @@ impl Shared {
 
     fn place(self: &Arc<Self>, request: &Arc<Active>) -> Placed {
         let mut refused = Vec::new();
-        let model = request.lock().model_hash().to_owned();
+        let model = match request.lock() {
+            request if request.is_late(now()) => return Placed::Late,
+            request => request.model_hash().to_owned(),
+        };
         while let Some(link) = self.cluster.pick(&model, &refused) {
             if request.lock().place_on(&link, now()) {
                 // If it broke meanwhile, its text thread may not have seen this request.
@@ -361,14 +365,19 @@ impl Shared {
         let deadline = request.lock().deadline(bound, now());
         loop {
             changed.mark_unchanged();
-            if matches!(self.place(&request), Placed::Yes) {
-                return;
+            match self.place(&request) {
+                Placed::Yes => return,
+                Placed::Late => return self.fail(&request, StartError::Deadline),
+                Placed::Refused | Placed::NoLink => {}
             }
             tokio::select! {
                 _ = changed.changed() => {}
                 () = time::sleep(OUTBOX_RETRY) => {}
                 () = request.out.closed() => return self.table.end(request.id),
                 () = time::sleep_until(deadline.into()) => {
+                    if request.lock().is_late(now()) {
+                        return self.fail(&request, StartError::Deadline);
+                    }
                     let message = format!("no worker took it over within {} s", bound.as_secs_f64());
                     return self.fail(&request, StartError::Unavailable { message, retry_after: RETRY_AFTER });
                 }
@@ -395,6 +404,8 @@ enum Placed {
     /// Links that serve the model are full.
     Refused,
     NoLink,
+    /// Its time is over.
+    Late,
 }
 
 // === impl Sink for Shared ===

@@ -57,6 +57,8 @@ pub struct Request<P> {
     prompt: Arc<[u32]>,
     /// The first prompt token that is echoed, if any is.
     echo_from: usize,
+    /// No use for an answer after this.
+    deadline: Option<Instant>,
     live: Live<P>,
 }
 
@@ -184,7 +186,7 @@ impl<P: Place> Request<P> {
             choices,
             echo,
         };
-        Self { id, model, header, prompt, echo_from, live }
+        Self { id, model, header, prompt, echo_from, deadline: generation.deadline, live }
     }
 
     /// The router's number for it.
@@ -220,7 +222,7 @@ impl<P: Place> Request<P> {
         if !matches!(self.live.at, At::Nowhere) {
             return true;
         }
-        let (order, lists) = (self.order(), link.lists());
+        let (order, lists) = (self.order(now), link.lists());
         let placed = link.submit(order);
         if placed {
             let live = &mut self.live;
@@ -235,7 +237,13 @@ impl<P: Place> Request<P> {
     pub fn deadline(&mut self, bound: Duration, now: Instant) -> Instant {
         let live = &mut self.live;
         let since = *live.placeless.get_or_insert(now);
-        since + bound.saturating_sub(live.waited)
+        let patience = since + bound.saturating_sub(live.waited);
+        self.deadline.map_or(patience, |deadline| deadline.min(patience))
+    }
+
+    /// Whether nobody has use for its answer any more. While it is on a link, that is for the scheduler to say.
+    pub fn is_late(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= now)
     }
 
     /// Takes an output of the scheduler and adds what it gives to `batch`.
@@ -348,7 +356,7 @@ impl<P: Place> Request<P> {
     }
 
     /// The submission as of now: choices that have not finished, each with its log.
-    fn order(&self) -> Order {
+    fn order(&self, now: Instant) -> Order {
         let live = &self.live;
         let mut header = self.header.clone();
         let choices = live.choices.iter().zip(0..).filter(|(choice, _)| !choice.assembler.is_finished());
@@ -362,6 +370,8 @@ impl<P: Place> Request<P> {
         header.choices = choices.take(count).collect();
         header.score = header.score.filter(|_| live.echo.is_some());
         header.deaths = live.deaths;
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(now));
+        header.timeout_ms = left.map(|left| left.as_millis() as u64);
         Order { request: self.id, attempt: live.attempt, header, prompt: self.prompt.clone() }
     }
 }

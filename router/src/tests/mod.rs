@@ -12,6 +12,7 @@ mod resume;
 mod served;
 mod speculation;
 mod streams;
+mod timeouts;
 mod tokenizing;
 mod tools;
 

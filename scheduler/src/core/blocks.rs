@@ -9,6 +9,7 @@
 //! lets go of its tail before its head, so what many begin with stays longest.
 
 use super::{
+    inventory::Named,
     pool::Pool,
     prefix::BlockHash,
     types::{BlockId, TokenCount},
@@ -20,6 +21,8 @@ pub struct Blocks {
     block_tokens: TokenCount,
     groups: Vec<Pool>,
     changes: Vec<Change>,
+    /// What can be found since [`Blocks::take_named`].
+    named: Vec<Named>,
     evictions: u64,
 }
 
@@ -53,7 +56,17 @@ impl Blocks {
     /// All free: `groups[g]` blocks in group `g`, of `block_tokens` tokens each (at least 1).
     pub fn new(block_tokens: TokenCount, groups: &[u32]) -> Self {
         let groups = groups.iter().map(|&blocks| Pool::new(blocks as usize)).collect();
-        Self { block_tokens, groups, changes: Vec::new(), evictions: 0 }
+        Self { block_tokens, groups, changes: Vec::new(), named: Vec::new(), evictions: 0 }
+    }
+
+    /// The same blocks, all free, with what those of each group hold from before, in the order of last use.
+    pub(super) fn holding(self, contents: &[Vec<(BlockId, BlockHash)>]) -> Self {
+        let groups = self.groups.iter().zip(contents);
+        let groups: Vec<_> = groups.map(|(group, content)| Pool::holding(group.total(), content)).collect();
+        let there = |(_, hash): &&(BlockId, BlockHash)| groups.iter().all(|group| group.find(hash).is_some());
+        let found = contents.first().into_iter().flatten().filter(there);
+        let changes = found.map(|(_, hash)| Change::Added(*hash)).collect();
+        Self { groups, changes, ..self }
     }
 
     /// Tokens of a block.
@@ -131,8 +144,10 @@ impl Blocks {
     /// The `nth` block of a table is full, with the content that `hash` names: it can be found from now on.
     pub fn publish(&mut self, table: &Table, nth: usize, hash: BlockHash) {
         let mut added = false;
-        for (group, table) in self.groups.iter_mut().zip(&table.groups) {
-            added |= table.get(nth).is_some_and(|&block| group.publish(block, hash));
+        for (group, (pool, table)) in self.groups.iter_mut().zip(&table.groups).enumerate() {
+            let Some(&block) = table.get(nth).filter(|block| pool.publish(**block, hash)) else { continue };
+            self.named.push(Named { group, block, hash });
+            added = true;
         }
         if added {
             self.changes.push(Change::Added(hash));
@@ -149,6 +164,11 @@ impl Blocks {
     /// Blocks whose content had to give way to other content.
     pub fn evictions(&self) -> u64 {
         self.evictions
+    }
+
+    /// Blocks that could be found, for some time at least, since this was last asked.
+    pub(super) fn take_named(&mut self) -> Vec<Named> {
+        std::mem::take(&mut self.named)
     }
 
     /// How what can be found has changed since this was last asked, in order.

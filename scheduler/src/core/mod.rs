@@ -12,6 +12,7 @@
 //! * [`fairness`] has what waits for a place on a worker, and says whose turn it is.
 //! * [`drain`] measures how fast that goes, and so when to come back.
 //! * [`blocks`] accounts for a worker's KV blocks; [`prefix`] names their content, by which they are shared.
+//! * [`inventory`] is what a worker is told of them, and tells its next scheduler.
 //! * [`holders`] and [`sessions`] are what placement knows of caches: who has which block, who went where;
 //!   [`spread`] says when one more should have what many begin with.
 //!
@@ -21,6 +22,7 @@ pub mod blocks;
 pub mod drain;
 pub mod fairness;
 pub mod holders;
+pub mod inventory;
 pub mod placement;
 pub mod planner;
 mod pool;

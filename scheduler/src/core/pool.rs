@@ -52,6 +52,22 @@ impl Pool {
         }
     }
 
+    /// All free, with what some blocks hold from before, in the order in which they are to give way. Of equal
+    /// contents the first counts; every number is below `total`.
+    pub(super) fn holding(total: usize, content: &[(BlockId, BlockHash)]) -> Self {
+        let mut pool = Self::new(total);
+        let touched = content.iter().map(|(id, _)| id.0 + 1).max().unwrap_or(0);
+        pool.blocks.resize_with(touched as usize, Block::blank);
+        for &(id, hash) in content {
+            if pool.publish(id, hash) {
+                pool.link(id);
+            }
+        }
+        let blank = (0..touched).rev().map(BlockId);
+        pool.blank = blank.filter(|&BlockId(id)| pool.blocks[id as usize].hash.is_none()).collect();
+        pool
+    }
+
     pub(super) fn total(&self) -> usize {
         self.total
     }
@@ -76,7 +92,7 @@ impl Pool {
         let (id, evicted) = if let Some(id) = self.blank.pop() {
             (id, None)
         } else if self.blocks.len() < self.total {
-            self.blocks.push(Block { holders: 0, hash: None, older: NOBODY, newer: NOBODY });
+            self.blocks.push(Block::blank());
             (BlockId(self.blocks.len() as u32 - 1), None)
         } else if self.oldest != NOBODY {
             let id = BlockId(self.oldest);
@@ -110,7 +126,7 @@ impl Pool {
         }
     }
 
-    /// A held block is full, and can be found from now on. False: another with the same content already can.
+    /// A block is full, and can be found from now on. False: another with the same content already can.
     pub(super) fn publish(&mut self, id: BlockId, hash: BlockHash) -> bool {
         let vacant = !self.index.contains_key(&hash) && self.block(id).hash.is_none();
         if vacant {
@@ -146,5 +162,14 @@ impl Pool {
             newer => self.block(BlockId(newer)).older = older,
         }
         self.cached -= 1;
+    }
+}
+
+// === impl Block ===
+
+impl Block {
+    /// One without content that nobody holds.
+    fn blank() -> Self {
+        Self { holders: 0, hash: None, older: NOBODY, newer: NOBODY }
     }
 }

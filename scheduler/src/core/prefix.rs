@@ -83,6 +83,17 @@ impl Chain {
 // === impl BlockHash ===
 
 impl BlockHash {
+    /// As it goes over the wire.
+    pub fn to_bytes(self) -> [u8; 16] {
+        (u128::from(self.1) << 64 | u128::from(self.0)).to_le_bytes()
+    }
+
+    /// As it came over the wire.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        let both = u128::from_le_bytes(bytes);
+        Self(both as u64, (both >> 64) as u64)
+    }
+
     fn cut(hash: blake3::Hash) -> Self {
         let part =
             |at: usize| hash.as_bytes()[at..at + 8].iter().rev().fold(0, |n, &b| n << 8 | u64::from(b));

@@ -16,7 +16,7 @@ pub struct SlotId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlockId(pub u32);
 
-/// A point in time: milliseconds, on the scale of the deadlines in submissions (Unix time).
+/// A point in time: milliseconds on the shell's clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Millis(pub u64);
 

@@ -350,5 +350,6 @@ fn hello(worker_id: String) -> v1::WorkerHello {
         block_tokens: BLOCK_TOKENS,
         max_sequences: 8,
         max_batch_tokens: 64,
+        inventory: Vec::new(),
     }
 }

@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // each test file uses its part
 
 pub mod cluster;
+#[path = "../../../worker/src/engine/inventory.rs"]
+mod inventory; // the worker's own
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,6 +22,7 @@ pub struct FakeWorker {
     /// (group, block) → its tokens.
     kv: HashMap<(u32, u32), Vec<Option<u32>>>,
     slots: HashMap<u32, Slot>,
+    inventory: inventory::Inventory,
     last_step: u64,
     /// What it dies of.
     pub poison: Option<Poison>,
@@ -48,6 +51,20 @@ impl FakeWorker {
         Self { block_tokens, batch_tokens, ..Self::default() }
     }
 
+    /// A new claim: nothing runs any more; what the cache holds.
+    pub fn claim(&mut self) -> Vec<v1::NamedBlocks> {
+        let mut slots: Vec<_> = self.slots.drain().collect();
+        slots.sort_unstable_by_key(|(slot, _)| *slot);
+        slots.iter().for_each(|(_, slot)| slot.let_go(&mut self.inventory));
+        self.last_step = 0;
+        self.inventory()
+    }
+
+    /// What the cache holds, by name.
+    pub fn inventory(&self) -> Vec<v1::NamedBlocks> {
+        self.inventory.report(usize::MAX)
+    }
+
     /// Sequences in slots.
     pub fn slots(&self) -> usize {
         self.slots.len()
@@ -71,8 +88,10 @@ impl FakeWorker {
         assert_eq!(plan.step_id, self.last_step + 1, "steps are numbered without a gap");
         self.last_step = plan.step_id;
         let released = !plan.release.is_empty();
+        plan.full.iter().for_each(|full| self.inventory.name(full).unwrap());
         for slot in &plan.release {
-            assert!(self.slots.remove(slot).is_some(), "slot {slot} was free");
+            let freed = self.slots.remove(slot).expect("it was taken");
+            freed.let_go(&mut self.inventory);
         }
         for sequence in plan.admit {
             let slot = Slot {
@@ -104,6 +123,7 @@ impl FakeWorker {
             assert!(plan.copy.iter().all(|other| (other.group, other.from) != (copy.group, copy.to)));
             let cells = self.kv.get(&(copy.group, copy.from)).cloned().expect("it was written");
             self.kv.insert((copy.group, copy.to), cells);
+            self.inventory.written(copy.group, copy.to);
         }
         let rows = plan.run.iter().map(|run| (run.tokens + run.drafts) as usize).sum::<usize>();
         assert!(rows <= self.batch_tokens, "{rows} rows in a step of {}", self.batch_tokens);
@@ -118,6 +138,11 @@ impl FakeWorker {
     fn run(&mut self, run: &v1::SlotRun) -> v1::SlotResult {
         let owner = &self.slots[&run.slot];
         let written = owner.computed..owner.computed + (run.tokens + run.drafts) as usize;
+        for (&group, table) in &owner.tables {
+            let blocks: HashSet<_> =
+                written.clone().filter_map(|position| table.get(position / self.block_tokens)).collect();
+            blocks.into_iter().for_each(|&block| self.inventory.written(group, block));
+        }
         for (_, other) in self.slots.iter().filter(|(slot, _)| **slot != run.slot) {
             for (group, table) in &owner.tables {
                 let own = written.clone().filter_map(|position| table.get(position / self.block_tokens));
@@ -166,6 +191,10 @@ impl FakeWorker {
 }
 
 impl Slot {
+    fn let_go(&self, inventory: &mut inventory::Inventory) {
+        self.tables.iter().for_each(|(&group, table)| inventory.let_go(group, table.iter().copied()));
+    }
+
     /// Draws the token after `past`, and keeps it.
     fn draw(&mut self, past: &[u32], result: &mut v1::SlotResult) {
         let sampling = self.sequence.sampling.clone().unwrap_or_default();

@@ -5,10 +5,12 @@
 //! ```
 //!
 //! Fencing lives here too, since here everything has an order: the highest epoch owns the worker, what
-//! carries a lower one is dropped, and a new owner finds all slots empty.
+//! carries a lower one is dropped, and a new owner finds all slots empty. What the KV cache holds, it is told
+//! (`inventory.rs`).
 
 mod draft;
 mod guide;
+mod inventory;
 mod metrics;
 mod pool;
 mod sequence;
@@ -35,7 +37,7 @@ pub(crate) use self::{
     slots::Slots,
     watch::{Running, Watch},
 };
-use crate::{Error, config::Pooling, decoder::Decoder};
+use crate::{Error, config::Pooling, group::Group};
 
 /// Plans that may wait for the step thread: a scheduler is one step ahead.
 pub(crate) const WAITING_JOBS: usize = 4;
@@ -81,7 +83,7 @@ pub(crate) enum Job {
 
 /// The thread's state.
 pub(crate) struct Engine<B: Backend> {
-    decoder: Decoder<B>,
+    decoder: Group<B>,
     /// Guesses, where there is one.
     draft_model: Option<DraftModel<B>>,
     slots: Slots,
@@ -107,13 +109,13 @@ struct Owner {
 
 impl<B: Backend> Engine<B> {
     pub(crate) fn new(
-        decoder: Decoder<B>,
+        decoder: impl Into<Group<B>>,
         draft_model: Option<DraftModel<B>>,
         limits: Limits,
         guides: Guides,
     ) -> Self {
         Self {
-            decoder,
+            decoder: decoder.into(),
             draft_model,
             slots: Slots::new(limits, guides),
             epoch: None,
@@ -154,7 +156,7 @@ impl<B: Backend> Engine<B> {
         Ok(())
     }
 
-    fn claim(&mut self, epoch: Epoch, hello: WorkerHello, results: Results, alive: DropGuard) {
+    fn claim(&mut self, epoch: Epoch, mut hello: WorkerHello, results: Results, alive: DropGuard) {
         if let Some(current) = self.epoch
             && epoch <= current
         {
@@ -165,6 +167,7 @@ impl<B: Backend> Engine<B> {
         self.disown(Some(Status::aborted(format!("superseded by {epoch}"))));
         self.epoch = Some(epoch);
         self.owner = Some(Owner { results, _alive: alive, last_step: None });
+        hello.inventory = self.slots.inventory();
         self.send(Message::Hello(hello));
     }
 

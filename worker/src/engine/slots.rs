@@ -2,15 +2,19 @@
 
 use std::{collections::HashSet, ops::Range, time::Duration};
 
-use volley_kernels::{self as kernels, Batch, BlockId, Draw, Drawn};
-use volley_proto::v1::{Drafted, Logprobs, SlotResult, SlotRun, StepPlan};
+use volley_kernels::{self as kernels, BLOCK_TOKENS, Batch, BlockId, Draw, Drawn};
+use volley_proto::v1::{Drafted, Logprobs, NamedBlocks, SlotResult, SlotRun, StepPlan};
 
 use super::{
     Limits,
     draft::Guess,
     guide::{Guides, Readiness, patience, restrict},
+    inventory::Inventory,
     sequence::Sequence,
 };
+
+/// Blocks that an inventory tells of at most, those used last: 21 bytes each, far below the largest message.
+const TOLD: usize = 1 << 21;
 
 /// A plan that contradicts itself, this worker's limits, or what went before: the connection ends with it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +29,7 @@ pub(crate) struct Slots {
     limits: Limits,
     guides: Guides,
     slots: Vec<Option<Sequence>>,
+    inventory: Inventory,
 }
 
 /// A plan whose deltas have been applied.
@@ -68,7 +73,8 @@ pub(crate) struct Pooled {
 
 impl Slots {
     pub(crate) fn new(limits: Limits, guides: Guides) -> Self {
-        Self { slots: (0..limits.sequences).map(|_| None).collect(), limits, guides }
+        let slots = (0..limits.sequences).map(|_| None).collect();
+        Self { slots, limits, guides, inventory: Inventory::default() }
     }
 
     /// What plans may ask for.
@@ -86,9 +92,16 @@ impl Slots {
         self.slots.iter().flatten().count()
     }
 
-    /// Forgets all sequences.
+    /// Forgets all sequences. The cache keeps what they had.
     pub(crate) fn clear(&mut self) {
-        self.slots.fill_with(|| None);
+        for sequence in self.slots.iter_mut().filter_map(Option::take) {
+            self.inventory.let_go(0, sequence.blocks.iter().map(|block| block.0));
+        }
+    }
+
+    /// What the KV cache holds, for a scheduler that hasn't planned any of it.
+    pub(crate) fn inventory(&self) -> Vec<NamedBlocks> {
+        self.inventory.report(TOLD)
     }
 
     /// Applies a plan's deltas, and guesses from what sequences hold. After an error the slots are of no more use.
@@ -109,9 +122,15 @@ impl Slots {
     }
 
     fn changes(&mut self, plan: StepPlan) -> Result<Planned, String> {
+        for full in plan.full {
+            self.group(full.group)?;
+            full.blocks.iter().try_for_each(|&block| self.block(block).map(drop))?;
+            self.inventory.name(&full)?;
+        }
         for slot in plan.release {
             let freed = self.slot(slot)?.take();
-            freed.ok_or_else(|| format!("release of slot {slot}, which is empty"))?;
+            let freed = freed.ok_or_else(|| format!("release of slot {slot}, which is empty"))?;
+            self.inventory.let_go(0, freed.blocks.iter().map(|block| block.0));
         }
         for new in plan.admit {
             let (slot, limits) = (new.slot, self.limits);
@@ -136,6 +155,7 @@ impl Slots {
         for copy in plan.copy {
             self.group(copy.group)?;
             planned.copies.push((self.block(copy.from)?, self.block(copy.to)?));
+            self.inventory.written(copy.group, copy.to);
         }
         let mut ran = HashSet::new();
         for run in plan.run {
@@ -170,6 +190,10 @@ impl Slots {
         let run = sequence.run(slot, (tokens, drafts), guess, &limits)?;
         let rows = run.tokens.len();
         let blocks = sequence.blocks.clone();
+        let written = run.position / BLOCK_TOKENS..(run.position + rows).div_ceil(BLOCK_TOKENS);
+        for block in blocks.get(written).unwrap_or_default() {
+            self.inventory.written(0, block.0);
+        }
         step.batch.tokens.extend(run.tokens);
         step.batch.sequences.push(kernels::Sequence { first_row, rows, position: run.position, blocks });
         let guess = run.guess.as_ref().map_or(&[][..], |guess| &guess.tokens);

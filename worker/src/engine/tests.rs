@@ -9,4 +9,6 @@ mod driver;
 mod embeddings;
 mod exactness;
 mod guided;
+mod inventory;
 mod plans;
+mod ranks;

@@ -5,6 +5,7 @@ use half::bf16;
 use super::{
     CudaBackend,
     buffer::{Buffer, Cache, Numbers},
+    group,
     step::Step,
     weights::{Linear, Rotation, Table, Vector, Weights},
 };
@@ -25,8 +26,8 @@ const MANY_ROWS: usize = 65;
 /// What a product is written to.
 enum Out<'a> {
     Activations(ViewMut<'a, bf16>),
-    /// Rows so far apart.
-    Logits(ViewMut<'a, f32>, usize),
+    /// What isn't rounded yet, in rows so far apart: logits, a rank's part of a sum.
+    Parts(ViewMut<'a, f32>, usize),
 }
 
 impl CudaBackend {
@@ -119,15 +120,25 @@ impl CudaBackend {
     ) -> Result<(), Error> {
         let rows = step.rows.count();
         self.settle(step, x)?;
-        let cols = x.cols;
+        let (a, numbers) = (a.activations(rows)?, rows * x.cols);
         let Some(addend) = &mut x.addend else {
             return Err(Error::Arguments {
                 operation: "linear_add",
                 problem: "only the residual stream is added to".into(),
             });
         };
-        let out = Out::Activations(addend.slice_mut(0..rows * cols));
-        self.product(&mut step.scratch, rows, a.activations(rows)?, w, out)?;
+        if let (Some(peers), None) = (&self.peers, &self.sums) {
+            let out = Out::Parts(step.part.slice_mut(0..numbers), x.cols);
+            self.product(&mut step.scratch, rows, a, w, out)?;
+            group::sum(peers, &step.part, numbers, addend)?;
+        } else {
+            let out = Out::Activations(addend.slice_mut(0..numbers));
+            self.product(&mut step.scratch, rows, a, w, out)?;
+        }
+        if let (Some(peers), Some(sums)) = (&self.peers, &self.sums) {
+            let summed = sums.sum(addend, numbers);
+            summed.or_else(|error| peers.check().and(Err(error)))?; // the first to fail says why
+        }
         x.pending = true;
         Ok(())
     }
@@ -200,11 +211,13 @@ impl CudaBackend {
         let op = RmsNorm { x, residual, gain, out: normed, rows: count, columns, epsilon };
         ops::rms_norm(self.device(), &op)?;
         let stride = out.stride;
-        let Numbers::Logits(logits) = &mut out.numbers else {
-            return Err(Error::Arguments { operation: "logits", problem: "a buffer of activations".into() });
-        };
-        let out = Out::Logits(logits.slice_mut(0..count * stride), stride);
-        self.product(&mut step.scratch, count, step.normed.slice(0..count * columns), w, out)
+        let logits = out.logits_mut()?;
+        let parts = Out::Parts(logits.slice_mut(0..count * stride), stride);
+        self.product(&mut step.scratch, count, step.normed.slice(0..count * columns), w, parts)?;
+        match &self.peers {
+            None => Ok(()),
+            Some(peers) => group::gather(peers, count, w.outputs, logits, stride),
+        }
     }
 
     /// Norms the step's rows of `x`, with what was to be added to it.
@@ -234,14 +247,14 @@ impl CudaBackend {
     ) -> Result<(), Error> {
         let whole = match &out {
             Out::Activations(_) => true,
-            Out::Logits(_, stride) => *stride == w.outputs,
+            Out::Parts(_, stride) => *stride == w.outputs,
         };
         let large = !self.options.deterministic && rows >= MANY_ROWS && whole && w.outputs.is_multiple_of(8);
         let hopper = self.device().properties().arch == 90;
         if large && (hopper || matches!(w.weights, Weights::Bf16(_))) {
             return match out {
                 Out::Activations(c) => large_product(self.device(), rows, x, w, c),
-                Out::Logits(c, _) => large_product(self.device(), rows, x, w, c),
+                Out::Parts(c, _) => large_product(self.device(), rows, x, w, c),
             };
         }
         let weights = match &w.weights {
@@ -250,7 +263,7 @@ impl CudaBackend {
         };
         let (out, out_stride) = match out {
             Out::Activations(out) => (SkinnyOut::Bf16(out), w.outputs),
-            Out::Logits(out, stride) => (SkinnyOut::F32(out), stride),
+            Out::Parts(out, stride) => (SkinnyOut::F32(out), stride),
         };
         let bias = w.bias.as_ref().map(|bias| bias.view());
         let mut op = Skinny { x, x_stride: w.inputs, weights, bias, out, out_stride, tokens: rows, scratch };

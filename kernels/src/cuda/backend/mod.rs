@@ -3,6 +3,7 @@
 //! ```text
 //! step.rs      a step's rows on the device, the plans of its attention, its workspace
 //! layers.rs    the operations of a forward pass
+//! group.rs     what ranks of a group add up and gather
 //! draws.rs     drawing tokens: on the device where it can, else here
 //! weights.rs   weights as the device has them
 //! transfer.rs  their way there, through two pieces of pinned memory
@@ -15,6 +16,7 @@
 
 mod buffer;
 mod draws;
+mod group;
 mod layers;
 mod staging;
 mod step;
@@ -25,13 +27,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::{
     buffer::{Buffer, Cache},
+    group::AllReduce,
     step::Step,
     weights::{Linear, Rotation, Table, Vector},
 };
 use self::{draws::Rows, transfer::Transfer, weights::Tables};
 use super::{Device, Element, Memory};
 use crate::{
-    Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawn, Error, Heads, Norm, Rope,
+    Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawn, Error, Heads, Norm, Peers, Rope,
     StepLimits, Tensor,
 };
 
@@ -52,6 +55,9 @@ pub struct CudaBackend {
     tables: Tables,
     /// While weights are loaded.
     transfer: Mutex<Option<Transfer>>,
+    peers: Option<Peers>,
+    /// Sums over the group without a detour, where they may be in any order.
+    sums: Option<Box<dyn AllReduce>>,
     /// The first error of an operation that could not give it back.
     failed: Mutex<Option<Error>>,
 }
@@ -74,11 +80,23 @@ impl CudaBackend {
             options,
             tables: Tables::default(),
             transfer: Mutex::default(),
+            peers: None,
+            sums: None,
             failed: Mutex::default(),
         }
     }
 
-    /// Over the same device, for another model.
+    /// As a rank of a group.
+    pub fn in_group(self, peers: Peers) -> Self {
+        Self { peers: Some(peers), ..self }
+    }
+
+    /// With sums that GPUs take among themselves. A deterministic device doesn't use them: their order is not ours.
+    pub fn reducing(self, sums: Box<dyn AllReduce>) -> Self {
+        Self { sums: Some(sums).filter(|_| !self.options.deterministic), ..self }
+    }
+
+    /// Over the same device, for another model, alone.
     pub fn another(&self) -> Self {
         Self::new(self.device.clone(), self.options)
     }
@@ -105,7 +123,17 @@ impl CudaBackend {
     fn start(&self, work: impl FnOnce() -> Result<(), Error>) {
         let mut failed = lock(&self.failed);
         if failed.is_none() {
-            *failed = work().err();
+            *failed = work().inspect_err(|error| self.tell(error)).err();
+        }
+    }
+
+    /// Other ranks hear of an error at once: they would wait for this one.
+    fn tell(&self, error: &Error) {
+        if let Some(peers) = &self.peers {
+            peers.fail(&error.to_string());
+        }
+        if let Some(sums) = &self.sums {
+            sums.abort();
         }
     }
 
@@ -113,7 +141,10 @@ impl CudaBackend {
     fn give<T>(&self, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         let mut failed = lock(&self.failed);
         let given = failed.take().map_or_else(work, Err);
-        given.inspect_err(|error| *failed = Some(Error::Device(error.to_string())))
+        given.inspect_err(|error| {
+            self.tell(error);
+            *failed = Some(Error::Device(error.to_string()));
+        })
     }
 }
 
@@ -156,7 +187,7 @@ impl Backend for CudaBackend {
 
     fn step(&self, limits: &StepLimits) -> Result<Step, Error> {
         *lock(&self.transfer) = None; // the weights are there
-        Step::new(&self.device, limits)
+        Step::new(&self.device, limits, self.peers.is_some() && self.sums.is_none())
     }
 
     fn cache(&self, layers: usize, heads: Heads, blocks: usize) -> Result<Cache, Error> {
@@ -254,7 +285,7 @@ impl Backend for CudaBackend {
         self.give(|| {
             self.device.synchronize()?;
             step.rested();
-            Ok(())
+            self.peers.as_ref().map_or(Ok(()), Peers::check)
         })
     }
 
@@ -264,6 +295,10 @@ impl Backend for CudaBackend {
 
     fn read(&self, buffer: &Buffer, rows: usize) -> Result<Vec<f32>, Error> {
         self.give(|| buffer.read(rows))
+    }
+
+    fn peers(&self) -> Option<&Peers> {
+        self.peers.as_ref()
     }
 
     fn numerics(&self) -> Option<String> {

@@ -40,6 +40,8 @@ pub struct Step {
     pub(super) normed: Memory<bf16>,
     /// `[gate | up]` of each row.
     pub(super) pairs: Memory<bf16>,
+    /// A rank's part of what is added to the residual stream, where this machine adds the parts up.
+    pub(super) part: Memory<f32>,
     /// The chosen rows of the residual stream, and of what is to be added to it.
     pub(super) chosen: [Memory<bf16>; 2],
     pub(super) scratch: SkinnyScratch,
@@ -66,7 +68,8 @@ struct Planned {
 // === impl Step ===
 
 impl Step {
-    pub(super) fn new(device: &Arc<dyn Device>, limits: &StepLimits) -> Result<Self, Error> {
+    /// `grouped` says whether it is a rank's, whose parts of sums this machine adds up.
+    pub(super) fn new(device: &Arc<dyn Device>, limits: &StepLimits, grouped: bool) -> Result<Self, Error> {
         let StepLimits { rows, draws, width, hidden, heads, vocab, .. } = *limits;
         let qkv = (heads.heads + 2 * heads.kv_heads) * heads.dim;
         let largest = vocab.max(qkv).max(2 * hidden).max(width);
@@ -76,6 +79,7 @@ impl Step {
             sums: Memory::new(device, parts(heads) * part(heads))?,
             normed: Memory::new(device, rows.max(draws) * width)?,
             pairs: Memory::new(device, rows * 2 * hidden)?,
+            part: Memory::new(device, if grouped { rows * width } else { 0 })?,
             chosen: [Memory::new(device, draws * width)?, Memory::new(device, draws * width)?],
             scratch: SkinnyScratch::new(device, largest)?,
             draws: Draws::new(device, draws, vocab)?,

@@ -1,6 +1,9 @@
 //! From checked settings and prompts to an answer: what all text endpoints do alike.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{body::Body, extract::Request, response::Response};
 use futures::TryStreamExt;
@@ -16,7 +19,7 @@ use super::{
     ranking,
     reply::{Answer, Chunks, Head, Shape},
     resume::{Origin, Resume},
-    speculation,
+    speculation, timeout,
     usage::Tally,
 };
 use crate::{
@@ -43,6 +46,8 @@ pub(crate) struct Caller {
     session: Option<Vec<u8>>,
     isolation: Option<Vec<u8>>,
     resume: Option<Resume>,
+    /// When the client has no use for an answer any more.
+    pub deadline: Option<Instant>,
 }
 
 /// Everything that a generation needs.
@@ -98,8 +103,10 @@ impl Caller {
         let header = |name: &str| headers.get(name).map(|value| value.as_bytes().to_vec());
         let path = extensions.get::<PathModel>().map(|PathModel(name)| name.clone());
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let exchange = extensions.get::<Arc<Exchange>>().cloned().ok_or_else(absent)?;
         Ok(Self {
-            exchange: extensions.get::<Arc<Exchange>>().cloned().ok_or_else(absent)?,
+            deadline: timeout::deadline(headers, exchange.elapsed())?,
+            exchange,
             tenant: extensions.get::<Tenant>().cloned().ok_or_else(absent)?,
             traceparent: traceparent(headers),
             named_model: path.or_else(|| text("fireworks-model")),
@@ -334,6 +341,7 @@ impl Ask {
             cache_salt: caller.cache_salt(&settings),
             max_cached_tokens: settings.max_cached_tokens,
             traceparent: caller.traceparent.clone(),
+            deadline: caller.deadline,
             stop: settings.stop,
         })
     }

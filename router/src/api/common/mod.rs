@@ -24,6 +24,7 @@ pub(crate) mod reply;
 pub(crate) mod resume;
 pub(crate) mod sampling;
 pub(crate) mod speculation;
+mod timeout;
 pub mod tools;
 pub(crate) mod turn;
 pub(crate) mod usage;

@@ -47,6 +47,7 @@ fn generation() -> Generation {
         cache_salt: String::new(),
         max_cached_tokens: None,
         traceparent: String::new(),
+        deadline: None,
     }
 }
 
@@ -97,4 +98,42 @@ fn a_choice_ends_with_what_was_guessed_of_it_in_all_its_steps() {
     assert!(before.iter().all(|delta| delta.guessed == Guessed::default()));
     assert_eq!((last.guessed.places[0], last.guessed.places[1]), ((2, 2), (1, 2)));
     assert_eq!(last.guessed.predicted, (2, 2));
+}
+
+/// Remembers how much time each submission had left.
+#[derive(Clone, Default)]
+struct Noting(Arc<std::sync::Mutex<Vec<Option<u64>>>>);
+
+impl Place for Noting {
+    fn submit(&self, order: Order) -> bool {
+        self.0.lock().unwrap().push(order.header.timeout_ms);
+        true
+    }
+
+    fn cancel(&self, _: u64, _: u32, _: Option<u32>) {}
+
+    fn lists(&self) -> u64 {
+        1
+    }
+
+    fn is(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn wherever_it_moves_a_request_has_the_time_that_is_left() {
+    let model = Arc::new(Model::new(fixture::card(), &fixture::byte_level(&[]), None).unwrap());
+    let (start, millis) = (Instant::now(), Duration::from_millis);
+    let generation = Generation { deadline: Some(start + millis(300)), ..generation() };
+    let (mut request, link) = (Request::new(1, model, &generation, 0), Noting::default());
+    for passed in [5, 120, 300] {
+        let now = start + millis(passed);
+        assert_eq!(request.is_late(now), passed == 300);
+        let (patient, hasty) = (request.deadline(millis(1000), now), request.deadline(millis(10), now));
+        assert_eq!((patient, hasty), (start + millis(300), (now + millis(10)).min(start + millis(300))));
+        assert!(request.place_on(&link, now));
+        request.leave(&link, true, 9);
+    }
+    assert_eq!(*link.0.lock().unwrap(), [Some(295), Some(180), Some(0)]);
 }

@@ -8,6 +8,7 @@ use super::{Planner, Record, Run, Running, Sequence, State, Step};
 use crate::core::{
     blocks::Table,
     fairness::PROMPT_COST,
+    inventory,
     types::{BlockId, Rank, SlotId, TokenCount},
 };
 
@@ -285,6 +286,8 @@ impl Planner {
     fn send(&mut self, draft: Draft) -> v1::StepPlan {
         let mut plan = draft.plan;
         plan.step_id = self.next_step;
+        // Some may have given way by now, even to this plan: the worker hears of it in the same order.
+        plan.full = inventory::tell(&self.blocks.take_named());
         plan.release = self.released.drain(..).map(|slot| slot.0).collect();
         self.next_step += 1;
         self.in_flight.push_back(Step { id: plan.step_id, runs: draft.runs });

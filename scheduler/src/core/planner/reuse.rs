@@ -8,8 +8,12 @@
 //! * Choices of one request share the whole blocks of their prompt in the same way; of the last, partial one,
 //!   each gets a copy.
 //!
+//! * What earlier schedulers had computed can be found from the start: the worker tells what they told it.
+//!
 //! All of it happens before a sequence's first row; from then on it computes for itself. So the worker hears of
 //! a sequence when it first runs, with what is computed of it by then.
+
+use volley_proto::v1;
 
 use super::{
     Planner, Running, Sequence, State,
@@ -17,6 +21,7 @@ use super::{
 };
 use crate::core::{
     blocks::Found,
+    inventory::{self, BadInventory},
     types::{BlockId, Rank, TokenCount},
 };
 
@@ -31,6 +36,15 @@ pub(super) struct Fork {
 // === impl Planner ===
 
 impl Planner {
+    /// Takes over what the worker's cache holds from before it was connected, as its hello says: before anything runs.
+    pub fn holding(self, inventory: &[v1::NamedBlocks]) -> Result<Self, BadInventory> {
+        if !self.limits.prefix_cache {
+            return Ok(self);
+        }
+        let contents = inventory::read(inventory, &self.limits.blocks)?;
+        Ok(Self { blocks: self.blocks.holding(&contents), ..self })
+    }
+
     /// Gives those that haven't run yet what has been cached of them meanwhile.
     pub(super) fn reuse_more(&mut self) {
         let new: Vec<_> = self.running.iter().filter(|(_, r)| !r.started).map(|(&rank, _)| rank).collect();

@@ -165,6 +165,7 @@ fn generation(number: usize, random: &mut Random) -> Generation {
         cache_salt: String::new(),
         max_cached_tokens: None,
         traceparent: String::new(),
+        deadline: None,
     }
 }
 

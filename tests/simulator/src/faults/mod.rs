@@ -99,6 +99,8 @@ pub struct Outcome {
     pub left: u64,
     /// Sequences that lost their worker and got another from the same scheduler.
     pub moved: u64,
+    /// Blocks that workers had cached when a scheduler claimed them, or claimed them again.
+    pub taken_over: u64,
     /// Rows computed in vain, at workers that lived to the end.
     pub wasted: u64,
     /// Preemptions there.
@@ -145,6 +147,7 @@ impl Outcome {
         self.ended += other.ended;
         self.left += other.left;
         self.moved += other.moved;
+        self.taken_over += other.taken_over;
         self.wasted += other.wasted;
         self.preempted += other.preempted;
         self.events += other.events;
@@ -153,13 +156,17 @@ impl Outcome {
 
 impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { faults, poisoned, whole, resumed, ended, left, moved, wasted, preempted, events } = self;
+        let Self { faults, poisoned, whole, resumed, ended, left, .. } = self;
+        let Self { moved, taken_over, wasted, preempted, events, .. } = self;
         writeln!(f, "faults {faults}, workers poisoned {poisoned}, events {events}")?;
         writeln!(
             f,
             "streams whole {whole} (resumed at another router {resumed}), ended at a bound {ended}, left {left}"
         )?;
-        write!(f, "moved within a scheduler {moved}, rows wasted {wasted}, preempted {preempted}")
+        write!(
+            f,
+            "moved within a scheduler {moved}, cached blocks taken over {taken_over}, rows wasted {wasted}, preempted {preempted}"
+        )
     }
 }
 

@@ -40,7 +40,8 @@ pub(super) enum Message {
     Models(bool),
     Output(v1::StepOutput),
     Claim(Epoch),
-    Hello,
+    /// The answer: what the worker's cache holds.
+    Hello(Vec<v1::NamedBlocks>),
     Plan(v1::StepPlan),
     Result(v1::StepResult),
     /// The other end closed the stream.

@@ -13,7 +13,7 @@ use volley_scheduler::{
         placement::Placement,
         planner::{Limits, Planner},
         sequence::{Output, Sequence},
-        types::{LinkId, SequenceKey, WorkerId},
+        types::{LinkId, Millis, SequenceKey, WorkerId},
     },
     submission::Assembler,
 };
@@ -79,6 +79,8 @@ pub(super) struct Scheduler {
     next_link: u64,
     connections: u64,
     arrivals: u64,
+    /// Blocks that workers had cached when they were claimed.
+    pub(super) taken_over: u64,
     silence: Silence,
 }
 
@@ -102,6 +104,7 @@ impl Scheduler {
             next_link: 0,
             connections: 0,
             arrivals: 0,
+            taken_over: 0,
             silence: Silence::default(),
         }
     }
@@ -141,7 +144,10 @@ impl Scheduler {
         match message {
             Message::Submit(chunk) => {
                 if let Ok(Some(submission)) = link.assembler.add(chunk) {
-                    self.tell_from_link(ToFront::Submit(submission.sequences(id)), net);
+                    self.tell_from_link(
+                        ToFront::Submit(submission.sequences(id, Millis(net.now / MILLI))),
+                        net,
+                    );
                 }
             }
             Message::Cancel(cancel) => {
@@ -163,13 +169,17 @@ impl Scheduler {
         let Some(runner) = self.runners.get_mut(&id) else { return };
         let mut out = Vec::new();
         let heard = match message {
-            Message::Hello => {
-                runner.planner = Some(Planner::new(self.limits.clone()));
+            Message::Hello(inventory) => {
+                match Planner::new(self.limits.clone()).holding(&inventory) {
+                    Ok(planner) => runner.planner = Some(planner),
+                    Err(bad) => net.broken.push(format!("worker {}: {bad}", runner.worker)),
+                }
+                self.taken_over += inventory.iter().map(|group| group.blocks.len() as u64).sum::<u64>();
                 if let Some(owned) = self.owned.get_mut(&runner.worker) {
                     owned.pause = PAUSE.0;
                 }
                 self.tell_from_runner(ToFront::Joined(id), net);
-                return;
+                return self.go_on(id, Vec::new(), net);
             }
             Message::Close => Err(Lost::Taken),
             result => runner.hear(result, &mut out, net.now),

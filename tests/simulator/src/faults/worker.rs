@@ -70,7 +70,7 @@ impl WorkerProcess {
                 Job::Claim(epoch) if epoch > self.epoch => {
                     self.disown(net);
                     (self.epoch, self.owner) = (epoch, Some(end));
-                    net.send(end, Message::Hello);
+                    net.send(end, Message::Hello(self.machine.inventory()));
                 }
                 Job::Claim(_) => net.close(end),
                 // Of an older epoch.

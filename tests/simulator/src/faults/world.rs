@@ -303,6 +303,7 @@ impl World {
                 self.outcome.preempted += preempted;
             }
             self.outcome.moved += scheduler.moves();
+            self.outcome.taken_over += scheduler.taken_over;
         }
         let workers = (0..).zip(&self.workers).filter(|(n, _)| !net.is_dead(Process::Worker(*n)));
         self.broken.extend(workers.filter_map(|(_, worker)| worker.leaks()));
@@ -428,6 +429,10 @@ fn brief(message: &Message) -> String {
             format!("plan {}: admits {}, runs {}", plan.step_id, plan.admit.len(), runs.join(" "))
         }
         Message::Result(result) => format!("result of step {}", result.step_id),
+        Message::Hello(inventory) => {
+            let blocks: Vec<_> = inventory.iter().map(|group| &group.blocks).collect();
+            format!("hello, with blocks {blocks:?}")
+        }
         other => format!("{other:?}"),
     }
 }

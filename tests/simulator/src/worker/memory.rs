@@ -1,10 +1,11 @@
-//! A worker's KV cache: which token each place of each block was computed for.
+//! A worker's KV cache: which token each place of each block was computed for, and the names that blocks were told,
+//! kept as a worker keeps them.
 
 use std::collections::HashMap;
 
 use volley_proto::v1;
 
-use super::{Violation, ensure};
+use super::{Violation, ensure, inventory::Inventory};
 
 /// All blocks of a worker.
 #[derive(Debug)]
@@ -13,6 +14,7 @@ pub struct Memory {
     groups: usize,
     /// (group, block) → its tokens.
     cells: HashMap<(usize, u32), Vec<Option<u32>>>,
+    pub(super) inventory: Inventory,
 }
 
 // === impl Memory ===
@@ -20,7 +22,7 @@ pub struct Memory {
 impl Memory {
     /// Empty: blocks of `block_tokens` in each of `groups` groups.
     pub fn new(block_tokens: usize, groups: usize) -> Self {
-        Self { block_tokens, groups, cells: HashMap::new() }
+        Self { block_tokens, groups, cells: HashMap::new(), inventory: Inventory::default() }
     }
 
     /// Computes `tokens` from position `from` on.
@@ -40,6 +42,7 @@ impl Memory {
                 let cells = self.cells.entry((group, block)).or_default();
                 cells.resize(self.block_tokens, None);
                 cells[position % self.block_tokens] = Some(token);
+                self.inventory.written(group as u32, block);
             }
         }
         Ok(())
@@ -58,10 +61,18 @@ impl Memory {
         Ok(())
     }
 
+    /// A sequence is gone.
+    pub(super) fn let_go(&mut self, tables: &[Vec<u32>]) {
+        for (group, table) in (0..).zip(tables) {
+            self.inventory.let_go(group, table.iter().copied());
+        }
+    }
+
     /// Copies a block.
     pub(super) fn copy(&mut self, copy: &v1::BlockCopy) {
         let group = copy.group as usize;
         let content = self.cells.get(&(group, copy.from)).cloned().unwrap_or_default();
         self.cells.insert((group, copy.to), content);
+        self.inventory.written(copy.group, copy.to);
     }
 }

@@ -4,6 +4,8 @@
 //! refuses plans that can't be, with a [`Violation`].
 
 mod cost;
+#[path = "../../../../worker/src/engine/inventory.rs"]
+mod inventory; // the worker's own
 mod memory;
 
 use std::time::Duration;
@@ -86,8 +88,15 @@ impl Worker {
 
     /// Another scheduler claims it, or nobody: nothing runs, steps count anew. Blocks keep their content.
     pub fn clear(&mut self) {
-        self.slots.iter_mut().for_each(|slot| *slot = None);
+        for slot in self.slots.iter_mut().filter_map(Option::take) {
+            self.memory.iter_mut().for_each(|memory| memory.let_go(&slot.tables));
+        }
         self.last_step = 0;
+    }
+
+    /// What its cache holds, by name.
+    pub fn inventory(&self) -> Vec<v1::NamedBlocks> {
+        self.memory.as_ref().map_or_else(Vec::new, |memory| memory.inventory.report(usize::MAX))
     }
 
     /// Sequences in slots.
@@ -100,9 +109,15 @@ impl Worker {
         ensure!(plan.step_id == self.last_step + 1, "step {} follows {}", plan.step_id, self.last_step);
         self.last_step = plan.step_id;
         let released = !plan.release.is_empty();
+        if let Some(memory) = &mut self.memory {
+            plan.full.iter().try_for_each(|full| memory.inventory.name(full)).map_err(Violation)?;
+        }
         for slot in plan.release {
             let freed = self.slots.get_mut(slot as usize).and_then(Option::take);
-            ensure!(freed.is_some(), "slot {slot} is released, but it is free");
+            let Some(freed) = freed else {
+                return Err(Violation(format!("slot {slot} is released, but it is free")));
+            };
+            self.memory.iter_mut().for_each(|memory| memory.let_go(&freed.tables));
         }
         for sequence in plan.admit {
             self.admit(sequence)?;

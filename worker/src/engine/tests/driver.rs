@@ -119,14 +119,24 @@ impl Driver {
         rows: usize,
         pooling: Option<Pooling>,
     ) -> Self {
+        Self::of((vec![backend], model), draft, sequences, rows, pooling)
+    }
+
+    /// Over the devices of all ranks.
+    pub(super) fn of<B: Backend>(
+        (ranks, model): (Vec<B>, &Model),
+        draft: Option<(B, &Model)>,
+        sequences: usize,
+        rows: usize,
+        pooling: Option<Pooling>,
+    ) -> Self {
         let (context, vocab) = (model.description.context, model.description.vocab);
         let limits = Limits { sequences, rows, blocks: sequences * 12, context, vocab, pooling };
-        let decoder = |backend, model: &Model| {
-            testing::decoder(backend, model, Capacity { rows, sequences }, limits.blocks)
-        };
-        let draft =
-            draft.map(|(backend, draft)| DraftModel::new(decoder(backend, draft), rows, limits.blocks));
-        let decoder = decoder(backend, model);
+        let (capacity, blocks) = (Capacity { rows, sequences }, limits.blocks);
+        let draft = draft.map(|(backend, draft)| {
+            DraftModel::new(testing::decoder(backend, draft, capacity, blocks), rows, blocks)
+        });
+        let decoder = testing::group(ranks, model, capacity, blocks);
         let guides = Guides::start(compiler(&model.text, vocab)).unwrap();
         let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
         let watch = Watch::default();

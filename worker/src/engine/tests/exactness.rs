@@ -140,7 +140,10 @@ fn each_penalty_bias_and_mirostat_changes_a_text() {
 
 #[test]
 fn a_copied_block_continues_as_the_original() {
-    let driver = Driver::start("tiny-llama", 2, 64);
+    continues_from_a_copy(Driver::start("tiny-llama", 2, 64));
+}
+
+pub(super) fn continues_from_a_copy(driver: Driver) {
     let epoch = Epoch { claim: 1, connection: 1 };
     let (mut received, _ended) = driver.claim(epoch);
     next(&mut received).unwrap();

@@ -1,3 +1,4 @@
+mod deadlines;
 mod fake;
 
 use futures::StreamExt;
@@ -66,6 +67,7 @@ fn generation(prompts: &[&str]) -> Generation {
         cache_salt: String::new(),
         max_cached_tokens: None,
         traceparent: "00-trace".into(),
+        deadline: None,
     }
 }
 
