@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use volley_worker::{Gpu, Machine};
+use volley_worker::{Gpu, Machine, StepSize};
 
 /// The report.
 pub(crate) fn report(machine: &Machine) -> String {
@@ -22,13 +22,21 @@ pub(crate) fn report(machine: &Machine) -> String {
             }
         }
     }
-    let first = gpus.as_ref().ok().and_then(|gpus| gpus.first());
+    let usable = gpus.as_ref().is_ok_and(|gpus| matches!(gpus.first(), Some(Ok(_))));
+    let count = gpus.as_ref().map_or(0, Vec::len);
     line(
         "device",
-        match first {
-            Some(Ok(_)) => "--device auto computes on cuda:0".into(),
-            _ => "--device auto computes on the CPU".into(),
+        match (usable, count) {
+            (false, _) => "--device auto computes on the CPU".into(),
+            (true, 1) => "--device auto computes on cuda:0".into(),
+            (true, _) => format!("--device auto computes on cuda:0; `volley serve` on all {count} GPUs"),
         },
+    );
+    let StepSize { max_batch_tokens, max_sequences } = if usable { StepSize::GPU } else { StepSize::CPU };
+    let less = if usable { ", less where a model leaves it little memory" } else { "" };
+    line(
+        "steps",
+        format!("--max-batch-tokens {max_batch_tokens} and --max-sequences {max_sequences} by default{less}"),
     );
     text
 }
@@ -57,15 +65,24 @@ mod tests {
         };
         let text = report(&machine);
         assert!(
-            text.contains("driver  no driver\n") && text.ends_with("auto computes on the CPU\n"),
+            text.contains("driver  no driver\n") && text.contains("auto computes on the CPU\n"),
+            "{text}"
+        );
+        assert!(
+            text.ends_with("steps   --max-batch-tokens 512 and --max-sequences 64 by default\n"),
             "{text}"
         );
         let gpu = Gpu { name: "H100".into(), architecture: 90, kernels: 88, free: 70 << 30, total: 80 << 30 };
+        machine.gpus = Ok(vec![Ok(gpu.clone())]);
+        assert!(report(&machine).contains("auto computes on cuda:0\nsteps   --max-batch-tokens 8192 and"));
         machine.gpus = Ok(vec![Ok(gpu), Err("broken".into())]);
         let text = report(&machine);
         assert!(text.contains("cuda:0  H100, sm_90, 75.2 GB of 85.9 GB free, 88 kernels"), "{text}");
-        assert!(text.contains("cuda:1  broken\n") && text.ends_with("auto computes on cuda:0\n"), "{text}");
+        assert!(
+            text.contains("cuda:1  broken\n") && text.contains("cuda:0; `volley serve` on all 2 GPUs\n"),
+            "{text}"
+        );
         machine.gpus = Ok(vec![]);
-        assert!(report(&machine).ends_with("sees no GPU\ndevice  --device auto computes on the CPU\n"));
+        assert!(report(&machine).contains("sees no GPU\ndevice  --device auto computes on the CPU\n"));
     }
 }

@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}"); // our messages name their causes
-            ExitCode::FAILURE
+            volley_worker::end_process(1)
         }
     }
 }

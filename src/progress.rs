@@ -1,6 +1,6 @@
 //! Progress of something slow: a bar on a terminal, a line now and then where there is none.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 
 use indicatif::{DecimalBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -19,7 +19,11 @@ enum Kind {
     Lines {
         printed: u64,
     },
-    Silent,
+    /// Told to someone whenever a percent more is done.
+    Told {
+        tell: fn(u64, u64) -> io::Result<()>,
+        told: u64,
+    },
 }
 
 // === impl Progress ===
@@ -39,9 +43,9 @@ impl Progress {
         Self { label, kind: Kind::Lines { printed: 0 } }
     }
 
-    /// Shows nothing: for supervised children, whose parent has its own.
-    pub(crate) fn silent() -> Self {
-        Self { label: String::new(), kind: Kind::Silent }
+    /// Shows nothing here: tells it to someone else, such as a supervising parent.
+    pub(crate) fn told(tell: fn(u64, u64) -> io::Result<()>) -> Self {
+        Self { label: String::new(), kind: Kind::Told { tell, told: 0 } }
     }
 
     /// `done` of `total` bytes; a total of 0 is unknown.
@@ -61,7 +65,13 @@ impl Progress {
                     eprintln!("{}: {percent} % of {}", self.label, DecimalBytes(total));
                 }
             }
-            Kind::Silent => {}
+            Kind::Told { tell, told } => {
+                let percent = done.saturating_mul(100).checked_div(total).unwrap_or(0).min(100);
+                if percent > *told {
+                    *told = percent;
+                    let _ = tell(done, total); // who doesn't listen misses nothing
+                }
+            }
         }
     }
 

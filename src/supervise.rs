@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! parent ── stdin (held open) ──▶ child: volley worker --supervised
-//!        ◀─ stdout: one line, JSON: id, address, model
+//!        ◀─ stdout: lines of JSON: bytes of weights loaded; at last id, address, model
 //! ```
 //!
 //! A child ends when its stdin does, so it never outlives its parent, however that dies.
@@ -33,7 +33,22 @@ const HEALTHY: Duration = Duration::from_secs(60);
 /// How long a child may take to end once its stdin is closed.
 const FAREWELL: Duration = Duration::from_secs(10);
 
-/// What a child says once it serves.
+/// A line that a child says.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Line {
+    /// How much of the weights is loaded.
+    Loading {
+        /// Bytes.
+        done: u64,
+        /// Of so many.
+        total: u64,
+    },
+    /// It serves. Nothing comes after it.
+    Ready(Ready),
+}
+
+/// Where a child can be found.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ready {
     /// The worker's id.
@@ -58,14 +73,25 @@ pub(crate) enum Error {
     Membership(#[from] volley_membership::Error),
 }
 
+/// What is told of a child.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum News {
+    /// It has loaded so many bytes of weights of so many.
+    Loading { done: u64, total: u64 },
+    /// It has become ready.
+    Ready,
+}
+
 /// One child, over all its lives.
 pub(crate) struct Supervised {
+    /// Its number among all, for the news.
+    pub(crate) number: usize,
     /// The program and its arguments.
     pub(crate) command: Vec<OsString>,
     /// Where its scheduler finds it.
     pub(crate) membership: Arc<dyn Membership>,
-    /// Told whenever it has become ready.
-    pub(crate) ready: mpsc::UnboundedSender<()>,
+    /// Told how it fares.
+    pub(crate) news: mpsc::UnboundedSender<(usize, News)>,
     /// Ends it for good.
     pub(crate) shutdown: CancellationToken,
 }
@@ -104,15 +130,24 @@ impl Supervised {
         let mut registration = None;
         if let Some(stdout) = child.stdout.take() {
             let mut lines = BufReader::new(stdout).lines();
-            let line = tokio::select! {
-                line = lines.next_line() => line?,
-                () = self.shutdown.cancelled() => None,
+            let mut said = async || -> io::Result<Option<Line>> {
+                tokio::select! {
+                    line = lines.next_line() => Ok(line?.and_then(|line| serde_json::from_str(&line).ok())),
+                    () = self.shutdown.cancelled() => Ok(None),
+                }
             };
-            if let Some(Ready { id, address, model }) = line.and_then(|l| serde_json::from_str(&l).ok()) {
-                let member = Member { id, address, model };
-                registration = Some(self.membership.register(Role::Worker, member).await?);
-                // Nobody waits any more once the service runs.
-                let _ = self.ready.send(());
+            // Nobody listens to news any more once the service runs.
+            let tell = |news| drop(self.news.send((self.number, news)));
+            while let Some(line) = said().await? {
+                match line {
+                    Line::Loading { done, total } => tell(News::Loading { done, total }),
+                    Line::Ready(Ready { id, address, model }) => {
+                        let member = Member { id, address, model };
+                        registration = Some(self.membership.register(Role::Worker, member).await?);
+                        tell(News::Ready);
+                        break;
+                    }
+                }
             }
         }
         tokio::select! {
@@ -166,7 +201,7 @@ mod tests {
 
     struct World {
         local: Local,
-        ready: mpsc::UnboundedReceiver<()>,
+        news: mpsc::UnboundedReceiver<(usize, News)>,
         shutdown: CancellationToken,
         task: tokio::task::JoinHandle<Result<(), Error>>,
     }
@@ -174,23 +209,27 @@ mod tests {
     /// Supervises a shell script.
     fn supervise(script: &str) -> World {
         let local = Local::default();
-        let (sender, ready) = mpsc::unbounded_channel();
+        let (sender, news) = mpsc::unbounded_channel();
         let shutdown = CancellationToken::new();
         let supervised = Supervised {
+            number: 3,
             command: ["sh", "-c", script].map(OsString::from).to_vec(),
             membership: Arc::new(local.clone()),
-            ready: sender,
+            news: sender,
             shutdown: shutdown.clone(),
         };
-        World { local, ready, shutdown, task: tokio::spawn(supervised.run()) }
+        World { local, news, shutdown, task: tokio::spawn(supervised.run()) }
     }
 
-    const SAYS_READY: &str = r#"echo "{\"id\":\"w$$\",\"address\":\"http://127.0.0.1:1\",\"model\":\"m\"}""#;
+    const SAYS_READY: &str =
+        r#"echo "{\"ready\":{\"id\":\"w$$\",\"address\":\"http://127.0.0.1:1\",\"model\":\"m\"}}""#;
 
     #[tokio::test]
     async fn a_child_is_registered_when_it_is_ready_and_ends_with_its_stdin() {
-        let mut world = supervise(&format!("{SAYS_READY}; cat"));
-        world.ready.recv().await.unwrap();
+        let loading = r#"echo '{"loading":{"done":1,"total":5}}'"#;
+        let mut world = supervise(&format!("{loading}; {SAYS_READY}; cat"));
+        assert_eq!(world.news.recv().await.unwrap(), (3, News::Loading { done: 1, total: 5 }));
+        assert_eq!(world.news.recv().await.unwrap(), (3, News::Ready));
         let members = world.local.members(Role::Worker);
         assert_eq!(members.borrow().values().next().unwrap().address, "http://127.0.0.1:1");
         world.shutdown.cancel();
@@ -221,7 +260,7 @@ mod tests {
             members.changed().await.unwrap();
             ids.extend(members.borrow_and_update().keys().cloned());
         }
-        world.ready.recv().await.unwrap();
+        world.news.recv().await.unwrap();
         world.shutdown.cancel();
         world.task.await.unwrap().unwrap();
     }

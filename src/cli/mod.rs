@@ -74,12 +74,12 @@ pub(crate) struct ServeArgs {
     /// Where the HTTP API listens. The loopback by default: a model is not offered to the network unasked.
     #[arg(long, env = "VOLLEY_LISTEN", default_value = "127.0.0.1:8000", value_name = "HOST:PORT")]
     pub(crate) listen: String,
-    /// Worker processes. One runs inside this process; two or more are supervised children.
+    /// Worker processes, started again when they die. With several GPUs they take turns at them.
     ///
-    /// 1 by default: on a CPU, one worker with all cores is faster than several that share them.
-    #[arg(long, env = "VOLLEY_WORKERS", default_value_t = 1, value_name = "N",
-          value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub(crate) workers: u16,
+    /// By default one for each GPU. On a CPU one, inside this process: with all cores it is faster than several that
+    /// share them.
+    #[arg(long, env = "VOLLEY_WORKERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) workers: Option<u16>,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
     #[command(flatten)]
@@ -188,12 +188,12 @@ pub(crate) struct EngineArgs {
     /// guessed from the text so far and from a request's prediction alone.
     #[arg(long, env = "VOLLEY_DRAFT_MODEL", value_name = "MODEL")]
     pub(crate) draft_model: Option<String>,
-    /// Where the model runs: auto, cpu, cuda or cuda:INDEX. auto: the first GPU if there is one that can be used, else
-    /// the CPU; `volley doctor` says which.
+    /// Where the model runs: auto, cpu, cuda or cuda:INDEX. cuda: the first GPU, and of `volley serve` all of them. auto:
+    /// the same if the first can be used, else the CPU; `volley doctor` says which.
     #[arg(long, env = "VOLLEY_DEVICE", default_value = "auto", value_name = "DEVICE", value_parser = device)]
     pub(crate) device: Device,
     /// Ranks that share out every step of a worker: so many GPUs from the device's index on, or parts of the CPU's
-    /// threads. It must divide the model's key/value heads. 1: fastest where one device has room for the model.
+    /// threads. It must divide the model's key/value heads. 1: a CPU gains nothing from more.
     #[arg(long, env = "VOLLEY_TENSOR_PARALLEL", default_value_t = 1, value_name = "N", value_parser = positive)]
     pub(crate) tensor_parallel: usize,
     /// Kernel threads; never more than cores. By default one per core: decoding is bound by memory, and the async
@@ -209,21 +209,30 @@ pub(crate) struct EngineArgs {
     /// CPU it is always so.
     #[arg(long, env = "VOLLEY_DETERMINISTIC")]
     pub(crate) deterministic: bool,
-    /// Memory for the KV cache, GB; of several GPUs, on each. By default a quarter of what is free, and no more than all sequences can fill:
-    /// the rest of the machine stays usable. Pages are touched when they are first used; the prefix cache uses
-    /// fresh ones before it forgets anything, so in time it fills this.
+    /// Memory for the KV cache, GB; of several GPUs, on each; the workers of one share it. By default a quarter of what is
+    /// free, and no more than all sequences can fill: the rest of the machine stays usable. Pages are touched when they
+    /// are first used; the prefix cache uses fresh ones before it forgets anything, so in time it fills this.
     #[arg(long, env = "VOLLEY_KV_CACHE_GB", value_name = "GB", value_parser = gigabytes)]
     pub(crate) kv_cache_gb: Option<f64>,
     /// Tokens that one step computes at most.
     ///
-    /// 512: a usual prompt is one step, and no step is so long that the streams beside it visibly stall.
-    #[arg(long, env = "VOLLEY_MAX_BATCH_TOKENS", default_value_t = volley_worker::Config::MAX_BATCH_TOKENS,
-          value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(16..=65536))]
-    pub(crate) max_batch_tokens: u32,
-    /// Sequences that run at the same time at most; others wait. 64: beyond it a CPU gains little.
-    #[arg(long, env = "VOLLEY_MAX_SEQUENCES", default_value_t = volley_worker::Config::MAX_SEQUENCES,
-          value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub(crate) max_sequences: u32,
+    /// By default 512 on a CPU: a usual prompt is one step, and no step is so long that the streams beside it visibly
+    /// stall. 8192 on a GPU, which needs many to be busy; less, down to 512, where weights leave it little memory.
+    #[arg(long, env = "VOLLEY_MAX_BATCH_TOKENS", value_name = "TOKENS",
+          value_parser = clap::value_parser!(u32).range(16..=65536))]
+    pub(crate) max_batch_tokens: Option<u32>,
+    /// Sequences that run at the same time at most; others wait.
+    ///
+    /// By default 64 on a CPU, which gains little beyond it; 256 on a GPU, less where it has little memory.
+    #[arg(long, env = "VOLLEY_MAX_SEQUENCES", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) max_sequences: Option<u32>,
+    /// A step that takes longer is hung: the worker's process ends, seconds. What supervises it starts it again, and its
+    /// sequences go on elsewhere.
+    ///
+    /// By default 30 on a GPU, where a step takes a second or two at most; 120 on a CPU, whose first step may page in
+    /// weights from a slow disk.
+    #[arg(long, env = "VOLLEY_STEP_LIMIT", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) step_limit: Option<u64>,
     /// How activations are multiplied with quantized weights. `int8` is fast; `f32` also unpacks the weights to
     /// float32, for comparing with other engines.
     #[arg(long, env = "VOLLEY_ACTIVATIONS", default_value = "int8", value_name = "KIND")]

@@ -18,8 +18,8 @@ pub(crate) enum Device {
     Auto,
     /// The CPU.
     Cpu,
-    /// The GPU of this index.
-    Cuda(usize),
+    /// The GPU of this index; without one the first, and of `serve` all.
+    Cuda(Option<usize>),
 }
 
 /// How activations are represented in matrix products.
@@ -136,10 +136,10 @@ pub(super) fn device(text: &str) -> Result<Device, String> {
     match text {
         "auto" => Ok(Device::Auto),
         "cpu" => Ok(Device::Cpu),
-        "cuda" => Ok(Device::Cuda(0)),
+        "cuda" => Ok(Device::Cuda(None)),
         _ => {
             let index = text.strip_prefix("cuda:").and_then(|index| index.parse().ok());
-            index.map(Device::Cuda).ok_or_else(expected)
+            index.map(|index| Device::Cuda(Some(index))).ok_or_else(expected)
         }
     }
 }
@@ -169,7 +169,8 @@ impl std::fmt::Display for Device {
         match self {
             Self::Auto => f.write_str("auto"),
             Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Cuda(None) => f.write_str("cuda"),
+            Self::Cuda(Some(index)) => write!(f, "cuda:{index}"),
         }
     }
 }

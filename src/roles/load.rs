@@ -1,6 +1,6 @@
 //! From flags to a loaded worker.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -41,13 +41,13 @@ async fn find(args: &EngineArgs, spec: String, cancel: &CancellationToken) -> Re
     Ok(found.map_err(|e| ended(&e))??)
 }
 
-/// Loads them, with progress unless `silent`.
+/// Loads them.
 pub(super) async fn load(
     args: &EngineArgs,
     model: Model,
     draft: Option<PathBuf>,
     id: String,
-    silent: bool,
+    mut progress: Progress,
 ) -> Result<Worker, Error> {
     let config = volley_worker::Config {
         id,
@@ -64,6 +64,7 @@ pub(super) async fn load(
         deterministic: args.deterministic,
         max_batch_tokens: args.max_batch_tokens,
         max_sequences: args.max_sequences,
+        step_limit: args.step_limit.map(Duration::from_secs),
         activations: match args.activations {
             cli::Activations::Int8 => volley_worker::Activations::Int8,
             cli::Activations::F32 => volley_worker::Activations::F32,
@@ -76,8 +77,6 @@ pub(super) async fn load(
         abort_on: args.test_abort_on_tokens.clone(),
     };
     let loaded = spawn_blocking(move || {
-        let label = format!("loading {}", config.name);
-        let mut progress = if silent { Progress::silent() } else { Progress::new(label) };
         let worker = Worker::load(config, |done, total| progress.update(done, total));
         progress.finish();
         worker
@@ -90,7 +89,7 @@ pub(super) fn device(args: &EngineArgs) -> volley_worker::Device {
     match args.device {
         cli::Device::Auto => volley_worker::Device::Auto,
         cli::Device::Cpu => volley_worker::Device::Cpu,
-        cli::Device::Cuda(index) => volley_worker::Device::Cuda(index),
+        cli::Device::Cuda(index) => volley_worker::Device::Cuda(index.unwrap_or(0)),
     }
 }
 

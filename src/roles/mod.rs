@@ -10,6 +10,7 @@
 mod address;
 mod admin;
 mod banner;
+mod children;
 mod load;
 mod parts;
 mod router;

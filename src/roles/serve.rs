@@ -1,14 +1,14 @@
 //! `volley serve`: everything on one machine, with the very gRPC that a cluster uses.
 //!
 //! ```text
-//! 1 worker    router ══ inproc://scheduler ══▶ scheduler ══ inproc://worker ══▶ worker
-//! N workers   router ══ inproc://scheduler ══▶ scheduler ══ TCP ══▶ N child processes
+//! 1 worker on the CPU    router ══ inproc://scheduler ══▶ scheduler ══ inproc://worker ══▶ worker
+//! GPUs, or N workers     router ══ inproc://scheduler ══▶ scheduler ══ TCP ══▶ child processes
 //! ```
 //!
 //! HTTP answers from the first moment (/ready, and requests, say 503 until the model is loaded), so that a port in
 //! use is found before a download, not after.
 
-use std::{ffi::OsString, io::Write, path::PathBuf, sync::Arc, time::Duration};
+use std::{io::Write, sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::mpsc;
@@ -16,12 +16,18 @@ use volley_membership::{Local, Member, Membership, Registration, Role};
 use volley_proto::transport::Transport;
 use volley_router::engine::{Engine, Generate, ModelError};
 
-use super::{Error, address, banner::Banner, fresh_id, load, parts::Parts, router, scheduler, shutdown};
+use super::{
+    Error, address,
+    banner::Banner,
+    children::{self, Child, Machine, Models},
+    fresh_id, load,
+    parts::Parts,
+    router, scheduler, shutdown,
+};
 use crate::{
     cli::{ApiArgs, ServeArgs, TelemetryArgs},
-    models::Model,
     progress::Progress,
-    supervise::Supervised,
+    supervise::{News, Supervised},
 };
 
 const SCHEDULER: &str = "scheduler";
@@ -38,12 +44,6 @@ struct Service {
     _registration: Option<Registration>,
 }
 
-/// What is to be loaded.
-struct Models {
-    model: Model,
-    draft: Option<PathBuf>,
-}
-
 /// Serves until a signal, then lets running answers finish.
 pub(crate) async fn run(
     args: ServeArgs,
@@ -54,6 +54,7 @@ pub(crate) async fn run(
     let config = router::config(&args.api)?;
     let keys = config.keys.required();
     let (listener, listening) = address::bind(&args.listen).await?;
+    let children = children::share(&args, machine(&args)?);
 
     let membership: Arc<dyn Membership> = Arc::new(Local::default());
     let (transport, mut parts) = (Transport::default(), Parts::default());
@@ -76,7 +77,7 @@ pub(crate) async fn run(
     };
     let (name, models) = (model.name.clone(), Models { model, draft });
     let started = tokio::select! {
-        started = service.start_workers(&args, &telemetry, models) => started,
+        started = service.start_workers(&args, &telemetry, models, &children) => started,
         () = ending.cancelled() => return Ok(()),
     };
     started?;
@@ -94,6 +95,15 @@ pub(crate) async fn run(
     }
     service.parts.stop().await;
     Ok(())
+}
+
+/// What there is for workers. A GPU that isn't there is said before a model is obtained.
+fn machine(args: &ServeArgs) -> Result<Machine, Error> {
+    Ok(Machine {
+        gpus: volley_worker::gpus(load::device(&args.engine))?,
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        memory: volley_worker::available_memory(),
+    })
 }
 
 /// An alias can only mean the one model that is served here.
@@ -124,17 +134,19 @@ impl Service {
         args: &ServeArgs,
         telemetry: &TelemetryArgs,
         models: Models,
+        children: &[Child],
     ) -> Result<(), Error> {
-        match args.workers {
-            1 => self.start_in_process(args, models).await,
-            _ => self.start_children(args, telemetry, &models).await,
+        match children {
+            [] => self.start_in_process(args, models).await,
+            _ => self.start_children(args, telemetry, &models, children).await,
         }
     }
 
     async fn start_in_process(&mut self, args: &ServeArgs, models: Models) -> Result<(), Error> {
         let id = fresh_id(WORKER);
+        let progress = Progress::new(format!("loading {}", models.model.name));
         let worker = tokio::select! {
-            worker = load::load(&args.engine, models.model, models.draft, id.clone(), false) => worker?,
+            worker = load::load(&args.engine, models.model, models.draft, id.clone(), progress) => worker?,
             failure = self.parts.failure() => return Err(failure),
         };
         let member = Member { id, address: format!("inproc://{WORKER}"), model: worker.card().name.clone() };
@@ -150,19 +162,33 @@ impl Service {
         args: &ServeArgs,
         telemetry: &TelemetryArgs,
         models: &Models,
+        children: &[Child],
     ) -> Result<(), Error> {
-        let command = child_command(args, telemetry, models)?;
-        let (ready, mut became_ready) = mpsc::unbounded_channel();
-        for _ in 0..args.workers {
-            let (command, membership, ready) = (command.clone(), self.membership.clone(), ready.clone());
+        let (news, mut heard) = mpsc::unbounded_channel();
+        for (number, child) in children.iter().enumerate() {
+            let command = child.command(&args.engine, telemetry, models)?;
+            let (membership, news) = (self.membership.clone(), news.clone());
             self.parts.start("worker process", |shutdown| {
-                Supervised { command, membership, ready, shutdown }.run()
+                Supervised { number, command, membership, news, shutdown }.run()
             });
         }
-        let progress = Progress::new(format!("loading {} in {} processes", models.model.name, args.workers));
-        for _ in 0..args.workers {
+        let mut label = format!("loading {}", models.model.name);
+        if children.len() > 1 {
+            label += &format!(" in {} processes", children.len());
+        }
+        let mut progress = Progress::new(label);
+        let mut loaded = vec![(0, 0); children.len()];
+        let mut waiting = children.len();
+        while waiting > 0 {
             tokio::select! {
-                Some(()) = became_ready.recv() => {}
+                Some((number, news)) = heard.recv() => match news {
+                    News::Ready => waiting -= 1,
+                    News::Loading { done, total } => {
+                        loaded[number] = (done, total);
+                        let (done, total) = loaded.iter().fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
+                        progress.update(done, total);
+                    }
+                },
                 failure = self.parts.failure() => return Err(failure),
             }
         }
@@ -185,70 +211,12 @@ async fn chat_when_ready(engine: &Engine, name: &str) -> Result<bool, Error> {
     }
 }
 
-/// `volley worker …`: all that holds for a child is on its command line.
-fn child_command(
-    args: &ServeArgs,
-    telemetry: &TelemetryArgs,
-    models: &Models,
-) -> Result<Vec<OsString>, Error> {
-    let program = std::env::current_exe()
-        .map_err(|source| Error::System { doing: "cannot find this program's own file", source })?;
-    let (engine, count) = (&args.engine, usize::from(args.workers));
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = engine.threads.unwrap_or((cores / count).max(1));
-    // Together they take what one would. Workers on a GPU share the first one, or the one that is named.
-    let kv_cache_gb = match (engine.kv_cache_gb, volley_worker::has_gpu(load::device(engine))) {
-        (Some(asked), _) => Some(asked / count as f64),
-        (None, true) => None,
-        (None, false) => Some(volley_worker::available_memory() as f64 / 4e9 / count as f64),
-    };
-    let fraction = engine.gpu_memory_fraction / count as f64;
-    let mut command: Vec<OsString> = vec![program.into(), "worker".into(), "--supervised".into()];
-    let mut flag = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
-        command.push(name.into());
-        command.push(value.as_ref().into());
-    };
-    flag("--listen", &"127.0.0.1:0");
-    flag("--model", &models.model.path);
-    flag("--model-name", &models.model.name);
-    if let Some(draft) = &models.draft {
-        flag("--draft-model", draft);
-    }
-    flag("--device", &engine.device.to_string());
-    flag("--tensor-parallel", &engine.tensor_parallel.to_string());
-    flag("--threads", &threads.to_string());
-    flag("--gpu-memory-fraction", &fraction.to_string());
-    flag("--max-batch-tokens", &engine.max_batch_tokens.to_string());
-    flag("--max-sequences", &engine.max_sequences.to_string());
-    flag("--activations", &engine.activations.to_string());
-    flag("--pooling", &engine.pooling.to_string());
-    flag("--log", &telemetry.log.as_deref().unwrap_or("warn"));
-    flag("--log-format", &telemetry.log_format.to_string());
-    if !engine.test_abort_on_tokens.is_empty() {
-        let tokens: Vec<_> = engine.test_abort_on_tokens.iter().map(u32::to_string).collect();
-        flag("--test-abort-on-tokens", &tokens.join(","));
-    }
-    if let Some(kv_cache_gb) = kv_cache_gb {
-        flag("--kv-cache-gb", &kv_cache_gb.to_string());
-    }
-    if let Some(home) = &engine.home {
-        flag("--home", home);
-    }
-    if let Some(endpoint) = &telemetry.otlp_endpoint {
-        flag("--otlp-endpoint", endpoint);
-    }
-    if engine.deterministic {
-        command.push("--deterministic".into());
-    }
-    Ok(command)
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::cli::{self, Cli, Command};
+    use crate::cli::{Cli, Command};
 
     #[test]
     fn an_alias_of_a_model_that_is_not_served_is_noticed() {
@@ -256,22 +224,5 @@ mod tests {
         let cli = Cli::parse_from(["volley", "serve", "--alias", aliases]);
         let Command::Serve(args) = cli.command else { panic!() };
         assert_eq!(misdirected(&args.api, "m"), [&("d".to_owned(), "other".to_owned())]);
-    }
-
-    #[test]
-    fn the_childrens_command_line_is_understood_and_shares_the_machine_out() {
-        let flags = "--workers 4 --kv-cache-gb 2 --threads 3 --home /h --pooling last --deterministic --tensor-parallel 2";
-        let cli = Cli::parse_from(["volley", "serve"].into_iter().chain(flags.split(' ')));
-        let Command::Serve(args) = cli.command else { panic!() };
-        let model = Model { path: "/m.gguf".into(), name: "m".into(), weights_hash: None };
-        let models = Models { model, draft: Some("/d.gguf".into()) };
-        let command = child_command(&args, &cli.telemetry, &models).unwrap();
-        let Command::Worker(worker) = Cli::parse_from(command).command else { panic!() };
-        assert!(worker.supervised);
-        assert_eq!((worker.engine.model.as_str(), worker.engine.threads), ("/m.gguf", Some(3)));
-        assert_eq!((worker.engine.kv_cache_gb, worker.engine.pooling), (Some(0.5), cli::Pooling::Last));
-        assert_eq!(worker.engine.draft_model.as_deref(), Some("/d.gguf"));
-        assert_eq!((worker.engine.home, worker.engine.tensor_parallel), (Some("/h".into()), 2));
-        assert_eq!((worker.engine.gpu_memory_fraction, worker.engine.deterministic), (0.9 / 4.0, true));
     }
 }

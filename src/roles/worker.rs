@@ -1,6 +1,6 @@
 //! `volley worker`: runs a model for whichever scheduler claims it.
 
-use std::io::Write;
+use std::io::{self, Write};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
@@ -10,8 +10,9 @@ use volley_proto::transport::Transport;
 
 use super::{Error, address, admin, cluster, fresh_id, load, shutdown};
 use crate::{
-    cli::WorkerArgs,
-    supervise::{self, Ready},
+    cli::{self, WorkerArgs},
+    progress::Progress,
+    supervise::{self, Line, Ready},
 };
 
 /// Loads, announces itself, serves; until a signal, or until its parent is gone when it is supervised.
@@ -25,6 +26,9 @@ pub(crate) async fn run(args: WorkerArgs, metrics: PrometheusHandle) -> Result<(
         });
     }
     let (listener, listening) = address::bind(&args.listen).await?;
+    if let cli::Device::Cuda(_) = args.engine.device {
+        volley_worker::gpus(load::device(&args.engine))?; // said before a model is obtained
+    }
     let (ready, is_ready) = watch::channel(false);
     admin::start(args.member.admin_listen, metrics, is_ready).await?;
     let id = fresh_id("worker");
@@ -63,7 +67,11 @@ async fn load_model(
 ) -> Result<volley_worker::Worker, Error> {
     let model = load::resolve(&args.engine, ending).await?;
     let draft = load::resolve_draft(&args.engine, ending).await?;
-    load::load(&args.engine, model, draft, id.to_owned(), args.supervised).await
+    let progress = match args.supervised {
+        true => Progress::told(|done, total| say(&Line::Loading { done, total })),
+        false => Progress::new(format!("loading {}", model.name)),
+    };
+    load::load(&args.engine, model, draft, id.to_owned(), progress).await
 }
 
 /// Into etcd; or, for a supervising parent, a line on stdout.
@@ -73,11 +81,16 @@ async fn announce(args: &WorkerArgs, member: &Member) -> Result<Option<Registrat
         return Ok(Some(cluster.register(Role::Worker, member.clone()).await?));
     }
     let Member { id, address, model } = member.clone();
-    let system = |source| Error::System { doing: "cannot tell the parent", source };
-    let line = serde_json::to_string(&Ready { id, address, model }).map_err(|e| system(e.into()))?;
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(system)?;
+    say(&Line::Ready(Ready { id, address, model }))
+        .map_err(|source| Error::System { doing: "cannot tell the parent", source })?;
     Ok(None)
+}
+
+/// To the supervising parent.
+fn say(line: &Line) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", serde_json::to_string(line)?)?;
+    out.flush()
 }
 
 fn unexpected(ended: Result<(), volley_worker::Error>) -> Error {

@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use volley_kernels::cpu::pack::Activations;
 
@@ -30,10 +30,12 @@ pub struct Config {
     pub gpu_memory_fraction: f64,
     /// On a GPU, take only kernels that give a row the same bits in any company. The CPU's always do.
     pub deterministic: bool,
-    /// Rows of a step: a long prompt is cut into so many tokens.
-    pub max_batch_tokens: u32,
-    /// Sequences that run together.
-    pub max_sequences: u32,
+    /// Rows of a step: a long prompt is cut into so many tokens. None: [`StepSize`](crate::StepSize) says.
+    pub max_batch_tokens: Option<u32>,
+    /// Sequences that run together; none: likewise.
+    pub max_sequences: Option<u32>,
+    /// A step that takes longer is hung, and ends the worker; none: 30 s on a GPU, 120 s on a CPU.
+    pub step_limit: Option<Duration>,
     /// How activations enter a product with quantized weights.
     pub activations: Activations,
     /// How embeddings are made; none: they are not served.
@@ -66,13 +68,12 @@ pub enum Device {
 // === impl Config ===
 
 impl Config {
-    /// Default of `max_batch_tokens`: a 512-token prompt is one step, and a step stays short enough that the
-    /// streams beside it don't visibly stall.
-    pub const MAX_BATCH_TOKENS: u32 = 512;
     /// Default of `gpu_memory_fraction`: the rest is for the driver and for what libraries take later.
     pub const GPU_MEMORY_FRACTION: f64 = 0.9;
-    /// Default of `max_sequences`.
-    pub const MAX_SEQUENCES: u32 = 64;
+    /// Default of `step_limit` on a GPU, where all of a step lies in its memory: it takes a second or two at most.
+    pub const GPU_STEP_LIMIT: Duration = Duration::from_secs(30);
+    /// Default of `step_limit` on a CPU: the first step may page in weights from a slow disk.
+    pub const CPU_STEP_LIMIT: Duration = Duration::from_secs(120);
 
     /// The defaults, for a model served as `name`.
     pub fn new(model: impl Into<PathBuf>, name: impl Into<String>) -> Self {
@@ -90,8 +91,9 @@ impl Config {
             kv_cache_bytes: None,
             gpu_memory_fraction: Self::GPU_MEMORY_FRACTION,
             deterministic: false,
-            max_batch_tokens: Self::MAX_BATCH_TOKENS,
-            max_sequences: Self::MAX_SEQUENCES,
+            max_batch_tokens: None,
+            max_sequences: None,
+            step_limit: None,
             activations: Activations::Int8,
             pooling: None,
             abort_on: Vec::new(),

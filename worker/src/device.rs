@@ -14,8 +14,8 @@ use crate::{Error, available_memory, config};
 pub(crate) enum Device {
     /// Parts of this machine's processor.
     Cpu(Vec<CpuBackend>),
-    /// GPUs.
-    Cuda(Vec<CudaBackend>),
+    /// GPUs, and their name for people.
+    Cuda(Vec<CudaBackend>, String),
 }
 
 /// What a machine has to compute with.
@@ -48,12 +48,13 @@ pub struct Gpu {
     pub total: u64,
 }
 
-/// Whether a worker told so would compute on a GPU. Opens it, and closes it again.
-pub fn has_gpu(device: config::Device) -> bool {
+/// How many GPUs there are for workers that are told so, 0 where they compute on the CPU. Left to choose, opens the
+/// first and closes it again. Fails where a GPU is asked for that isn't there.
+pub fn gpus(device: config::Device) -> Result<usize, Error> {
     match device {
-        config::Device::Cpu => false,
-        config::Device::Cuda(_) => true,
-        config::Device::Auto => Cuda::open(0).is_ok(),
+        config::Device::Cpu => Ok(0),
+        config::Device::Cuda(index) => Cuda::count_with(index).map_err(|error| absent(index, error)),
+        config::Device::Auto => Ok(Cuda::open(0).and_then(|_| Cuda::count()).unwrap_or(0)),
     }
 }
 
@@ -61,9 +62,7 @@ pub fn has_gpu(device: config::Device) -> bool {
 pub(crate) fn open(config: &config::Config) -> Result<Device, Error> {
     match config.device {
         config::Device::Cpu => cpus(config).map(Device::Cpu),
-        config::Device::Cuda(index) => cuda(config, index).map_err(|error| {
-            Error::Config(format!("device cuda:{index}: {error}; --device cpu works anywhere"))
-        }),
+        config::Device::Cuda(index) => cuda(config, index).map_err(|error| absent(index, error)),
         config::Device::Auto => match cuda(config, 0) {
             Ok(device) => Ok(device),
             Err(reason) => {
@@ -72,6 +71,10 @@ pub(crate) fn open(config: &config::Config) -> Result<Device, Error> {
             }
         },
     }
+}
+
+fn absent(index: usize, error: volley_kernels::Error) -> Error {
+    Error::Config(format!("device cuda:{index}: {error}; --device cpu works anywhere"))
 }
 
 fn threads() -> usize {
@@ -118,7 +121,9 @@ fn threads_of(config: &config::Config) -> usize {
 fn cuda(config: &config::Config, index: usize) -> Result<Device, volley_kernels::Error> {
     let ranks = config.tensor_parallel;
     if ranks == 1 {
-        return Ok(Device::Cuda(vec![backend(config, gpu(config, index)?)]));
+        let gpu = gpu(config, index)?;
+        let name = format!("cuda:{index} ({})", gpu.properties().name);
+        return Ok(Device::Cuda(vec![backend(config, gpu)], name));
     }
     let gpus: Vec<_> = (index..index + ranks)
         .map(|index| gpu(config, index))
@@ -140,11 +145,12 @@ fn cuda(config: &config::Config, index: usize) -> Result<Device, volley_kernels:
             None => rank,
         }
     };
-    Ok(Device::Cuda(gpus.into_iter().zip(sums).zip(Peers::group(ranks)).map(rank).collect()))
+    let name = format!("cuda:{index} to {} ({})", index + ranks - 1, gpus[0].properties().name);
+    Ok(Device::Cuda(gpus.into_iter().zip(sums).zip(Peers::group(ranks)).map(rank).collect(), name))
 }
 
 fn backend(config: &config::Config, gpu: Arc<Cuda>) -> CudaBackend {
-    CudaBackend::new(gpu, CudaOptions { deterministic: config.deterministic })
+    CudaBackend::new(gpu, CudaOptions { deterministic: config.deterministic, ..CudaOptions::default() })
 }
 
 fn gpu(config: &config::Config, index: usize) -> Result<Arc<Cuda>, volley_kernels::Error> {

@@ -1,4 +1,7 @@
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// Why a model can't be loaded or served.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +46,20 @@ pub enum Error {
     /// The thread that runs steps could not start, or died: the process must be replaced.
     #[error("the step thread {0}")]
     StepThread(String),
+    /// A step does not end: the process must be replaced, for nothing else ends a kernel that hangs.
+    #[error("step {step} ({rows} tokens of {sequences} sequences) has not ended after {} s on {device}", limit.as_secs_f64())]
+    Hung {
+        /// The step's number on its connection.
+        step: u64,
+        /// Tokens it was to compute.
+        rows: u32,
+        /// Sequences it was to compute them of.
+        sequences: usize,
+        /// Where.
+        device: String,
+        /// How long it was waited for.
+        limit: Duration,
+    },
 }
 
 // === impl Error ===

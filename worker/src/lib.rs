@@ -12,6 +12,7 @@
 //! device.rs   the CPU or a GPU                 engine/   the step thread: slots, plans, results
 //! group.rs    several decoders as one          shard.rs  what each has of the model
 //! plan.rs     what goes where in its memory    memory.rs how much memory is free
+//! step_size.rs   how much one step computes
 //! ```
 
 mod card;
@@ -27,6 +28,7 @@ mod model;
 mod plan;
 mod service;
 mod shard;
+mod step_size;
 #[cfg(test)]
 mod testing;
 mod text;
@@ -34,8 +36,9 @@ mod weights;
 mod worker;
 
 pub use config::{Config, Device, Pooling};
-pub use device::{Gpu, Machine, has_gpu};
+pub use device::{Gpu, Machine, gpus};
 pub use error::Error;
 pub use memory::available as available_memory;
-pub use volley_kernels::cpu::pack::Activations;
+pub use step_size::StepSize;
+pub use volley_kernels::{cpu::pack::Activations, end_process};
 pub use worker::Worker;

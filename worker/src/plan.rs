@@ -13,6 +13,7 @@ use crate::{
     memory,
     model::Description,
     shard::Shard,
+    step_size::StepSize,
 };
 
 /// Of the memory that is free, the KV cache takes this part of a machine's by default.
@@ -39,6 +40,7 @@ impl Plan {
     /// For a model, and the draft model beside it.
     pub(crate) fn new<B: Backend>(
         config: &Config,
+        size: StepSize,
         model: &Description,
         draft: Option<&Description>,
         backend: &B,
@@ -50,8 +52,8 @@ impl Plan {
         let plan = Self {
             asked: config.kv_cache_bytes,
             block_bytes: (of_ranks + draft.map_or(0, block_bytes)).max(1),
-            usable: model.context.div_ceil(BLOCK_TOKENS) as u64 * u64::from(config.max_sequences),
-            sequences: config.max_sequences,
+            usable: model.context.div_ceil(BLOCK_TOKENS) as u64 * u64::from(size.max_sequences),
+            sequences: size.max_sequences,
             device: device.map(|memory| (memory, config.gpu_memory_fraction)),
         };
         if plan.device.is_none() {
@@ -207,7 +209,8 @@ mod tests {
     /// The blocks of a worker on a GPU with so much memory, or why there is none.
     fn load(total: usize, change: fn(&mut Config)) -> Result<u64, String> {
         let model = testing::made_up([DType::BF16; 3]);
-        let mut config = Config { max_batch_tokens: 64, max_sequences: 64, ..Config::new("", "made-up") };
+        let mut config =
+            Config { max_batch_tokens: Some(64), max_sequences: Some(64), ..Config::new("", "made-up") };
         change(&mut config);
         let twin = Twin::new(Schedule::ALL[0]).with_memory(total);
         let worker =
@@ -230,7 +233,8 @@ mod tests {
     #[test]
     fn a_group_has_the_blocks_of_the_gpu_with_the_least_room() {
         let model = testing::wide([DType::BF16; 3]);
-        let config = Config { max_batch_tokens: 64, max_sequences: 64, ..Config::new("", "made-up") };
+        let config =
+            Config { max_batch_tokens: Some(64), max_sequences: Some(64), ..Config::new("", "made-up") };
         let load = |totals: [usize; 2]| {
             let rank = |peers: Peers| {
                 let twin = Twin::new(Schedule::ALL[0]).with_memory(totals[peers.rank()]);

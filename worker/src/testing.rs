@@ -103,9 +103,9 @@ pub(crate) fn cpus(ranks: usize, activations: Activations) -> Vec<CpuBackend> {
     if ranks == 1 { vec![cpu()] } else { self::ranks(ranks, |peers| cpu().in_group(peers)) }
 }
 
-/// The CUDA backend over a twin of a GPU.
+/// The CUDA backend over a twin of a GPU. Weights go there in many pieces.
 pub(crate) fn cuda(twin: impl Into<Arc<Twin>>, deterministic: bool) -> CudaBackend {
-    CudaBackend::new(twin.into(), CudaOptions { deterministic })
+    CudaBackend::new(twin.into(), CudaOptions { deterministic, staging: 2048 })
 }
 
 /// What stands for NCCL in tests: sums over the twins of a group, in whatever order.

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use volley_grammar::{Compiler, Vocabulary};
-use volley_kernels::{BLOCK_TOKENS, Backend};
+use volley_kernels::{BLOCK_TOKENS, Backend, cuda::CudaBackend};
 use volley_proto::{
     MAX_MESSAGE, PROTOCOL,
     transport::Incoming,
@@ -24,12 +24,13 @@ use crate::{
     config::Config,
     decoder::Capacity,
     device::{self, Device},
-    engine::{self, DraftModel, Engine, Guides, Job, Limits, WAITING_JOBS},
+    engine::{self, DraftModel, Engine, Guides, Job, Limits, Running, WAITING_JOBS, Watch},
     group::Group,
     model::Model,
     plan::Plan,
     service::Service,
-    shard,
+    shard::{self, Shard},
+    step_size::{Room, StepSize},
     text::Text,
     weights,
 };
@@ -46,6 +47,10 @@ pub struct Worker {
     /// What the step thread runs; hides which backend it is.
     steps: Box<dyn FnOnce(mpsc::Receiver<Job>) -> Result<(), Error> + Send>,
     card: ModelCard,
+    watch: Watch,
+    /// Where steps run, for people, and how long one may take.
+    device: String,
+    step_limit: Duration,
 }
 
 // === impl Worker ===
@@ -53,10 +58,23 @@ pub struct Worker {
 impl Worker {
     /// Opens and loads a model; `progress` is told the bytes of weights done and in total. Takes its time:
     /// not for the async threads.
-    pub fn load(config: Config, mut progress: impl FnMut(u64, u64)) -> Result<Self, Error> {
-        let started = Instant::now();
+    pub fn load(config: Config, progress: impl FnMut(u64, u64)) -> Result<Self, Error> {
         // A device that isn't there is said before a model is read.
         let device = device::open(&config)?;
+        Self::load_on(device, config, progress)
+    }
+
+    /// The same on a GPU that is open already, whatever the configuration says: in tests, the twin of one.
+    pub fn load_on_gpu(
+        gpu: CudaBackend,
+        config: Config,
+        progress: impl FnMut(u64, u64),
+    ) -> Result<Self, Error> {
+        Self::load_on(Device::Cuda(vec![gpu], "the GPU".to_owned()), config, progress)
+    }
+
+    fn load_on(device: Device, config: Config, mut progress: impl FnMut(u64, u64)) -> Result<Self, Error> {
+        let started = Instant::now();
         let model = Model::open(&config.model)?;
         shard::check(&model, config.tensor_parallel)?;
         let draft = config.draft.as_deref().map(Model::open).transpose()?;
@@ -68,9 +86,11 @@ impl Worker {
                 let draft = draft.as_ref().map(|draft| Ok::<_, Error>((device::cpu(&config)?, draft)));
                 Self::with_ranks(&config, (ranks, &model), draft.transpose()?, &mut progress)?
             }
-            Device::Cuda(ranks) => {
+            Device::Cuda(ranks, name) => {
                 let draft = draft.as_ref().zip(ranks.first()).map(|(draft, gpu)| (gpu.another(), draft));
-                Self::with_ranks(&config, (ranks, &model), draft, &mut progress)?
+                let worker = Self::with_ranks(&config, (ranks, &model), draft, &mut progress)?;
+                let step_limit = config.step_limit.unwrap_or(Config::GPU_STEP_LIMIT);
+                Self { device: name, step_limit, ..worker }
             }
         };
         tracing::info!(
@@ -79,6 +99,8 @@ impl Worker {
             weights = worker.card.weight_format,
             context = worker.card.context_length,
             kv_blocks = worker.hello.groups[0].blocks,
+            max_batch_tokens = worker.hello.max_batch_tokens,
+            max_sequences = worker.hello.max_sequences,
             numerics = worker.card.numerics_class,
             seconds = (started.elapsed().as_secs_f64() * 1e3).round() / 1e3,
             "loaded"
@@ -105,15 +127,19 @@ impl Worker {
         let Model { description, weights, text, .. } = model;
         let guides = Guides::start(compiler(text, description.vocab))
             .map_err(|e| Error::Config(format!("cannot start the threads of guided sequences: {e}")))?;
-        let (rows, sequences) = (config.max_batch_tokens as usize, config.max_sequences as usize);
+        let ranks = Shard::of(&first).ranks() as u64;
+        let weights_bytes = model.bytes() / ranks + draft.as_ref().map_or(0, |(_, draft)| draft.bytes());
+        let room = first.memory()?.map(|memory| Room { memory, weights: weights_bytes });
+        let size = StepSize::of(config, description, room);
+        let (rows, sequences) = (size.max_batch_tokens as usize, size.max_sequences as usize);
         if rows == 0 || sequences == 0 {
             return Err(Error::Config(format!(
                 "max-batch-tokens {rows}, max-sequences {sequences}: expected at least 1 of each"
             )));
         }
         let capacity = Capacity { rows, sequences };
-        let plan =
-            Plan::new(config, description, draft.as_ref().map(|(_, draft)| &draft.description), &first)?;
+        let drafts = draft.as_ref().map(|(_, draft)| &draft.description);
+        let plan = Plan::new(config, size, description, drafts, &first)?;
         let mut draft_model = None;
         // What else is to have memory has it before blocks are counted: each has its like in the draft model's cache.
         let blocks = |backend: &B| match draft {
@@ -128,7 +154,7 @@ impl Worker {
         };
         let first = || plan.load(first, description, weights, capacity, progress, blocks);
         let other = |backend: B| {
-            let plan = Plan::new(config, description, None, &backend)?;
+            let plan = Plan::new(config, size, description, None, &backend)?;
             let blocks = |backend: &B| plan.blocks_of(backend);
             let loaded = plan.load(backend, description, weights, capacity, &mut |_, _| (), blocks);
             loaded.map(|(decoder, _)| decoder)
@@ -155,15 +181,25 @@ impl Worker {
             card: Some(card.clone()),
             groups: vec![group],
             block_tokens: BLOCK_TOKENS as u32,
-            max_sequences: config.max_sequences,
-            max_batch_tokens: config.max_batch_tokens,
+            max_sequences: size.max_sequences,
+            max_batch_tokens: size.max_batch_tokens,
             inventory: Vec::new(), // the step thread's to tell
         };
-        let abort_on = config.abort_on.clone();
+        let (abort_on, watch) = (config.abort_on.clone(), Watch::default());
+        let watched = watch.clone();
         let steps = Box::new(move |jobs| {
-            Engine::new(decoder, draft_model, limits, guides).abort_on(abort_on).run(jobs)
+            let engine = Engine::new(decoder, draft_model, limits, guides);
+            engine.abort_on(abort_on).watched(watched).run(jobs)
         });
-        Ok(Self { hello, files: Arc::new(text.files.clone()), steps, card })
+        Ok(Self {
+            hello,
+            files: Arc::new(text.files.clone()),
+            steps,
+            card,
+            watch,
+            device: "the CPU".to_owned(),
+            step_limit: config.step_limit.unwrap_or(Config::CPU_STEP_LIMIT),
+        })
     }
 
     /// What is served.
@@ -211,6 +247,10 @@ impl Worker {
                 Ok(Err(error)) => Error::StepThread(format!("ended: {error}")),
                 Ok(Ok(())) | Err(_) => Error::StepThread("died".to_owned()),
             }),
+            Running { step_id, rows, sequences, .. } = self.watch.hung(self.step_limit) => {
+                let (device, limit) = (self.device, self.step_limit);
+                return Err(Error::Hung { step: step_id, rows, sequences, device, limit });
+            }
         }
         // The connections are gone, and so is the last sender of jobs: the thread ends when its step does.
         let _ = tokio::time::timeout(SHUTDOWN, thread).await;

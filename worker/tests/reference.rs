@@ -69,7 +69,7 @@ async fn start(link: &mut Link, sequences: Vec<NewSequence>, tokens: &[usize]) -
 
 /// Scores prompt and text of every item.
 async fn score(config: Config) -> Vec<Position> {
-    let served = Served::start(Config { max_batch_tokens: 1024, ..config });
+    let served = Served::start(Config { max_batch_tokens: Some(1024), ..config });
     let (mut link, _) = served.claimed(1).await;
     let items = reference();
     let sequence = |item: &Item| {

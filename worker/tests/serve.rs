@@ -167,7 +167,7 @@ fn a_configuration_that_cannot_work_is_refused() {
     let load = |config| Worker::load(config, |_, _| ()).err().unwrap().to_string();
     let gpu = load(Config { device: Device::Cuda(77), ..config() });
     assert!(gpu.starts_with("device cuda:77: ") && gpu.ends_with("; --device cpu works anywhere"), "{gpu}");
-    let none = load(Config { max_sequences: 0, ..config() });
+    let none = load(Config { max_sequences: Some(0), ..config() });
     assert!(none.contains("max-sequences 0"), "{none}");
     let ranks = load(Config { tensor_parallel: 3, ..config() });
     assert!(
@@ -176,7 +176,7 @@ fn a_configuration_that_cannot_work_is_refused() {
     );
     let small = load(Config { kv_cache_bytes: Some(100), ..config() });
     assert!(small.starts_with("a KV cache of 100 bytes holds no block of 16 tokens"), "{small}");
-    let huge = load(Config { kv_cache_bytes: Some(1 << 60), max_sequences: u32::MAX, ..config() });
+    let huge = load(Config { kv_cache_bytes: Some(1 << 60), max_sequences: Some(u32::MAX), ..config() });
     assert!(huge.contains("does not fit"), "{huge}");
     let missing = load(Config { model: folder().join("nothing"), ..config() });
     assert!(missing.contains("nothing: No such file"), "{missing}");

@@ -15,11 +15,10 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use super::{
     device::{Address, Device, ElementType, Graph, Launch, Properties, TensorMap, Tile},
     fatbins::FATBINS,
+    faults::{self, failed},
 };
 use crate::{DeviceMemory, Error};
 
-/// CUDA 13.0, as the driver numbers it: what the kernels are compiled with.
-const OLDEST_DRIVER: i32 = 13000;
 /// Dynamic shared memory that a kernel may have without asking.
 const SHARED_BY_DEFAULT: usize = 48 << 10;
 
@@ -46,11 +45,6 @@ unsafe impl Send for Cuda {}
 // SAFETY: likewise; the driver serializes calls on one stream.
 unsafe impl Sync for Cuda {}
 
-/// What the driver said of a call.
-fn failed(what: &'static str) -> impl FnOnce(DriverError) -> Error {
-    move |error| Error::Device(format!("{what}: {error}"))
-}
-
 // === impl Cuda ===
 
 impl Cuda {
@@ -58,33 +52,37 @@ impl Cuda {
     pub fn count() -> Result<usize, Error> {
         // SAFETY: only looks for the library; every other call into it would panic without it.
         if !unsafe { sys::is_culib_present() } {
-            return Err(Error::Device("no NVIDIA driver: libcuda.so.1 was not found".into()));
+            return Err(faults::no_driver());
         }
         let mut version = 0;
         // SAFETY: writes one int.
         unsafe { sys::cuDriverGetVersion(&raw mut version) }
             .result()
             .map_err(failed("asking the driver's version"))?;
-        if version < OLDEST_DRIVER {
-            let (major, minor) = (version / 1000, version % 1000 / 10);
-            return Err(Error::Device(format!(
-                "the NVIDIA driver is for CUDA {major}.{minor}; 13.0 (580) is needed"
-            )));
-        }
+        faults::check_version(version)?;
         let count = CudaContext::device_count().map_err(failed("counting GPUs"))?;
         Ok(usize::try_from(count).unwrap_or(0))
     }
 
+    /// The same, if this one is among them.
+    pub fn count_with(ordinal: usize) -> Result<usize, Error> {
+        match Self::count()? {
+            0 => Err(faults::fault("counting GPUs", sys::CUresult::CUDA_ERROR_NO_DEVICE)),
+            count if ordinal >= count => {
+                Err(Error::Device(format!("there is no GPU {ordinal}: {count} can be seen, from 0 on")))
+            }
+            count => Ok(count),
+        }
+    }
+
     /// Opens a GPU and loads the kernels that were compiled for it.
     pub fn open(ordinal: usize) -> Result<Self, Error> {
-        let count = Self::count()?;
-        if ordinal >= count {
-            return Err(Error::Device(format!("there is no GPU {ordinal}: {count} can be seen")));
-        }
+        Self::count_with(ordinal)?;
         let context = CudaContext::new(ordinal).map_err(failed("opening the GPU"))?;
         // SAFETY: nothing here uses cudarc's slices, whose bookkeeping this switches off.
         unsafe { context.disable_event_tracking() };
         let properties = properties(&context)?;
+        faults::check_architecture(&properties.name, properties.arch)?;
         let stream = context.new_stream().map_err(failed("making a stream"))?;
         let mut kernels = HashMap::new();
         for fatbin in FATBINS {
@@ -93,20 +91,22 @@ impl Cuda {
                 Ok(module) => module,
                 // For another architecture; its kernels are then absent, and launchers take other ones.
                 Err(DriverError(sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU)) => continue,
-                Err(error) => return Err(Error::Device(format!("loading {}: {error}", fatbin.source))),
+                Err(DriverError(code)) => {
+                    return Err(faults::fault(&format!("loading {}", fatbin.source), code));
+                }
             };
             for name in fatbin.kernels {
                 let symbol =
                     CString::new(*name).map_err(|_| Error::Device(format!("a bad kernel name: {name}")))?;
                 // SAFETY: the module was just loaded and is never unloaded.
                 let handle = unsafe { result::module::get_function(module, symbol) }
-                    .map_err(|error| Error::Device(format!("kernel {name}: {error}")))?;
+                    .map_err(|DriverError(code)| faults::fault(&format!("kernel {name}"), code))?;
                 kernels.insert(*name, Kernel { handle, shared: AtomicUsize::new(SHARED_BY_DEFAULT) });
             }
         }
         if kernels.is_empty() {
             return Err(Error::Unsupported(format!(
-                "the GPU {} is of architecture sm_{}; the kernels are compiled for sm_80 and later",
+                "the GPU {} is of architecture sm_{}, for which none of the kernels could be loaded",
                 properties.name, properties.arch
             )));
         }
@@ -182,7 +182,7 @@ impl Cuda {
             )
         }
         .result()
-        .map_err(|error| Error::Device(format!("launching {}: {error}", launch.kernel)))
+        .map_err(|DriverError(code)| faults::fault(&format!("launching {}", launch.kernel), code))
     }
 
     /// The stream, for libraries that take one.

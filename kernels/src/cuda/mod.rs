@@ -5,9 +5,11 @@
 //! memory.rs    typed memory on a device, and views of it
 //! cublas.rs    matrix products by cublasLt, to compare with
 //! driver.rs    the trait over the CUDA driver, found at run time
+//! faults.rs    what the driver's errors mean
 //! nccl.rs      sums over several GPUs by NCCL, found likewise
 //! fatbins.rs   the compiled kernels, built into the binary
 //! packed/      quantized weights in the order in which kernels read them
+//! threads.rs   what several threads of the host do at a start
 //! ops/         one typed launcher per operation: shapes are checked before anything is launched
 //! backend/     the operations as the decoder asks for them
 //! ```
@@ -21,10 +23,12 @@ mod cublas;
 mod device;
 mod driver;
 mod fatbins;
+mod faults;
 mod memory;
 mod nccl;
 pub mod ops;
 mod packed;
+mod threads;
 
 pub use backend::{
     AllReduce, Buffer, Cache, CudaBackend, CudaOptions, Linear, Rotation, Step, Table, Vector,

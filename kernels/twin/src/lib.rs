@@ -57,6 +57,7 @@ pub struct Twin {
     launched: Mutex<BTreeSet<&'static str>>,
     memory: Mutex<Room>,
     broken: AtomicBool,
+    hung: AtomicBool,
 }
 
 /// The twin's memory.
@@ -137,12 +138,18 @@ impl Twin {
             launched: Mutex::default(),
             memory: Mutex::new(Room { total: 80 << 30, taken: HashMap::new() }),
             broken: AtomicBool::new(false),
+            hung: AtomicBool::new(false),
         }
     }
 
     /// From now on nothing works, as after a fault on a GPU.
     pub fn break_down(&self) {
         self.broken.store(true, Relaxed);
+    }
+
+    /// From now on nothing ends, as behind a kernel that waits for what never comes.
+    pub fn hang(&self) {
+        self.hung.store(true, Relaxed);
     }
 
     /// With so many bytes of memory, to see what happens when it is full.
@@ -180,10 +187,12 @@ impl Twin {
             recording.push(what);
             return Ok(());
         }
-        if !what.is_dependent() {
+        // Only launches are overtaken. Uploads may be late, and then see what the host did in the meantime.
+        let is_upload = |what: &Recorded| matches!(what, Recorded::Upload { .. });
+        let waits_too = is_upload(&what) && lock(&self.chain).iter().all(is_upload);
+        if !what.is_dependent() && !waits_too {
             self.finish()?;
         }
-        // Only launches are overtaken. An upload may be late, and then sees what the host did in the meantime.
         let now = match what {
             Recorded::Launch(_) => false,
             Recorded::Copy { .. } => true,
@@ -194,6 +203,9 @@ impl Twin {
     }
 
     fn finish(&self) -> Result<(), Error> {
+        while self.hung.load(Relaxed) {
+            std::thread::park();
+        }
         finish(self.schedule, &self.chain)
     }
 }

@@ -19,6 +19,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 mod trace;
+mod watch;
 
 use std::time::Instant;
 
@@ -29,7 +30,13 @@ use volley_kernels::Backend;
 use volley_proto::v1::{self, ResultMessage, StepPlan, StepResult, WorkerHello, result_message::Message};
 
 use self::slots::{PlanError, Step};
-pub(crate) use self::{draft::DraftModel, guide::Guides, metrics::describe, slots::Slots};
+pub(crate) use self::{
+    draft::DraftModel,
+    guide::Guides,
+    metrics::describe,
+    slots::Slots,
+    watch::{Running, Watch},
+};
 use crate::{Error, config::Pooling, group::Group};
 
 /// Plans that may wait for the step thread: a scheduler is one step ahead.
@@ -87,6 +94,7 @@ pub(crate) struct Engine<B: Backend> {
     /// Since when there was nothing to do.
     idle_since: Instant,
     metrics: metrics::Metrics,
+    watch: Watch,
     /// See [`crate::Config::abort_on`].
     abort_on: Vec<u32>,
 }
@@ -114,6 +122,7 @@ impl<B: Backend> Engine<B> {
             owner: None,
             idle_since: Instant::now(),
             metrics: metrics::Metrics::default(),
+            watch: Watch::default(),
             abort_on: Vec::new(),
         }
     }
@@ -123,6 +132,11 @@ impl<B: Backend> Engine<B> {
         Self { abort_on: tokens, ..self }
     }
 
+    /// Tells there which step is under way.
+    pub(crate) fn watched(self, watch: Watch) -> Self {
+        Self { watch, ..self }
+    }
+
     /// Works until nobody can send jobs any more, or the device fails: its sequences then go on elsewhere.
     pub(crate) fn run(mut self, mut jobs: mpsc::Receiver<Job>) -> Result<(), Error> {
         // A step is long; the async threads of the same process must not wait for its end.
@@ -130,7 +144,11 @@ impl<B: Backend> Engine<B> {
         while let Some(job) = jobs.blocking_recv() {
             match job {
                 Job::Claim { epoch, hello, results, alive } => self.claim(epoch, *hello, results, alive),
-                Job::Step { epoch, plan } if Some(epoch) == self.epoch => self.step(epoch, *plan)?,
+                Job::Step { epoch, plan } if Some(epoch) == self.epoch => {
+                    self.watch.begin(Running::of(epoch, &plan));
+                    self.step(epoch, *plan)?;
+                    self.watch.end();
+                }
                 Job::End { epoch } if Some(epoch) == self.epoch => self.disown(None),
                 Job::Step { .. } | Job::End { .. } => {} // of an older epoch
             }

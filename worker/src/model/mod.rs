@@ -103,6 +103,11 @@ impl Model {
         Ok(Self { description, weights: gguf.weights, text, files: vec![path.to_owned()] })
     }
 
+    /// Bytes of the weights, as they lie in their files.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.weights.tensors().map(|tensor| tensor.data.len() as u64).sum()
+    }
+
     /// The storage format that holds most of the weights' bytes.
     pub(crate) fn weight_format(&self) -> DType {
         let mut bytes: Vec<(DType, usize)> = Vec::new();

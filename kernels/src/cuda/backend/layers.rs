@@ -277,7 +277,7 @@ impl CudaBackend {
             Out::Activations(_) => true,
             Out::Parts(_, stride) => *stride == w.outputs,
         };
-        let large = !self.deterministic && rows >= MANY_ROWS && whole && w.outputs.is_multiple_of(8);
+        let large = !self.options.deterministic && rows >= MANY_ROWS && whole && w.outputs.is_multiple_of(8);
         let hopper = self.device().properties().arch == 90;
         if large && (hopper || matches!(w.weights, Weights::Bf16(_))) {
             return match out {

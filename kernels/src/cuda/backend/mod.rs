@@ -5,7 +5,8 @@
 //! layers.rs    the operations of a forward pass
 //! group.rs     what ranks of a group add up and gather
 //! draws.rs     drawing tokens: on the device where it can, else here
-//! weights.rs   weights on their way to the device
+//! weights.rs   weights as the device has them
+//! transfer.rs  their way there, through two pieces of pinned memory
 //! buffer.rs    activations, and the cache of keys and values
 //! staging.rs   what the host tells the device, copied at once
 //! ```
@@ -19,6 +20,7 @@ mod group;
 mod layers;
 mod staging;
 mod step;
+mod transfer;
 mod weights;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,31 +31,43 @@ pub use self::{
     step::Step,
     weights::{Linear, Rotation, Table, Vector},
 };
-use self::{draws::Rows, weights::Tables};
-use super::Device;
+use self::{draws::Rows, transfer::Transfer, weights::Tables};
+use super::{Device, Element, Memory};
 use crate::{
     Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawn, Error, Heads, Norm, Peers, Rope,
     Rotary, StepLimits, Tensor,
 };
 
 /// How a GPU computes.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct CudaOptions {
     /// A row's bits depend on its own sequence only: every product by the kernels for few rows, which sum in one order
     /// whatever the number of rows, and attention whose sums restart at fixed positions. Long prompts take longer.
     pub deterministic: bool,
+    /// Bytes of each of the two pieces of pinned memory through which weights go.
+    pub staging: usize,
 }
 
 /// A GPU, or its twin. Operations start their work in the order in which they are called.
 pub struct CudaBackend {
     device: Arc<dyn Device>,
-    deterministic: bool,
+    options: CudaOptions,
     tables: Tables,
+    /// While weights are loaded.
+    transfer: Mutex<Option<Transfer>>,
     peers: Option<Peers>,
     /// Sums over the group without a detour, where they may be in any order.
     sums: Option<Box<dyn AllReduce>>,
     /// The first error of an operation that could not give it back.
     failed: Mutex<Option<Error>>,
+}
+
+// === impl CudaOptions ===
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self { deterministic: false, staging: 32 << 20 }
+    }
 }
 
 // === impl CudaBackend ===
@@ -63,8 +77,9 @@ impl CudaBackend {
     pub fn new(device: Arc<dyn Device>, options: CudaOptions) -> Self {
         Self {
             device,
-            deterministic: options.deterministic,
+            options,
             tables: Tables::default(),
+            transfer: Mutex::default(),
             peers: None,
             sums: None,
             failed: Mutex::default(),
@@ -78,12 +93,26 @@ impl CudaBackend {
 
     /// With sums that GPUs take among themselves. A deterministic device doesn't use them: their order is not ours.
     pub fn reducing(self, sums: Box<dyn AllReduce>) -> Self {
-        Self { sums: Some(sums).filter(|_| !self.deterministic), ..self }
+        Self { sums: Some(sums).filter(|_| !self.options.deterministic), ..self }
     }
 
     /// Over the same device, for another model, alone.
     pub fn another(&self) -> Self {
-        Self::new(self.device.clone(), CudaOptions { deterministic: self.deterministic })
+        Self::new(self.device.clone(), self.options)
+    }
+
+    /// Fills `memory` with rows that several threads make.
+    fn load<T: Element>(
+        &self,
+        memory: &mut Memory<T>,
+        columns: usize,
+        make: impl Fn(usize, &mut [T]) + Sync,
+    ) -> Result<(), Error> {
+        let mut transfer = lock(&self.transfer);
+        if transfer.is_none() {
+            *transfer = Some(Transfer::new(&self.device, self.options.staging)?);
+        }
+        transfer.as_mut().map_or(Ok(()), |transfer| transfer.fill(memory, columns, make))
     }
 
     fn device(&self) -> &dyn Device {
@@ -133,15 +162,15 @@ impl Backend for CudaBackend {
     type Step = Step;
 
     fn linear(&self, parts: &[(Tensor, Option<Tensor>)]) -> Result<Linear, Error> {
-        Linear::new(&self.device, &self.tables, parts, false)
+        Linear::new(self, parts, false)
     }
 
     fn gated(&self, gate: &Tensor, up: &Tensor) -> Result<Linear, Error> {
-        Linear::new(&self.device, &self.tables, &[(gate.clone(), None), (up.clone(), None)], true)
+        Linear::new(self, &[(gate.clone(), None), (up.clone(), None)], true)
     }
 
     fn table(&self, tensor: &Tensor) -> Result<Table, Error> {
-        self.tables.table(&self.device, tensor)
+        Table::new(self, tensor)
     }
 
     fn vector(&self, tensor: &Tensor) -> Result<Vector, Error> {
@@ -157,6 +186,7 @@ impl Backend for CudaBackend {
     }
 
     fn step(&self, limits: &StepLimits) -> Result<Step, Error> {
+        *lock(&self.transfer) = None; // the weights are there
         Step::new(&self.device, limits, self.peers.is_some() && self.sums.is_none())
     }
 
@@ -173,7 +203,7 @@ impl Backend for CudaBackend {
     }
 
     fn begin(&self, step: &mut Step, batch: Batch) {
-        self.start(|| step.begin(self.device(), &batch, self.deterministic));
+        self.start(|| step.begin(self.device(), &batch, self.options.deterministic));
     }
 
     fn embed(&self, step: &mut Step, table: &Table, positions: Option<&Table>, x: &mut Buffer) {
@@ -274,6 +304,8 @@ impl Backend for CudaBackend {
     fn numerics(&self) -> Option<String> {
         // How sums are cut up follows from the number of multiprocessors.
         let properties = self.device.properties();
-        self.deterministic.then(|| format!("cuda-sm{}x{}-bf16-v1", properties.arch, properties.processors))
+        self.options
+            .deterministic
+            .then(|| format!("cuda-sm{}x{}-bf16-v1", properties.arch, properties.processors))
     }
 }

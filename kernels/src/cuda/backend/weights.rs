@@ -5,15 +5,12 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use half::bf16;
 
-use super::lock;
+use super::{CudaBackend, lock};
 use crate::{
     DType, Error, Rope, RopePairing, Tensor,
     cpu::formats,
     cuda::{Device, Memory, PackedWeights, ops::DeviceWeights},
 };
-
-/// Numbers that are converted at a time.
-const CHUNK: usize = 4 << 20;
 
 /// Stacked weight matrices, and a bias.
 pub struct Linear {
@@ -54,11 +51,11 @@ pub(super) struct Tables(Mutex<Vec<(Bytes, Arc<Memory<bf16>>)>>);
 
 impl Linear {
     pub(super) fn new(
-        device: &Arc<dyn Device>,
-        tables: &Tables,
+        backend: &CudaBackend,
         parts: &[(Tensor, Option<Tensor>)],
         gated: bool,
     ) -> Result<Self, Error> {
+        let device = &backend.device;
         let tensors: Vec<&Tensor> = parts.iter().map(|(tensor, _)| tensor).collect();
         let inputs = tensors.first().map_or(0, |tensor| tensor.cols);
         let outputs = tensors.iter().map(|tensor| tensor.rows).sum();
@@ -70,12 +67,21 @@ impl Linear {
             }
         }
         let weights = if tensors.iter().any(|tensor| is_plain(tensor)) {
-            Weights::Bf16(tables.find(&tensors).map_or_else(|| convert(device, &tensors).map(Arc::new), Ok)?)
+            let known = backend.tables.find(&tensors);
+            Weights::Bf16(known.map_or_else(|| convert(backend, &tensors).map(Arc::new), Ok)?)
         } else {
-            Weights::Packed(DeviceWeights::new(device, &PackedWeights::from_gguf(&tensors)?)?)
+            Weights::Packed(pack(backend, &tensors)?)
         };
         Ok(Self { weights, bias: bias(device, parts)?, outputs, inputs, gated })
     }
+}
+
+/// Quantized matrices one below the other, as the kernels read them.
+fn pack(backend: &CudaBackend, tensors: &[&Tensor]) -> Result<DeviceWeights, Error> {
+    let packed = PackedWeights::from_gguf(tensors)?;
+    let (mut codes, tile) = (Memory::new(&backend.device, packed.codes().len())?, packed.tile_bytes());
+    backend.load(&mut codes, tile, |i, out| out.copy_from_slice(&packed.codes()[i * tile..][..tile]))?;
+    DeviceWeights::with_codes(&packed, codes)
 }
 
 /// The parts' biases one after another, 0 for those that have none; none if none has.
@@ -103,41 +109,50 @@ fn is_plain(tensor: &Tensor) -> bool {
 }
 
 /// Matrices one below the other, as bf16.
-fn convert(device: &Arc<dyn Device>, tensors: &[&Tensor]) -> Result<Memory<bf16>, Error> {
-    let numbers = tensors.iter().map(|tensor| tensor.rows * tensor.cols).sum();
-    let mut memory = Memory::new(device, numbers)?;
-    let (mut at, mut chunk, mut row) = (0, Vec::new(), Vec::new());
-    for tensor in tensors {
-        row.resize(tensor.cols, 0.0);
-        for i in 0..tensor.rows {
-            formats::dequantize_row(tensor, i, &mut row);
-            chunk.extend(row.iter().map(|x| bf16::from_f32(*x)));
-            if chunk.len() >= CHUNK {
-                memory.write_at(at, &chunk)?;
-                at += chunk.len();
-                chunk.clear();
+fn convert(backend: &CudaBackend, tensors: &[&Tensor]) -> Result<Memory<bf16>, Error> {
+    let rows = tensors.iter().map(|tensor| tensor.rows).sum::<usize>();
+    let columns = tensors.first().map_or(0, |tensor| tensor.cols);
+    let mut memory = Memory::new(&backend.device, rows * columns)?;
+    backend.load(&mut memory, columns, |row, out| {
+        let mut row = row;
+        for tensor in tensors {
+            match row.checked_sub(tensor.rows) {
+                Some(below) => row = below,
+                None => return convert_row(tensor, row, out),
             }
         }
-    }
-    memory.write_at(at, &chunk)?;
+    })?;
     Ok(memory)
 }
 
-// === impl Tables ===
+fn convert_row(tensor: &Tensor, row: usize, out: &mut [bf16]) {
+    if tensor.dtype == DType::BF16 {
+        let bytes = formats::row_data(tensor, row).chunks_exact(2);
+        return out.iter_mut().zip(bytes).for_each(|(x, b)| *x = bf16::from_le_bytes([b[0], b[1]]));
+    }
+    let mut numbers = vec![0.0; tensor.cols];
+    formats::dequantize_row(tensor, row, &mut numbers);
+    out.iter_mut().zip(&numbers).for_each(|(x, number)| *x = bf16::from_f32(*number));
+}
 
-impl Tables {
-    /// Takes an embedding table.
-    pub(super) fn table(&self, device: &Arc<dyn Device>, tensor: &Tensor) -> Result<Table, Error> {
+// === impl Table ===
+
+impl Table {
+    pub(super) fn new(backend: &CudaBackend, tensor: &Tensor) -> Result<Self, Error> {
         formats::check(tensor)?;
         if !tensor.cols.is_multiple_of(8) {
             let problem = format!("{} columns; a multiple of 8 was expected", tensor.cols);
             return Err(Error::Tensor { name: tensor.name.clone(), problem });
         }
-        let numbers = Arc::new(convert(device, &[tensor])?);
-        lock(&self.0).push((tensor.data.clone(), numbers.clone()));
-        Ok(Table { numbers, columns: tensor.cols })
+        let numbers = Arc::new(convert(backend, &[tensor])?);
+        lock(&backend.tables.0).push((tensor.data.clone(), numbers.clone()));
+        Ok(Self { numbers, columns: tensor.cols })
     }
+}
 
+// === impl Tables ===
+
+impl Tables {
     /// The table that a matrix is.
     fn find(&self, tensors: &[&Tensor]) -> Option<Arc<Memory<bf16>>> {
         let [tensor] = tensors else { return None };

@@ -103,13 +103,19 @@ struct Instance {
 impl DeviceWeights {
     /// Copies weights to a device.
     pub fn new(device: &Arc<dyn Device>, packed: &PackedWeights) -> Result<Self, Error> {
+        Self::with_codes(packed, Memory::from_slice(device, &packed.codes)?)
+    }
+
+    /// With a copy of their codes that is there, or on its way.
+    pub(in crate::cuda) fn with_codes(packed: &PackedWeights, codes: Memory<u8>) -> Result<Self, Error> {
+        let device = &codes.device().clone();
         let grouped = packed.format.grouped();
         Ok(Self {
             format: packed.format,
             rows: packed.rows,
             cols: packed.cols,
             group: packed.group,
-            codes: Memory::from_slice(device, &packed.codes)?,
+            codes,
             group_scales: grouped.then(|| Memory::from_slice(device, &packed.group_scales)).transpose()?,
             row_scales: Memory::from_slice(device, &packed.row_scales)?,
         })

@@ -1,6 +1,6 @@
 //! From GGUF's blocks.
 
-use super::{PackedFormat, PackedWeights, invalid};
+use super::{PackedFormat, PackedWeights, invalid, threads};
 use crate::{
     DType, Error, Tensor,
     cpu::formats::{self, BLOCK, Scales},
@@ -32,20 +32,26 @@ impl PackedWeights {
         };
         let rows = parts.iter().map(|tensor| tensor.rows).sum();
         let groups = cols / BLOCK;
-        let mut blocks = Vec::with_capacity(rows * groups);
+        let mut blocks = vec![Block::default(); rows * groups];
+        let mut rest = &mut blocks[..];
         for tensor in parts {
-            blocks.extend((0..tensor.rows * groups).map(|i| block(tensor, i / groups, i % groups, format)));
+            let (own, after) = rest.split_at_mut(tensor.rows * groups);
+            threads::share(own.chunks_mut(groups.max(1)).enumerate(), |(row, blocks)| {
+                (0..).zip(blocks).for_each(|(group, to)| *to = block(tensor, row, group, format));
+            });
+            rest = after;
         }
         let code = |row: usize, col: usize| blocks[row * groups + col / BLOCK].codes[col % BLOCK];
         let scale = |row: usize, group: usize| {
-            let Block { scale, offset, .. } = blocks[row * groups + group];
-            (scale, offset)
+            let block = &blocks[row * groups + group];
+            (block.scale, block.offset)
         };
         Self::by_group(format, (rows, cols), BLOCK, code, scale)
     }
 }
 
 /// One block of 32 numbers: `scale · code + offset`, without the offset for int8.
+#[derive(Clone, Default)]
 struct Block {
     codes: [u8; BLOCK],
     scale: f32,

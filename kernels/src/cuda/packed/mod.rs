@@ -16,6 +16,8 @@ mod tests;
 
 use half::f16;
 
+use super::threads;
+
 pub use checkpoint::{AwqTensors, GptqTensors};
 
 use crate::Error;
@@ -86,6 +88,16 @@ impl PackedWeights {
         self.codes.len() + 4 * (self.group_scales.len() + self.row_scales.len())
     }
 
+    /// The codes, in whole tiles of rows.
+    pub(super) fn codes(&self) -> &[u8] {
+        &self.codes
+    }
+
+    /// Bytes of the codes of a tile of rows.
+    pub(super) fn tile_bytes(&self) -> usize {
+        self.codes.len() / self.rows.div_ceil(TILE_ROWS)
+    }
+
     /// Packs codes (`[rows, cols]`) with a scale per row.
     pub(super) fn by_row(
         format: PackedFormat,
@@ -104,7 +116,7 @@ impl PackedWeights {
         format: PackedFormat,
         (rows, cols): (usize, usize),
         group: usize,
-        code: impl Fn(usize, usize) -> u8,
+        code: impl Fn(usize, usize) -> u8 + Sync,
         scale: impl Fn(usize, usize) -> (f32, f32),
     ) -> Result<Self, Error> {
         let mut packed = Self::zeros(format, rows, cols, group)?;
@@ -149,32 +161,19 @@ impl PackedWeights {
         })
     }
 
-    fn fill(&mut self, code: impl Fn(usize, usize) -> u8) {
-        for row in 0..self.rows {
-            for col in 0..self.cols {
-                let place = self.place(row, col);
-                self.codes[place.byte] |= code(row, col) << place.shift;
+    /// On several threads, each a tile of rows at a time.
+    fn fill(&mut self, code: impl Fn(usize, usize) -> u8 + Sync) {
+        let Self { format, rows, cols, .. } = *self;
+        let tile = self.tile_bytes();
+        threads::share(self.codes.chunks_mut(tile).enumerate(), |(tile, codes)| {
+            let first = tile * TILE_ROWS;
+            for row in first..rows.min(first + TILE_ROWS) {
+                for col in 0..cols {
+                    let place = place(format, cols, row - first, col);
+                    codes[place.byte] |= code(row, col) << place.shift;
+                }
             }
-        }
-    }
-
-    /// Lane `4g + t` of a warp holds rows `g` and `g + 8`, and of each 32 inputs the eight from `8t` on.
-    fn place(&self, row: usize, col: usize) -> Place {
-        let tile = row / TILE_ROWS * self.cols.div_ceil(STEP) + col / STEP;
-        let (g, upper) = (row % 8, row / 8 % 2);
-        let (j, t, half, pair, odd) = (col / 32 % 2, col / 8 % 4, col / 4 % 2, col / 2 % 2, col % 2);
-        let lane = 4 * g + t;
-        match self.format {
-            PackedFormat::Int4Grouped => {
-                let nibble = upper + 2 * pair + 4 * odd;
-                let byte = (tile * 32 + lane) * 16 + (2 * j + half) * 4 + nibble / 2;
-                Place { byte, shift: 4 * (nibble as u32 % 2) }
-            }
-            _ => {
-                let byte = ((tile * 2 + j) * 32 + lane) * 16 + 8 * half + 4 * pair + upper + 2 * odd;
-                Place { byte, shift: 0 }
-            }
-        }
+        });
     }
 
     fn scale_place(&self, row: usize, group: usize) -> usize {
@@ -184,7 +183,7 @@ impl PackedWeights {
 
     /// The weight at (row, col), as the kernels compute it but for rounding.
     pub fn weight(&self, row: usize, col: usize) -> f64 {
-        let place = self.place(row, col);
+        let place = place(self.format, self.cols, row, col);
         let byte = self.codes[place.byte];
         let (mut scale, mut offset) = (1.0, 0.0);
         if self.format.grouped() {
@@ -198,6 +197,25 @@ impl PackedWeights {
             PackedFormat::Int8 | PackedFormat::Int8Grouped => f64::from(byte as i8),
         };
         f64::from(self.row_scales[row]) * (scale * code + offset)
+    }
+}
+
+/// Lane `4g + t` of a warp holds rows `g` and `g + 8`, and of each 32 inputs the eight from `8t` on.
+fn place(format: PackedFormat, cols: usize, row: usize, col: usize) -> Place {
+    let tile = row / TILE_ROWS * cols.div_ceil(STEP) + col / STEP;
+    let (g, upper) = (row % 8, row / 8 % 2);
+    let (j, t, half, pair, odd) = (col / 32 % 2, col / 8 % 4, col / 4 % 2, col / 2 % 2, col % 2);
+    let lane = 4 * g + t;
+    match format {
+        PackedFormat::Int4Grouped => {
+            let nibble = upper + 2 * pair + 4 * odd;
+            let byte = (tile * 32 + lane) * 16 + (2 * j + half) * 4 + nibble / 2;
+            Place { byte, shift: 4 * (nibble as u32 % 2) }
+        }
+        _ => {
+            let byte = ((tile * 2 + j) * 32 + lane) * 16 + 8 * half + 4 * pair + upper + 2 * odd;
+            Place { byte, shift: 0 }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The step thread over the CUDA backend, on the twin of a GPU.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use volley_kernels::{
     DType,
@@ -130,14 +130,9 @@ fn embeddings_of_a_deterministic_gpu_depend_on_their_prompt_alone() {
     gpu.stop();
 }
 
-#[test]
-fn a_device_that_fails_ends_the_step_thread_with_its_error_and_the_connection() {
-    let twin = Arc::new(Twin::new(Schedule::ALL[0]));
-    let gpu = driver(twin.clone(), false, None);
-    let epoch = Epoch { claim: 1, connection: 1 };
-    let (mut received, _ended) = gpu.claim(epoch);
-    next(&mut received).unwrap();
-    let first = StepPlan {
+/// A sequence of three tokens, and its first step.
+fn first_step() -> StepPlan {
+    StepPlan {
         step_id: 1,
         admit: vec![NewSequence {
             kind: Kind::Generate.into(),
@@ -148,8 +143,17 @@ fn a_device_that_fails_ends_the_step_thread_with_its_error_and_the_connection() 
         append: vec![BlockAppend { slot: 0, group: 0, blocks: vec![0] }],
         run: vec![SlotRun { slot: 0, tokens: 3, drafts: 0 }],
         ..Default::default()
-    };
-    gpu.send(epoch, first);
+    }
+}
+
+#[test]
+fn a_device_that_fails_ends_the_step_thread_with_its_error_and_the_connection() {
+    let twin = Arc::new(Twin::new(Schedule::ALL[0]));
+    let gpu = driver(twin.clone(), false, None);
+    let epoch = Epoch { claim: 1, connection: 1 };
+    let (mut received, _ended) = gpu.claim(epoch);
+    next(&mut received).unwrap();
+    gpu.send(epoch, first_step());
     next(&mut received).unwrap();
     twin.break_down();
     let run = vec![SlotRun { slot: 0, tokens: 1, drafts: 0 }];
@@ -157,4 +161,18 @@ fn a_device_that_fails_ends_the_step_thread_with_its_error_and_the_connection() 
     assert!(received.blocking_recv().is_none(), "no result, and no more connection");
     let error = gpu.end().unwrap_err();
     assert!(matches!(error, Error::Kernel(_)) && error.to_string() == "the twin has broken down", "{error}");
+}
+
+#[test]
+fn a_step_whose_kernel_hangs_is_noticed() {
+    let twin = Arc::new(Twin::new(Schedule::ALL[0]));
+    let gpu = driver(twin.clone(), false, None);
+    let epoch = Epoch { claim: 1, connection: 1 };
+    let (mut received, _ended) = gpu.claim(epoch);
+    next(&mut received).unwrap();
+    twin.hang();
+    gpu.send(epoch, first_step());
+    let clock = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let hung = clock.unwrap().block_on(gpu.watch.hung(Duration::from_secs(30)));
+    assert_eq!((hung.epoch, hung.step_id, hung.rows, hung.sequences), (epoch, 1, 3, 1));
 }

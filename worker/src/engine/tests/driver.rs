@@ -18,7 +18,7 @@ use crate::{
     Activations, Error,
     config::Pooling,
     decoder::Capacity,
-    engine::{DraftModel, Engine, Epoch, Guides, Job, Limits, WAITING_JOBS, WAITING_RESULTS},
+    engine::{DraftModel, Engine, Epoch, Guides, Job, Limits, WAITING_JOBS, WAITING_RESULTS, Watch},
     model::Model,
     testing,
     worker::compiler,
@@ -32,6 +32,7 @@ pub(super) struct Driver {
     thread: JoinHandle<Result<(), Error>>,
     connections: u64,
     limits: Limits,
+    pub(super) watch: Watch,
 }
 
 /// A sequence to run, and how.
@@ -138,8 +139,10 @@ impl Driver {
         let decoder = testing::group(ranks, model, capacity, blocks);
         let guides = Guides::start(compiler(&model.text, vocab)).unwrap();
         let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
-        let thread = std::thread::spawn(move || Engine::new(decoder, draft, limits, guides).run(waiting));
-        Self { jobs, thread, connections: 0, limits }
+        let watch = Watch::default();
+        let engine = Engine::new(decoder, draft, limits, guides).watched(watch.clone());
+        let thread = std::thread::spawn(move || engine.run(waiting));
+        Self { jobs, thread, connections: 0, limits, watch }
     }
 
     /// Ends the step thread.
