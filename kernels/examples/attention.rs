@@ -14,11 +14,11 @@ use bytes::Bytes;
 use volley_kernels::cpu::{Activations, Buffer, Cache, CpuBackend, CpuOptions, Pool};
 use volley_kernels::{
     BLOCK_TOKENS, Backend, Batch, BlockId, Content, DType, Draw, Error, Heads, History, Mirostat, Norm,
-    Penalties, Rope, RopePairing, Sequence, Tensor,
+    Penalties, Rope, RopePairing, Rotary, Sequence, Tensor,
 };
 
 const LAYERS: usize = 30;
-const HEADS: Heads = Heads { heads: 9, kv_heads: 3, dim: 64, scale: 0.125 };
+const HEADS: Heads = Heads { heads: 9, kv_heads: 3, dim: 64, scale: 0.125, window: None };
 const VOCABULARY: usize = 49152;
 
 /// What the machine can do.
@@ -75,15 +75,15 @@ impl Bench {
         let table = self.backend.table(&random("rows", 2048, columns))?;
         let tokens: Vec<u32> = (0..2048).collect();
         let mut rows = Batch { tokens: tokens.clone(), sequences: Vec::new() };
-        self.backend.embed(&mut rows, &table, &mut self.qkv);
+        self.backend.embed(&mut rows, &table, None, &mut self.qkv);
         for block in (0..4096).step_by(128) {
             let blocks = (block..block + 128).map(BlockId).collect();
             let sequences = vec![Sequence { first_row: 0, rows: 2048, position: 0, blocks }];
             let mut batch = Batch { tokens: tokens.clone(), sequences };
             for layer in 0..LAYERS {
                 let Self { backend, rope, qkv, cache, .. } = self;
-                backend.rope_and_store(&mut batch, layer, HEADS, rope, qkv, cache);
-                backend.embed(&mut rows, &table, qkv);
+                backend.rope_and_store(&mut batch, layer, HEADS, Rotary { rope, norms: None }, qkv, cache);
+                backend.embed(&mut rows, &table, None, qkv);
             }
         }
         Ok(())
@@ -110,7 +110,8 @@ impl Bench {
             for layer in 0..LAYERS {
                 let start = Instant::now();
                 let (backend, qkv, cache) = (&self.backend, &mut self.qkv, &mut self.cache);
-                backend.rope_and_store(&mut batch, layer, HEADS, &self.rope, qkv, cache);
+                let rotary = Rotary { rope: &self.rope, norms: None };
+                backend.rope_and_store(&mut batch, layer, HEADS, rotary, qkv, cache);
                 let between = Instant::now();
                 backend.attention(&mut batch, layer, HEADS, qkv, cache, &mut self.out);
                 rope += between - start;
@@ -136,14 +137,14 @@ impl Bench {
 fn norms(backend: &CpuBackend) -> Result<(), Error> {
     println!();
     let table = backend.table(&random("x", 1024, 576))?;
-    let norm = Norm { gain: backend.vector(&random("gain", 1, 576))?, epsilon: 1e-5 };
+    let norm = Norm::Rms { gain: backend.vector(&random("gain", 1, 576))?, epsilon: 1e-5 };
     let tiny = Tensor::new("tiny", DType::Q8_0, 16, 576, Bytes::from(vec![1; 16 * 18 * 34]))?;
     let tiny = backend.linear(&[(tiny, None)])?;
     let mut x = backend.buffer(1024, 576, Content::Residual)?;
     let mut out = backend.buffer(1024, 16, Content::Activations)?;
     for rows in [1, 16, 64, 512] {
         let mut batch = Batch { tokens: (0..rows as u32).collect(), sequences: Vec::new() };
-        backend.embed(&mut batch, &table, &mut x);
+        backend.embed(&mut batch, &table, None, &mut x);
         let time = time(|| backend.norm_linear(&mut batch, &mut x, &norm, &tiny, &mut out));
         println!("norm {rows:4} rows of 576 → 16    {:9.2} µs", time.as_secs_f64() * 1e6);
     }
@@ -155,7 +156,7 @@ fn draws(backend: &CpuBackend) -> Result<(), Error> {
     let table = backend.table(&random_logits())?;
     let mut logits = backend.buffer(64, VOCABULARY, Content::Logits)?;
     let mut batch = Batch { tokens: (0..64).collect(), sequences: Vec::new() };
-    backend.embed(&mut batch, &table, &mut logits);
+    backend.embed(&mut batch, &table, None, &mut logits);
     let greedy = Draw::default();
     let mut history = History::default();
     (0..1000).for_each(|token| history.generated(token * 7));

@@ -49,6 +49,8 @@ pub struct Heads {
     pub dim: usize,
     /// Multiplies scores before the softmax (usually `dim^-1/2`).
     pub scale: f32,
+    /// Keys that a token sees, itself included; none: all before it.
+    pub window: Option<usize>,
 }
 
 /// Rotary position embedding.
@@ -69,22 +71,56 @@ pub enum RopePairing {
     Halves,
 }
 
-/// The gate's activation.
+/// The feed-forward layer's activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// `x · σ(x)`.
     Silu,
     /// The tanh approximation of GELU.
     GeluTanh,
+    /// GELU, by the error function.
+    GeluErf,
 }
 
-/// An RMS norm: `x / rms(x) · gain`.
+/// A norm of rows.
 #[derive(Clone, Debug)]
-pub struct Norm<V> {
-    /// Gains, one per column.
-    pub gain: V,
+pub enum Norm<V> {
+    /// `x / √(mean square + ε) · gain`.
+    Rms {
+        /// Gains, one per column.
+        gain: V,
+        /// Added to the mean square.
+        epsilon: f32,
+    },
+    /// `(x − mean) / √(variance + ε) · gain + bias`.
+    Layer {
+        /// Gains, one per column.
+        gain: V,
+        /// Biases, one per column.
+        bias: V,
+        /// Added to the variance.
+        epsilon: f32,
+    },
+}
+
+/// RMS norms of each query head and each key head, before they turn.
+#[derive(Clone, Debug)]
+pub struct HeadNorms<V> {
+    /// Gains `[dim]` of the queries' heads.
+    pub query: V,
+    /// Gains `[dim]` of the keys' heads.
+    pub key: V,
     /// Added to the mean square.
     pub epsilon: f32,
+}
+
+/// What is done to queries and keys before they meet: the norms of their heads, if any, then the rotation.
+#[derive(Debug)]
+pub struct Rotary<'a, R, V> {
+    /// The rotation; one without frequencies turns nothing.
+    pub rope: &'a R,
+    /// The norms.
+    pub norms: Option<&'a HeadNorms<V>>,
 }
 
 /// One draw, or one token to score, from a row of logits. The default is greedy, with nothing to report.
@@ -197,7 +233,7 @@ pub trait Backend: Send + Sync + 'static {
     type Linear: Send + Sync;
     /// An embedding table.
     type Table: Send + Sync;
-    /// A vector of numbers (norm gains).
+    /// A vector of numbers (norm gains and biases).
     type Vector: Send + Sync;
     /// A rotation's frequencies.
     type Rope: Send + Sync;
@@ -211,7 +247,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Packs matrices of equal `cols`, stacked by outputs, each with an optional bias (`rows` numbers).
     /// May drop pages of the source from memory once packed.
     fn linear(&self, parts: &[(Tensor, Option<Tensor>)]) -> Result<Self::Linear, Error>;
-    /// As [`linear`](Self::linear), for the gate and up projections of [`gated_linear`](Self::gated_linear).
+    /// As [`linear`](Self::linear), for the gate and up projections of [`activated_linear`](Self::activated_linear).
     fn gated(&self, gate: &Tensor, up: &Tensor) -> Result<Self::Linear, Error>;
     /// Takes an embedding table.
     fn table(&self, tensor: &Tensor) -> Result<Self::Table, Error>;
@@ -232,8 +268,14 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Lays out the rows that the operations from here on are about. The step before it has [`finish`](Self::finish)ed.
     fn begin(&self, step: &mut Self::Step, batch: Batch);
-    /// `x[row] = table[tokens[row]]`.
-    fn embed(&self, step: &mut Self::Step, table: &Self::Table, x: &mut Self::Buffer);
+    /// `x[row] = table[tokens[row]]`, plus `positions[position of the row]` where positions are learned.
+    fn embed(
+        &self,
+        step: &mut Self::Step,
+        table: &Self::Table,
+        positions: Option<&Self::Table>,
+        x: &mut Self::Buffer,
+    );
     /// `out = norm(x) · Wᵀ + b`.
     fn norm_linear(
         &self,
@@ -243,13 +285,13 @@ pub trait Backend: Send + Sync + 'static {
         w: &Self::Linear,
         out: &mut Self::Buffer,
     );
-    /// Rotates the queries (in place) and keys of `qkv`, and writes keys and values to `layer` of the cache.
+    /// Norms and rotates the queries (in place) and keys of `qkv`, and writes keys and values to `layer` of the cache.
     fn rope_and_store(
         &self,
         step: &mut Self::Step,
         layer: usize,
         heads: Heads,
-        rope: &Self::Rope,
+        rotary: Rotary<'_, Self::Rope, Self::Vector>,
         qkv: &mut Self::Buffer,
         cache: &mut Self::Cache,
     );
@@ -265,8 +307,9 @@ pub trait Backend: Send + Sync + 'static {
     );
     /// `x += a · Wᵀ + b`; in a group, the sum of that over all ranks, which has the same bits on each.
     fn linear_add(&self, step: &mut Self::Step, a: &Self::Buffer, w: &Self::Linear, x: &mut Self::Buffer);
-    /// `out = activation(norm(x) · Gᵀ) ⊙ (norm(x) · Uᵀ)` for `w` from [`gated`](Self::gated).
-    fn gated_linear(
+    /// `out = activation(norm(x) · Gᵀ) ⊙ (norm(x) · Uᵀ)` for `w` from [`gated`](Self::gated), and
+    /// `out = activation(norm(x) · Wᵀ + b)` for `w` from [`linear`](Self::linear).
+    fn activated_linear(
         &self,
         step: &mut Self::Step,
         x: &mut Self::Buffer,
@@ -305,6 +348,25 @@ pub trait Backend: Send + Sync + 'static {
     /// row's bits depend on more than its own tokens.
     fn numerics(&self) -> Option<String>;
 }
+
+// === impl Batch ===
+
+impl Batch {
+    /// The absolute position of each row.
+    pub fn positions(&self) -> impl Iterator<Item = usize> {
+        self.sequences.iter().flat_map(|sequence| sequence.position..sequence.position + sequence.rows)
+    }
+}
+
+// === impl Rotary ===
+
+impl<R, V> Clone for Rotary<'_, R, V> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R, V> Copy for Rotary<'_, R, V> {}
 
 // === impl Draw ===
 

@@ -5,14 +5,14 @@
 use bytes::Bytes;
 use volley_kernels::cpu::{Activations, Buffer, Cache, CpuBackend, CpuOptions, Isa, Table, Vector};
 use volley_kernels::{
-    Activation, Backend, Batch, BlockId, Content, DType, Draw, Error, Heads, Norm, Rope, RopePairing,
+    Activation, Backend, Batch, BlockId, Content, DType, Draw, Error, Heads, Norm, Rope, RopePairing, Rotary,
     Sequence, StepLimits, Tensor,
 };
 
 const HIDDEN: usize = 64;
 const INNER: usize = 96;
 const VOCABULARY: usize = 300;
-const HEADS: Heads = Heads { heads: 4, kv_heads: 2, dim: 16, scale: 0.25 };
+const HEADS: Heads = Heads { heads: 4, kv_heads: 2, dim: 16, scale: 0.25, window: None };
 const ATTENTION: usize = HEADS.heads * HEADS.dim;
 const QKV: usize = (HEADS.heads + 2 * HEADS.kv_heads) * HEADS.dim;
 const TEXT: [u32; 90] = {
@@ -139,7 +139,7 @@ impl<B: Backend> Model<B> {
         let qkv = [(w.q.clone(), Some(w.q_bias.clone())), (w.k.clone(), None), (w.v.clone(), None)];
         Ok(Self {
             table: backend.table(&w.embedding)?,
-            norm: Norm { gain: backend.vector(&w.gain)?, epsilon: 1e-5 },
+            norm: Norm::Rms { gain: backend.vector(&w.gain)?, epsilon: 1e-5 },
             qkv: backend.linear(&qkv)?,
             output: backend.linear(&[(w.output.clone(), None)])?,
             gated: backend.gated(&w.gate, &w.up)?,
@@ -171,12 +171,12 @@ impl<B: Backend> Model<B> {
         let rows = batch.tokens.len();
         let Self { backend, x, qkv_rows, attention, inner, logits, norm, cache, rope, step, .. } = self;
         backend.begin(step, batch.clone());
-        backend.embed(step, &self.table, x);
+        backend.embed(step, &self.table, None, x);
         backend.norm_linear(step, x, norm, &self.qkv, qkv_rows);
-        backend.rope_and_store(step, 0, HEADS, rope, qkv_rows, cache);
+        backend.rope_and_store(step, 0, HEADS, Rotary { rope, norms: None }, qkv_rows, cache);
         backend.attention(step, 0, HEADS, qkv_rows, cache, attention);
         backend.linear_add(step, attention, &self.output, x);
-        backend.gated_linear(step, x, norm, &self.gated, Activation::Silu, inner);
+        backend.activated_linear(step, x, norm, &self.gated, Activation::Silu, inner);
         backend.linear_add(step, inner, &self.down, x);
         // Last to first, to show that rows may be picked.
         let picked: Vec<usize> = (0..rows).rev().collect();

@@ -193,7 +193,7 @@ pub(crate) struct EngineArgs {
     #[arg(long, env = "VOLLEY_DEVICE", default_value = "auto", value_name = "DEVICE", value_parser = device)]
     pub(crate) device: Device,
     /// Ranks that share out every step of a worker: so many GPUs from the device's index on, or parts of the CPU's
-    /// threads. It must divide the model's key/value heads. 1: fastest where one device has room for the model.
+    /// threads. It must divide the model's key/value heads. 1: a CPU gains nothing from more.
     #[arg(long, env = "VOLLEY_TENSOR_PARALLEL", default_value_t = 1, value_name = "N", value_parser = positive)]
     pub(crate) tensor_parallel: usize,
     /// Kernel threads; never more than cores. By default one per core: decoding is bound by memory, and the async

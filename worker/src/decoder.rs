@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! tokens ─▶ embed ─▶ x ─┬─▶ norm_linear ─▶ qkv ─▶ rope_and_store ─▶ attention ─▶ linear_add ─▶ x   ┐ each
-//!                       └─▶ gated_linear ─▶ hidden ────────────────────────────▶ linear_add ─▶ x   ┘ layer
+//!                       └─▶ activated_linear ─▶ hidden ────────────────────────▶ linear_add ─▶ x   ┘ layer
 //! x[chosen rows] ─▶ logits ─▶ draw
 //! ```
 //!
@@ -15,14 +15,14 @@ mod tests;
 use std::ops::Range;
 
 use volley_kernels::{
-    BLOCK_TOKENS, Backend, Batch, BlockId, Content, Draw, Drawn, Norm, StepLimits, Tensor,
+    BLOCK_TOKENS, Backend, Batch, BlockId, Content, Draw, Drawn, HeadNorms, Norm, Rotary, StepLimits, Tensor,
     cpu::formats::dequantized,
 };
 
 use crate::{
     Error,
     format::Weights,
-    model::{Bias, Description},
+    model::{Bias, Description, Mlp, NormKind, Qkv},
     shard::Shard,
 };
 
@@ -36,10 +36,12 @@ pub(crate) struct Decoder<B: Backend> {
     /// The rank's part of it.
     model: Description,
     embedding: B::Table,
+    /// Learned positions.
+    positions: Option<B::Table>,
     layers: Vec<Layer<B>>,
     final_norm: Norm<B::Vector>,
-    /// The final norm's gains, on this side: embeddings are few, and normed here.
-    final_gain: Vec<f32>,
+    /// The same on this side: embeddings are few, and normed here.
+    final_norm_here: Norm<Vec<f32>>,
     output: B::Linear,
     rope: B::Rope,
     cache: B::Cache,
@@ -51,9 +53,10 @@ pub(crate) struct Decoder<B: Backend> {
 struct Layer<B: Backend> {
     attention_norm: Norm<B::Vector>,
     qkv: B::Linear,
+    head_norms: Option<HeadNorms<B::Vector>>,
     attention_output: B::Linear,
     mlp_norm: Norm<B::Vector>,
-    gated: B::Linear,
+    mlp: B::Linear,
     down: B::Linear,
 }
 
@@ -74,6 +77,9 @@ pub(crate) struct Capacity {
     /// Sequences of a step.
     pub(crate) sequences: usize,
 }
+
+/// A matrix, and its bias if it has one.
+pub(crate) type Part = (Tensor, Option<Tensor>);
 
 /// Takes tensors out of the file by their role, and reports how far loading is.
 struct Loader<'a, B> {
@@ -106,9 +112,10 @@ impl<B: Backend> Decoder<B> {
         let names = model.names;
         let embedding = loader.tensor(names.embedding, 0, model.vocab, model.width)?;
         let table = backend.table(&embedding)?;
+        let positions = loader.positions()?;
         let layers = (0..model.layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?;
-        let final_norm = loader.norm(names.final_norm, 0)?;
-        let final_gain = dequantized(&weights.get(names.final_norm, 1, model.width)?)?;
+        let final_norm = loader.norm(names.final_norm, 0, |tensor| Ok(backend.vector(tensor)?))?;
+        let final_norm_here = loader.norm(names.final_norm, 0, |tensor| Ok(dequantized(tensor)?))?;
         let output = match model.tied {
             true => embedding,
             false => loader.tensor(names.output, 0, model.vocab, model.width)?,
@@ -127,9 +134,10 @@ impl<B: Backend> Decoder<B> {
             backend,
             model,
             embedding,
+            positions,
             layers,
             final_norm,
-            final_gain,
+            final_norm_here,
             output,
             rope,
             cache,
@@ -161,13 +169,14 @@ impl<B: Backend> Decoder<B> {
         let Buffers { x, qkv, attention, hidden, .. } = buffers;
         let heads = model.heads;
         backend.begin(step, batch);
-        backend.embed(step, &self.embedding, x);
+        backend.embed(step, &self.embedding, self.positions.as_ref(), x);
         for (index, layer) in self.layers.iter().enumerate() {
             backend.norm_linear(step, x, &layer.attention_norm, &layer.qkv, qkv);
-            backend.rope_and_store(step, index, heads, rope, qkv, cache);
+            let rotary = Rotary { rope: &*rope, norms: layer.head_norms.as_ref() };
+            backend.rope_and_store(step, index, heads, rotary, qkv, cache);
             backend.attention(step, index, heads, qkv, cache, attention);
             backend.linear_add(step, attention, &layer.attention_output, x);
-            backend.gated_linear(step, x, &layer.mlp_norm, &layer.gated, model.activation, hidden);
+            backend.activated_linear(step, x, &layer.mlp_norm, &layer.mlp, model.activation, hidden);
             backend.linear_add(step, hidden, &layer.down, x);
         }
     }
@@ -210,10 +219,22 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// The final norm of a row. One addition after the other in f64: the same bits on every machine.
-    fn normed<'a>(&'a self, row: &'a [f32]) -> impl Iterator<Item = f32> + 'a {
-        let squares: f64 = row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
-        let scale = 1.0 / (squares / row.len() as f64 + f64::from(self.model.epsilon)).sqrt();
-        row.iter().zip(&self.final_gain).map(move |(x, gain)| (f64::from(*x) * scale) as f32 * gain)
+    fn normed(&self, row: &[f32]) -> Vec<f32> {
+        let mean = |numbers: &mut dyn Iterator<Item = f64>| numbers.sum::<f64>() / row.len() as f64;
+        let (middle, gain, bias) = match &self.final_norm_here {
+            Norm::Rms { gain, .. } => (0.0, gain, None),
+            Norm::Layer { gain, bias, .. } => {
+                (mean(&mut row.iter().copied().map(f64::from)), gain, Some(bias))
+            }
+        };
+        let off = |x: &f32| f64::from(*x) - middle;
+        let square = mean(&mut row.iter().map(|x| off(x) * off(x)));
+        let scale = 1.0 / (square + f64::from(self.model.epsilon)).sqrt();
+        let scaled = row.iter().zip(gain).map(|(x, gain)| (off(x) * scale) as f32 * gain);
+        match bias {
+            None => scaled.collect(),
+            Some(bias) => scaled.zip(bias).map(|(x, bias)| x + bias).collect(),
+        }
     }
 }
 
@@ -272,38 +293,129 @@ impl Capacity {
 
 impl<B: Backend> Loader<'_, B> {
     fn layer(&mut self, layer: usize) -> Result<Layer<B>, Error> {
-        let (model, names, shard) = (self.model, self.model.names, self.shard);
+        let (backend, model, names) = (self.backend, self.model, self.model.names);
         let (query, key) = (model.heads.heads * model.heads.dim, model.heads.kv_heads * model.heads.dim);
-        let mut outputs = |name, rows, bias| -> Result<_, Error> {
-            let bias = self.bias(name, layer, rows, bias)?.map(|bias| shard.inputs(bias)).transpose()?;
-            Ok((shard.outputs(self.tensor(name, layer, rows, model.width)?)?, bias))
-        };
-        let qkv = [
-            outputs(names.query, query, model.qkv_bias)?,
-            outputs(names.key, key, model.qkv_bias)?,
-            outputs(names.value, key, model.qkv_bias)?,
-        ];
-        let (gate, _) = outputs(names.gate, model.hidden, Bias::Never)?;
-        let (up, _) = outputs(names.up, model.hidden, Bias::Never)?;
-        let mut inputs = |name, cols, bias| -> Result<_, Error> {
-            let bias = shard.once(self.bias(name, layer, model.width, bias)?);
-            Ok((shard.inputs(self.tensor(name, layer, model.width, cols)?)?, bias))
-        };
-        let attention_output = inputs(names.attention_output, query, model.output_bias)?;
-        let down = inputs(names.down, model.hidden, Bias::Never)?;
+        let qkv = self.qkv(layer, [query, key, key])?;
+        let attention_output = self.inputs(names.attention_output, layer, query, model.output_bias)?;
+        let mlp = self.mlp(layer)?;
+        let down = self.inputs(names.down, layer, model.hidden, model.mlp_bias)?;
+        let vector = |tensor: &Tensor| Ok(backend.vector(tensor)?);
         Ok(Layer {
-            attention_norm: self.norm(names.attention_norm, layer)?,
-            qkv: self.backend.linear(&qkv)?,
-            attention_output: self.backend.linear(&[attention_output])?,
-            mlp_norm: self.norm(names.mlp_norm, layer)?,
-            gated: self.backend.gated(&gate, &up)?,
-            down: self.backend.linear(&[down])?,
+            attention_norm: self.norm(names.attention_norm, layer, vector)?,
+            qkv: backend.linear(&qkv)?,
+            head_norms: names.head_norms.map(|names| self.head_norms(names, layer)).transpose()?,
+            attention_output: backend.linear(&[attention_output])?,
+            mlp_norm: self.norm(names.mlp_norm, layer, vector)?,
+            mlp,
+            down: backend.linear(&[down])?,
         })
     }
 
-    fn norm(&mut self, name: &str, layer: usize) -> Result<Norm<B::Vector>, Error> {
-        let gain = self.tensor(name, layer, 1, self.model.width)?;
-        Ok(Norm { gain: self.backend.vector(&gain)?, epsilon: self.model.epsilon })
+    /// Queries, keys and values: so many rows each in the whole model.
+    fn qkv(&mut self, layer: usize, rows: [usize; 3]) -> Result<Vec<Part>, Error> {
+        let bias = self.model.qkv_bias;
+        match self.model.names.qkv {
+            Qkv::Apart(names) => {
+                let parts = names.into_iter().zip(rows);
+                parts.map(|(name, rows)| self.outputs(name, layer, rows, bias)).collect()
+            }
+            Qkv::Stacked(name) => self.stacked(name, layer, &rows, bias),
+        }
+    }
+
+    fn mlp(&mut self, layer: usize) -> Result<B::Linear, Error> {
+        let (backend, hidden) = (self.backend, self.model.hidden);
+        let linear = match self.model.names.mlp {
+            Mlp::Gated([gate, up]) => {
+                let (gate, _) = self.outputs(gate, layer, hidden, Bias::Never)?;
+                backend.gated(&gate, &self.outputs(up, layer, hidden, Bias::Never)?.0)?
+            }
+            Mlp::Stacked(name) => {
+                let parts = self.stacked(name, layer, &[hidden, hidden], Bias::Never)?;
+                backend.gated(&parts[0].0, &parts[1].0)?
+            }
+            Mlp::Plain(up) => backend.linear(&[self.outputs(up, layer, hidden, self.model.mlp_bias)?])?,
+        };
+        Ok(linear)
+    }
+
+    /// The rank's outputs of a matrix over the residual stream.
+    fn outputs(&mut self, name: &str, layer: usize, rows: usize, bias: Bias) -> Result<Part, Error> {
+        let part = self.part(name, layer, rows, self.model.width, bias)?;
+        self.shard.outputs_of(part)
+    }
+
+    /// The rank's inputs of a matrix whose products are added to the residual stream.
+    fn inputs(&mut self, name: &str, layer: usize, cols: usize, bias: Bias) -> Result<Part, Error> {
+        let (matrix, bias) = self.part(name, layer, self.model.width, cols, bias)?;
+        Ok((self.shard.inputs(matrix)?, self.shard.once(bias)))
+    }
+
+    /// The rank's outputs of matrices that the file keeps below each other, so many rows each, with their biases.
+    fn stacked(&mut self, name: &str, layer: usize, rows: &[usize], bias: Bias) -> Result<Vec<Part>, Error> {
+        let (matrix, bias) = self.part(name, layer, rows.iter().sum(), self.model.width, bias)?;
+        let mut first = 0;
+        let mut cut = |rows: &usize| -> Option<Part> {
+            let range = first..first + rows;
+            first += rows;
+            let bias = match &bias {
+                Some(bias) => Some(bias.inputs(range.clone())?),
+                None => None,
+            };
+            Some((matrix.outputs(range)?, bias))
+        };
+        let parts = rows.iter().map(&mut cut).collect::<Option<Vec<_>>>();
+        // A quantized bias may have blocks that belong to two parts.
+        let parts = parts.ok_or_else(|| {
+            let problem = "its parts' biases are not whole blocks".to_owned();
+            Error::Kernel(volley_kernels::Error::Tensor { name: matrix.name.clone(), problem })
+        })?;
+        parts.into_iter().map(|part| self.shard.outputs_of(part)).collect()
+    }
+
+    /// A matrix and its bias.
+    fn part(
+        &mut self,
+        name: &str,
+        layer: usize,
+        rows: usize,
+        cols: usize,
+        bias: Bias,
+    ) -> Result<Part, Error> {
+        Ok((self.tensor(name, layer, rows, cols)?, self.bias(name, layer, rows, bias)?))
+    }
+
+    fn positions(&mut self) -> Result<Option<B::Table>, Error> {
+        let (Some(name), Some(rows)) = (self.model.names.positions, self.model.positions) else {
+            return Ok(None);
+        };
+        let table = self.tensor(name, 0, rows, self.model.width)?;
+        Ok(Some(self.backend.table(&table)?))
+    }
+
+    /// A norm whose vectors are made so.
+    fn norm<V>(
+        &mut self,
+        name: &str,
+        layer: usize,
+        vector: impl Fn(&Tensor) -> Result<V, Error>,
+    ) -> Result<Norm<V>, Error> {
+        let (width, epsilon) = (self.model.width, self.model.epsilon);
+        let gain = vector(&self.tensor(name, layer, 1, width)?)?;
+        match self.model.norm {
+            NormKind::Rms => Ok(Norm::Rms { gain, epsilon }),
+            NormKind::Layer => {
+                let bias = vector(&self.tensor(&name.replace(".weight", ".bias"), layer, 1, width)?)?;
+                Ok(Norm::Layer { gain, bias, epsilon })
+            }
+        }
+    }
+
+    fn head_norms(&mut self, names: [&str; 2], layer: usize) -> Result<HeadNorms<B::Vector>, Error> {
+        let (dim, epsilon) = (self.model.heads.dim, self.model.epsilon);
+        let query = self.backend.vector(&self.tensor(names[0], layer, 1, dim)?)?;
+        let key = self.backend.vector(&self.tensor(names[1], layer, 1, dim)?)?;
+        Ok(HeadNorms { query, key, epsilon })
     }
 
     fn tensor(&mut self, name: &str, layer: usize, rows: usize, cols: usize) -> Result<Tensor, Error> {

@@ -233,7 +233,8 @@ mod tests {
     #[test]
     fn a_group_has_the_blocks_of_the_gpu_with_the_least_room() {
         let model = testing::wide([DType::BF16; 3]);
-        let config = Config { max_batch_tokens: Some(64), max_sequences: Some(64), ..Config::new("", "made-up") };
+        let config =
+            Config { max_batch_tokens: Some(64), max_sequences: Some(64), ..Config::new("", "made-up") };
         let load = |totals: [usize; 2]| {
             let rank = |peers: Peers| {
                 let twin = Twin::new(Schedule::ALL[0]).with_memory(totals[peers.rank()]);

@@ -14,7 +14,7 @@ use volley_kernels::{Backend, Heads, Tensor};
 
 use crate::{
     Error,
-    decoder::in_layer,
+    decoder::{Part, in_layer},
     model::{Description, Model},
 };
 
@@ -55,6 +55,11 @@ impl Shard {
     /// The rank's outputs of a matrix.
     pub(crate) fn outputs(self, matrix: Tensor) -> Result<Tensor, Error> {
         self.part(matrix, |matrix, shard| matrix.outputs(shard.range(matrix.rows)))
+    }
+
+    /// The same, with the biases of those outputs.
+    pub(crate) fn outputs_of(self, (matrix, bias): Part) -> Result<Part, Error> {
+        Ok((self.outputs(matrix)?, bias.map(|bias| self.inputs(bias)).transpose()?))
     }
 
     /// The rank's inputs of a matrix; or its numbers of a vector, such as the biases of its outputs.

@@ -15,7 +15,7 @@ use crate::{
     decoder::{Capacity, Decoder},
     format::Weights,
     group::Group,
-    model::{Bias, Model},
+    model::{Bias, Mlp, Model, NormKind, Qkv},
 };
 
 /// A tiny model and what transformers computes with it (tests/fixtures/make.py).
@@ -24,7 +24,24 @@ pub(crate) struct Fixture {
     pub(crate) tokens: Vec<u32>,
     /// `[tokens, vocab]`.
     pub(crate) logits: Vec<f32>,
+    /// The same with the exact GELU, where that was computed.
+    pub(crate) logits_gelu: Option<Vec<f32>>,
 }
+
+/// The fixtures, a family each.
+pub(crate) const FIXTURES: [&str; 7] = [
+    "tiny-llama",
+    "tiny-mistral",
+    "tiny-qwen2",
+    "tiny-qwen3",
+    "tiny-phi3",
+    "tiny-gpt-bigcode",
+    "tiny-starcoder2",
+];
+
+/// Those that are there as GGUF files, too.
+pub(crate) const GGUF_FIXTURES: [&str; 4] =
+    ["tiny-qwen3", "tiny-phi3", "tiny-gpt-bigcode", "tiny-starcoder2"];
 
 /// The folder of a fixture.
 pub(crate) fn folder(name: &str) -> PathBuf {
@@ -36,11 +53,23 @@ pub(crate) fn fixture(name: &str) -> Fixture {
     let folder = folder(name);
     let expected = crate::format::safetensors::open(&folder, &[folder.join("expected.safetensors")]).unwrap();
     let numbers = |name| {
-        let tensor = expected.tensors().find(|tensor| tensor.name == name).unwrap();
-        tensor.data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>()
+        let tensor = expected.tensors().find(|tensor| tensor.name == name)?;
+        Some(
+            tensor
+                .data
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                .collect::<Vec<_>>(),
+        )
     };
-    let tokens = numbers("tokens").into_iter().map(|token| token as u32).collect();
-    Fixture { model: Model::open(&folder).unwrap(), tokens, logits: numbers("logits") }
+    let tokens = numbers("tokens").unwrap().into_iter().map(|token| token as u32).collect();
+    let (logits, logits_gelu) = (numbers("logits").unwrap(), numbers("logits_gelu"));
+    Fixture { model: Model::open(&folder).unwrap(), tokens, logits, logits_gelu }
+}
+
+/// Opens a fixture's GGUF file.
+pub(crate) fn gguf_fixture(name: &str) -> Fixture {
+    Fixture { model: Model::open(&folder(name).join("model.gguf")).unwrap(), ..fixture(name) }
 }
 
 /// Loads a fixture's decoder.
@@ -117,48 +146,93 @@ pub(crate) type Formats = [DType; 3];
 /// A model of random numbers in shapes that GPUs have kernels for (the fixtures' heads are too narrow), with the
 /// text and the positions of the fixture `tiny-llama`.
 pub(crate) fn made_up(formats: Formats) -> Model {
-    random_model(formats, (4, 2), 96)
+    random_model("tiny-llama", heads(4, 2), 96, formats)
 }
 
 /// The same, wide enough for four ranks, with biases of all projections of attention.
 pub(crate) fn wide(formats: Formats) -> Model {
-    let mut model = random_model(formats, (8, 4), 256);
+    let mut model = random_model("tiny-llama", heads(8, 4), 256, formats);
     model.description.output_bias = Bias::Always;
     model
 }
 
-fn random_model(formats: Formats, (heads, kv_heads): (usize, usize), hidden: usize) -> Model {
-    let mut model = fixture("tiny-llama").model;
+/// The same for other families that can be shared out.
+pub(crate) fn wide_families() -> Vec<(&'static str, Model)> {
+    let names = ["tiny-mistral", "tiny-qwen3", "tiny-phi3", "tiny-starcoder2"];
+    names.map(|name| (name, random_model(name, heads(8, 4), 256, [DType::BF16; 3]))).into()
+}
+
+/// In shapes that GPUs have kernels for.
+fn heads(heads: usize, kv_heads: usize) -> Heads {
+    Heads { heads, kv_heads, dim: 64, scale: 0.125, window: None }
+}
+
+fn random_model(fixture: &str, heads: Heads, hidden: usize, formats: Formats) -> Model {
+    let mut model = self::fixture(fixture).model;
     let description = &mut model.description;
-    description.heads = Heads { heads, kv_heads, dim: 64, scale: 0.125 };
-    (description.width, description.hidden, description.qkv_bias) = (64, hidden, Bias::Always);
-    description.rope.frequencies = (0..32).map(|i| 10_000f32.powf(-i as f32 / 32.0)).collect();
+    let heads = Heads { window: description.heads.window, ..heads };
+    (description.heads, description.width, description.hidden) = (heads, 64, hidden);
+    description.qkv_bias = Bias::Always;
+    if description.positions.is_none() {
+        description.rope.frequencies = (0..32).map(|i| 10_000f32.powf(-i as f32 / 32.0)).collect();
+    }
     let (width, names) = (description.width, description.names);
-    let (query, key) = (heads * 64, kv_heads * 64);
+    let (query, key) = (heads.heads * heads.dim, heads.kv_heads * heads.dim);
     let [most, values, down] = formats;
     let mut tensors = vec![random(names.embedding, DType::BF16, description.vocab, width)];
-    for layer in 0..description.layers {
-        let name = |name: &str| name.replace("{}", &layer.to_string());
-        let mut add =
-            |tensor: &str, dtype, rows, cols| tensors.push(random(&name(tensor), dtype, rows, cols));
-        add(names.query, most, query, width);
-        add(names.key, most, key, width);
-        add(names.value, values, key, width);
-        let biased =
-            [(names.query, query), (names.key, key), (names.value, key), (names.attention_output, width)];
-        for (tensor, rows) in biased {
-            add(&tensor.replace(".weight", ".bias"), DType::F32, 1, rows);
+    let mut add = |name: &str, layer: usize, dtype, rows, cols, bias: Bias| {
+        let name = name.replace("{}", &layer.to_string());
+        tensors.push(random(&name, dtype, rows, cols));
+        if bias == Bias::Always {
+            let rows = if dtype == DType::F32 { cols } else { rows };
+            tensors.push(random(&name.replace(".weight", ".bias"), DType::F32, 1, rows));
         }
-        add(names.attention_output, most, width, query);
-        add(names.gate, most, hidden, width);
-        add(names.up, most, hidden, width);
-        add(names.down, down, width, hidden);
-        add(names.attention_norm, DType::F32, 1, width);
-        add(names.mlp_norm, DType::F32, 1, width);
+    };
+    if let (Some(name), Some(rows)) = (names.positions, description.positions) {
+        add(name, 0, DType::BF16, rows, width, Bias::Never);
     }
-    tensors.push(random(names.final_norm, DType::F32, 1, width));
+    let norm_bias = if description.norm == NormKind::Layer { Bias::Always } else { Bias::Never };
+    for layer in 0..description.layers {
+        let mut part = |name, dtype, rows, cols, bias| add(name, layer, dtype, rows, cols, bias);
+        match names.qkv {
+            Qkv::Apart([q, k, v]) => {
+                part(q, most, query, width, Bias::Always);
+                part(k, most, key, width, Bias::Always);
+                part(v, values, key, width, Bias::Always);
+            }
+            Qkv::Stacked(name) => part(name, most, query + 2 * key, width, Bias::Always),
+        }
+        let mlp_bias = description.mlp_bias;
+        part(names.attention_output, most, width, query, Bias::Always);
+        match names.mlp {
+            Mlp::Gated(both) => {
+                both.into_iter().for_each(|name| part(name, most, hidden, width, Bias::Never));
+            }
+            Mlp::Stacked(name) => part(name, most, 2 * hidden, width, Bias::Never),
+            Mlp::Plain(up) => part(up, most, hidden, width, mlp_bias),
+        }
+        part(names.down, down, width, hidden, mlp_bias);
+        for name in names.head_norms.into_iter().flatten() {
+            part(name, DType::F32, 1, heads.dim, Bias::Never);
+        }
+        for name in [names.attention_norm, names.mlp_norm] {
+            part(name, DType::F32, 1, width, norm_bias);
+        }
+    }
+    add(names.final_norm, 0, DType::F32, 1, width, norm_bias);
+    if !description.tied {
+        add(names.output, 0, DType::BF16, description.vocab, width, Bias::Never);
+    }
     model.weights = Weights::of(tensors);
     model
+}
+
+/// Families that differ in more than names from [`made_up`]'s, with heads for which a GPU has kernels.
+pub(crate) fn families() -> Vec<(&'static str, Model)> {
+    // StarCoder's are many over one.
+    let of = |name| if name == "tiny-gpt-bigcode" { heads(48, 1) } else { heads(4, 2) };
+    let names = GGUF_FIXTURES.into_iter().chain(["tiny-mistral"]);
+    names.map(|name| (name, random_model(name, of(name), 96, [DType::BF16; 3]))).collect()
 }
 
 /// Random numbers that follow from the name: around 1 in a vector of gains, else such that a product is about as large
@@ -172,7 +246,7 @@ fn random(name: &str, dtype: DType, rows: usize, cols: usize) -> Tensor {
     let size = 1.7 / (cols as f32).sqrt();
     let mut number = |size: f32| ((next() % 4001) as f32 / 2000.0 - 1.0) * size;
     let data: Vec<u8> = match dtype {
-        DType::F32 if name.contains("norm") => {
+        DType::F32 if name.ends_with(".weight") => {
             (0..cols).flat_map(|_| (1.0 + number(0.3)).to_le_bytes()).collect()
         }
         DType::F32 => (0..rows * cols).flat_map(|_| number(0.3).to_le_bytes()).collect(),

@@ -16,7 +16,7 @@ mod tile;
 use std::sync::Mutex;
 
 use self::kernel::{Attend, Fold, Rows, Sink, part_len};
-use self::plan::{Plan, Split, Task};
+use self::plan::{Plan, Split, Task, first_tile};
 use self::tile::TILE;
 use super::cache::{Cache, Shape};
 use super::isa::Isa;
@@ -96,7 +96,7 @@ impl Step<'_> {
     }
 
     fn attend(&self, isa: Isa, task: &Task, parts: Shared, out: Shared) {
-        let Heads { heads, dim, scale, .. } = self.heads;
+        let Heads { heads, dim, scale, window, .. } = self.heads;
         let sequence = &self.batch.sequences[task.sequence];
         let row = sequence.first_row + task.rows.start;
         let rows = Rows {
@@ -106,6 +106,7 @@ impl Step<'_> {
             kv_heads: task.kv_heads.clone(),
             group: self.group(),
             scale,
+            window,
             position: sequence.position + task.rows.start,
             positions: task.rows.len(),
             q: &self.qkv[row * self.qkv_stride() + task.kv_heads.start * self.group() * dim..],
@@ -136,13 +137,14 @@ impl Step<'_> {
         let stride = plan::tiles(sequence) * part_len(dim);
         for row in 0..sequence.rows * group {
             let (position, head) = (row / group, row % group);
-            let tiles = (sequence.position + position) / TILE + 1;
+            let absolute = sequence.position + position;
+            let tiles = first_tile(absolute, self.heads)..absolute / TILE + 1;
             let at = self.output(split.sequence, position, split.kv_head) + head * dim;
             scratch::with(part_len(dim), |scratch| {
                 // SAFETY: as in `attend`; the section before has written the parts.
                 unsafe {
                     let (parts, out) = (parts.at(split.parts + row * stride), out.at(at));
-                    simd::run(isa, Fold { parts, tiles, dim, out, scratch });
+                    simd::run(isa, Fold { parts, tiles: tiles.clone(), dim, out, scratch });
                 }
             });
         }

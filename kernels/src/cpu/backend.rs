@@ -8,16 +8,16 @@ use super::formats;
 use super::isa::Isa;
 use super::linear::{Epilogue, matmul};
 use super::memory::Region;
-use super::norm::RmsNorm;
+use super::norm::{LayerNorm, RmsNorm};
 use super::pack::{Activations, Packed, Packer};
 use super::pool::Pool;
 use super::prepared::Prepared;
-use super::rope::Rotations;
+use super::rope::{Gains, Rotations};
 use super::scratch::{self, Shared};
 use super::{sample, simd};
 use crate::{
     Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawn, Error, Heads, Norm, Peers, Rope,
-    StepLimits, Tensor,
+    Rotary, StepLimits, Tensor,
 };
 
 /// Rows that a task normalizes and quantizes.
@@ -59,7 +59,7 @@ pub struct Buffer {
 /// An embedding table, as stored: rows are dequantized when they are read.
 pub struct Table(Tensor);
 
-/// Norm gains.
+/// Norm gains or biases.
 pub struct Vector(Vec<f32>);
 
 /// The rows that a product is of.
@@ -244,14 +244,21 @@ impl Backend for CpuBackend {
         *step = batch;
     }
 
-    fn embed(&self, batch: &mut Batch, table: &Table, x: &mut Buffer) {
+    fn embed(&self, batch: &mut Batch, table: &Table, positions: Option<&Table>, x: &mut Buffer) {
         let (rows, cols) = (batch.tokens.len(), x.cols);
+        let learned = positions.map(|table| (table, batch.positions().collect::<Vec<_>>()));
         let (batch, x) = (&*batch, Shared::new(x.rows_mut(rows)));
         self.pool.run(rows.div_ceil(TASK_ROWS), &|task| {
             for i in task * TASK_ROWS..rows.min((task + 1) * TASK_ROWS) {
                 // SAFETY: within the first `rows` rows; each is one task's.
                 let row = unsafe { std::slice::from_raw_parts_mut(x.at(i * cols), cols) };
                 formats::dequantize_row(&table.0, batch.tokens[i] as usize, row);
+                if let Some((table, positions)) = &learned {
+                    scratch::with(cols, |memory| {
+                        formats::dequantize_row(&table.0, positions[i], &mut memory[..cols]);
+                        row.iter_mut().zip(memory).for_each(|(x, place)| *x += *place);
+                    });
+                }
             }
         });
     }
@@ -274,12 +281,14 @@ impl Backend for CpuBackend {
         batch: &mut Batch,
         layer: usize,
         heads: Heads,
-        rope: &Rope,
+        Rotary { rope, norms }: Rotary<'_, Rope, Vector>,
         qkv: &mut Buffer,
         cache: &mut Cache,
     ) {
         let qkv = qkv.rows_mut(batch.tokens.len());
-        self.rotations.run(&self.pool, self.isa, batch, layer, heads, rope, qkv, cache);
+        let gains =
+            norms.map(|norms| Gains { query: &norms.query.0, key: &norms.key.0, epsilon: norms.epsilon });
+        self.rotations.run(&self.pool, self.isa, batch, layer, heads, rope, gains, qkv, cache);
     }
 
     fn attention(
@@ -309,7 +318,7 @@ impl Backend for CpuBackend {
         let _ = peers.exchange(x.len(), product, |parts| self.add(parts, x)); // the error stays with the group
     }
 
-    fn gated_linear(
+    fn activated_linear(
         &self,
         batch: &mut Batch,
         x: &mut Buffer,
@@ -320,7 +329,12 @@ impl Backend for CpuBackend {
     ) {
         let rows = batch.tokens.len();
         let input = Input { x, rows: None, norm: Some(norm) };
-        self.product(rows, input, w, Epilogue::Gated(activation, out.product_mut(rows, w)));
+        let out = out.product_mut(rows, w);
+        let epilogue = match w.is_gated() {
+            true => Epilogue::Gated(activation, out),
+            false => Epilogue::Activated(activation, out),
+        };
+        self.product(rows, input, w, epilogue);
     }
 
     fn logits(
@@ -386,11 +400,20 @@ impl Input<'_> {
     /// Row `i`, in `memory` if it is computed.
     fn row<'a>(&'a self, isa: Isa, i: usize, memory: &'a mut [f32]) -> &'a [f32] {
         let x = self.x.row(self.rows.map_or(i, |rows| rows[i]));
-        let Some(Norm { gain, epsilon }) = self.norm else {
-            return x;
-        };
-        // SAFETY: the norm asks for nothing; it checks the lengths.
-        unsafe { simd::run(isa, RmsNorm { x, gain: &gain.0, epsilon: *epsilon, out: &mut *memory }) };
+        let out = &mut *memory;
+        match self.norm {
+            None => return x,
+            Some(Norm::Rms { gain, epsilon }) => {
+                let norm = RmsNorm { x, gain: &gain.0, epsilon: *epsilon, out };
+                // SAFETY: the norm asks for nothing but the instructions; it checks the lengths.
+                unsafe { simd::run(isa, norm) };
+            }
+            Some(Norm::Layer { gain, bias, epsilon }) => {
+                let norm = LayerNorm { x, gain: &gain.0, bias: &bias.0, epsilon: *epsilon, out };
+                // SAFETY: as above.
+                unsafe { simd::run(isa, norm) };
+            }
+        }
         memory
     }
 }

@@ -35,6 +35,8 @@ pub enum Epilogue<'a> {
     Store(&'a mut [f32]),
     /// `out += sums + bias`.
     Add(&'a mut [f32]),
+    /// `out = activation(sums + bias)`.
+    Activated(Activation, &'a mut [f32]),
     /// `out = activation(gate) · up`, for weights packed so.
     Gated(Activation, &'a mut [f32]),
 }
@@ -73,6 +75,7 @@ struct Product<'a> {
 enum What {
     Store,
     Add,
+    Activated(Activation),
     Gated(Activation),
 }
 
@@ -95,6 +98,7 @@ pub fn matmul(pool: &Pool, isa: Isa, w: &Packed, a: &Prepared, rows: usize, epil
     let (what, out) = match epilogue {
         Epilogue::Store(out) => (What::Store, out),
         Epilogue::Add(out) => (What::Add, out),
+        Epilogue::Activated(activation, out) => (What::Activated(activation), out),
         Epilogue::Gated(activation, out) => (What::Gated(activation), out),
     };
     assert!(a.fits(rows, w.inputs), "{rows} rows of {} activations were not prepared", w.inputs);
@@ -273,7 +277,7 @@ impl Product<'_> {
     }
 
     /// # Safety
-    /// The rows and columns of the result are this task's own.
+    /// The rows and columns of the result are this task's own; the CPU has the instructions.
     unsafe fn finish(&self, sums: &[[f32; PANEL]], rows: Range<usize>, column: usize, width: usize) {
         let bias = self.w.bias.as_ref().map(|b| &b[column..][..width]);
         for row in rows.clone() {
@@ -291,6 +295,10 @@ impl Product<'_> {
                 (Some(bias), true) => {
                     out.iter_mut().zip(sums.iter().zip(bias)).for_each(|(o, (s, b))| *o += s + b)
                 }
+            }
+            if let What::Activated(activation) = self.what {
+                // SAFETY: the CPU has the instructions.
+                unsafe { (self.kernels.activate)(activation, out) };
             }
         }
     }

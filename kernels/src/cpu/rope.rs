@@ -1,4 +1,4 @@
-//! Rotary positions, and the way of keys and values into the cache.
+//! Norms of query and key heads, rotary positions, and the way of keys and values into the cache.
 //!
 //! Angles are `position · frequency` in f32, as Hugging Face computes them; their sines and cosines are
 //! computed in f64 once per step, and shared by its layers.
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use super::cache::{Cache, Element, Precision, Shape};
 use super::isa::Isa;
-use super::norm::load;
+use super::norm::{load, norm_head};
 use super::pool::Pool;
 use super::scratch::{self, Shared};
 use super::simd::{self, Kernel, Lanes, WIDTH};
@@ -37,10 +37,19 @@ struct Place {
     block: BlockId,
 }
 
-/// Rotates and stores one row.
+/// Gains of the heads' norms, and what is added to the mean square.
+#[derive(Clone, Copy)]
+pub(crate) struct Gains<'a> {
+    pub(crate) query: &'a [f32],
+    pub(crate) key: &'a [f32],
+    pub(crate) epsilon: f32,
+}
+
+/// Norms, rotates and stores one row.
 struct Store<'a> {
     /// `[heads × dim | kv_heads × dim | kv_heads × dim]`.
     row: &'a mut [f32],
+    gains: Option<Gains<'a>>,
     cos: &'a [f32],
     sin: &'a [f32],
     pairing: RopePairing,
@@ -53,7 +62,7 @@ struct Store<'a> {
 // === impl Rotations ===
 
 impl Rotations {
-    /// Rotates the queries and keys of `qkv`; writes keys and values to the cache.
+    /// Norms and rotates the queries and keys of `qkv`; writes keys and values to the cache.
     ///
     /// # Panics
     /// If the shapes don't fit together.
@@ -66,6 +75,7 @@ impl Rotations {
         layer: usize,
         heads: Heads,
         rope: &Rope,
+        gains: Option<Gains<'_>>,
         qkv: &mut [f32],
         cache: &mut Cache,
     ) {
@@ -73,6 +83,8 @@ impl Rotations {
         assert_eq!(shape, Shape::new(shape.layers, heads, shape.precision), "the cache is for other heads");
         let pairs = rope.frequencies.len();
         assert!(2 * pairs <= heads.dim, "{pairs} pairs in heads of {} dimensions", heads.dim);
+        let fits = |gains: Gains<'_>| gains.query.len() == heads.dim && gains.key.len() == heads.dim;
+        assert!(gains.is_none_or(fits), "the gains are not for heads of {} dimensions", heads.dim);
         let places = places(batch);
         let table = self.table(&places, rope);
         let stride = (heads.heads + 2 * heads.kv_heads) * heads.dim;
@@ -87,8 +99,9 @@ impl Rotations {
                 let row = unsafe { std::slice::from_raw_parts_mut(qkv.at(place.row * stride), stride) };
                 let (cos, sin) = (&table.cos[angles.clone()], &table.sin[angles]);
                 let pairing = rope.pairing;
+                let store = Store { row, gains, cos, sin, pairing, heads, cache, layer, place };
                 // SAFETY: this machine has `isa`.
-                unsafe { simd::run(isa, Store { row, cos, sin, pairing, heads, cache, layer, place }) };
+                unsafe { simd::run(isa, store) };
             }
         });
     }
@@ -142,7 +155,11 @@ impl Kernel for Store<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
         let Heads { heads, kv_heads, dim, .. } = self.heads;
-        for head in self.row[..(heads + kv_heads) * dim].chunks_exact_mut(dim) {
+        for (i, head) in self.row[..(heads + kv_heads) * dim].chunks_exact_mut(dim).enumerate() {
+            if let Some(Gains { query, key, epsilon }) = self.gains {
+                // SAFETY: as the caller promises.
+                unsafe { norm_head::<L>(head, if i < heads { query } else { key }, epsilon) };
+            }
             rotate(head, self.cos, self.sin, self.pairing);
         }
         match self.cache.shape().precision {
@@ -208,7 +225,7 @@ mod tests {
     use super::*;
     use crate::Sequence;
 
-    const HEADS: Heads = Heads { heads: 4, kv_heads: 2, dim: 24, scale: 1.0 };
+    const HEADS: Heads = Heads { heads: 4, kv_heads: 2, dim: 24, scale: 1.0, window: None };
     const STRIDE: usize = 8 * 24;
 
     fn batch() -> Batch {
@@ -225,7 +242,7 @@ mod tests {
         let rope = Rope { frequencies: (0..8).map(|i| 0.7f32.powi(i)).collect(), pairing };
         let (mut qkv, pool) = (rows(), Pool::new(threads).unwrap());
         let mut cache = Cache::new(Shape::new(2, HEADS, Precision::Half), 3).unwrap();
-        Rotations::default().run(&pool, isa, &batch(), 1, HEADS, &rope, &mut qkv, &mut cache);
+        Rotations::default().run(&pool, isa, &batch(), 1, HEADS, &rope, None, &mut qkv, &mut cache);
         (qkv, cache)
     }
 
@@ -284,6 +301,38 @@ mod tests {
                 assert_eq!(rotated(pairing, isa, 3).0, reference);
             }
         }
+    }
+
+    #[test]
+    fn heads_are_normed_before_they_turn() {
+        let gain = |first: f32| (0..24).map(|d| first + d as f32 / 24.0).collect::<Vec<f32>>();
+        let (query, key) = (gain(0.5), gain(-2.0));
+        let normed = |rope: &Rope, isa, gains, mut qkv: Vec<f32>| {
+            let mut cache = Cache::new(Shape::new(2, HEADS, Precision::Half), 3).unwrap();
+            let pool = Pool::new(2).unwrap();
+            Rotations::default().run(&pool, isa, &batch(), 1, HEADS, rope, gains, &mut qkv, &mut cache);
+            qkv
+        };
+        let rope = Rope { frequencies: vec![0.7, 0.2], pairing: RopePairing::Halves };
+        let gains = Some(Gains { query: &query, key: &key, epsilon: 0.5 });
+        let mut by_hand = rows();
+        for (i, head) in by_hand.chunks_mut(24).enumerate() {
+            let square = head.iter().map(|x| x * x).sum::<f32>() / 24.0;
+            let gain = match i % 8 {
+                0..4 => &query,
+                4..6 => &key,
+                _ => continue,
+            };
+            head.iter_mut().zip(gain).for_each(|(x, gain)| *x = *x / (square + 0.5).sqrt() * gain);
+        }
+        let expected = normed(&rope, Isa::detect(), None, by_hand);
+        let got = normed(&rope, Isa::detect(), gains, rows());
+        assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5));
+        for isa in Isa::available() {
+            assert_eq!(normed(&rope, isa, gains, rows()), got);
+        }
+        let still = Rope { frequencies: vec![], ..rope };
+        assert_eq!(normed(&still, Isa::detect(), None, rows()), rows(), "a rotation without frequencies");
     }
 
     #[test]

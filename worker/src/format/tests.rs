@@ -130,6 +130,10 @@ fn a_damaged_gguf_file_is_told_what_is_wrong() {
             tiny().str("llama.rope.scaling.type", "yarn").bytes(),
             "key llama.rope.scaling.type: yarn; supported:",
         ),
+        (
+            tiny().tensor("rope_factors_short.weight", &[8], 0, vec![0; 32]).bytes(),
+            "tensor rope_factors_short.weight: longrope is not supported",
+        ),
         (tiny().str("tokenizer.ggml.pre", "tekken").bytes(), "the pre-tokenizer tekken is not supported"),
         (tiny().str("tokenizer.ggml.model", "t5").bytes(), "key tokenizer.ggml.model: t5; supported: gpt2"),
         (
@@ -285,6 +289,26 @@ proptest! {
             flipped[at.index(header)] = *value;
         }
         if let Err(error) = parse_safetensors(flipped) {
+            prop_assert!(names_its_place(&error), "{error}");
+        }
+    }
+
+    #[test]
+    fn flipped_bytes_of_any_family_are_loaded_or_refused(
+        which in any::<prop::sample::Index>(),
+        flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let name = testing::GGUF_FIXTURES[which.index(testing::GGUF_FIXTURES.len())];
+        let mut flipped = std::fs::read(testing::folder(name).join("model.gguf")).unwrap();
+        let start = flipped.len();
+        let bytes = Bytes::from(flipped.clone());
+        let whole = Gguf::parse(Path::new("m.gguf"), &bytes).unwrap();
+        let first = |tensor: &volley_kernels::Tensor| tensor.data.as_ptr() as usize - bytes.as_ptr() as usize;
+        let header = whole.weights.tensors().map(first).fold(start, usize::min);
+        for (at, value) in &flips {
+            flipped[at.index(header)] = *value;
+        }
+        if let Err(error) = open_gguf(flipped) {
             prop_assert!(names_its_place(&error), "{error}");
         }
     }

@@ -1,10 +1,10 @@
-//! The model families: what their files are called and where they differ.
+//! The model families: where they differ, and what their files call things (names.rs).
 
 use std::path::Path;
 
-use volley_kernels::RopePairing;
+use volley_kernels::{Activation, RopePairing};
 
-use super::{Bias, Names};
+use super::{Bias, Names, NormKind, names};
 use crate::Error;
 
 /// A family of models that one description fits.
@@ -18,63 +18,100 @@ pub(super) struct Family {
     pub(super) hf: &'static str,
     /// How rotated pairs lie in a GGUF file (its converter reorders llama's rows).
     pub(super) gguf_pairing: RopePairing,
+    pub(super) norm: NormKind,
+    /// Where the file doesn't say.
+    pub(super) activation: Activation,
     /// Query, key and value biases.
     pub(super) qkv_bias: Bias,
+    /// Biases of the other projections.
+    pub(super) bias: Bias,
+    /// Where the file doesn't say; else as many as query heads.
+    pub(super) kv_heads: Option<u64>,
+    pub(super) gguf_names: &'static Names,
+    pub(super) hf_names: &'static Names,
+    /// What config.json calls otherwise than most do, and what most call it.
+    pub(super) hf_keys: &'static [(&'static str, &'static str)],
 }
 
-/// Llama 2 and 3, SmolLM2; Mistral; Qwen 2 and 2.5.
+const LLAMA: Family = Family {
+    name: "llama",
+    gguf: Some("llama"),
+    hf: "LlamaForCausalLM",
+    gguf_pairing: RopePairing::Adjacent,
+    norm: NormKind::Rms,
+    activation: Activation::Silu,
+    qkv_bias: Bias::IfPresent,
+    bias: Bias::IfPresent,
+    kv_heads: None,
+    gguf_names: &names::GGUF,
+    hf_names: &names::HF,
+    hf_keys: &[],
+};
+
+/// Llama 2 and 3, SmolLM2; Mistral; Qwen 2 and 2.5; Qwen 3; Phi 3 and 4; StarCoder and SantaCoder; StarCoder 2.
 pub(super) const FAMILIES: &[Family] = &[
-    Family {
-        name: "llama",
-        gguf: Some("llama"),
-        hf: "LlamaForCausalLM",
-        gguf_pairing: RopePairing::Adjacent,
-        qkv_bias: Bias::IfPresent,
-    },
-    Family {
-        name: "mistral",
-        gguf: None,
-        hf: "MistralForCausalLM",
-        gguf_pairing: RopePairing::Adjacent,
-        qkv_bias: Bias::Never,
-    },
+    LLAMA,
+    Family { name: "mistral", gguf: None, hf: "MistralForCausalLM", qkv_bias: Bias::Never, ..LLAMA },
     Family {
         name: "qwen2",
         gguf: Some("qwen2"),
         hf: "Qwen2ForCausalLM",
         gguf_pairing: RopePairing::Halves,
         qkv_bias: Bias::Always,
+        ..LLAMA
     },
+    Family {
+        name: "qwen3",
+        gguf: Some("qwen3"),
+        hf: "Qwen3ForCausalLM",
+        gguf_pairing: RopePairing::Halves,
+        gguf_names: &names::GGUF_HEAD_NORMS,
+        hf_names: &names::HF_HEAD_NORMS,
+        ..LLAMA
+    },
+    Family {
+        name: "phi3",
+        gguf: Some("phi3"),
+        hf: "Phi3ForCausalLM",
+        gguf_pairing: RopePairing::Halves,
+        gguf_names: &names::GGUF_PHI3,
+        hf_names: &names::HF_PHI3,
+        ..LLAMA
+    },
+    Family {
+        name: "gpt_bigcode",
+        gguf: Some("starcoder"),
+        hf: "GPTBigCodeForCausalLM",
+        kv_heads: Some(1),
+        gguf_names: &names::GGUF_BIGCODE,
+        hf_names: &names::HF_BIGCODE,
+        hf_keys: &[
+            ("n_layer", "num_hidden_layers"),
+            ("n_embd", "hidden_size"),
+            ("n_head", "num_attention_heads"),
+            ("n_inner", "intermediate_size"),
+            ("n_positions", "max_position_embeddings"),
+            ("activation_function", "hidden_act"),
+            ("layer_norm_epsilon", "rms_norm_eps"),
+        ],
+        ..STARCODER2
+    },
+    STARCODER2,
 ];
 
-pub(super) const GGUF_NAMES: Names = Names {
-    embedding: "token_embd.weight",
-    attention_norm: "blk.{}.attn_norm.weight",
-    query: "blk.{}.attn_q.weight",
-    key: "blk.{}.attn_k.weight",
-    value: "blk.{}.attn_v.weight",
-    attention_output: "blk.{}.attn_output.weight",
-    mlp_norm: "blk.{}.ffn_norm.weight",
-    gate: "blk.{}.ffn_gate.weight",
-    up: "blk.{}.ffn_up.weight",
-    down: "blk.{}.ffn_down.weight",
-    final_norm: "output_norm.weight",
-    output: "output.weight",
-};
-
-pub(super) const HF_NAMES: Names = Names {
-    embedding: "model.embed_tokens.weight",
-    attention_norm: "model.layers.{}.input_layernorm.weight",
-    query: "model.layers.{}.self_attn.q_proj.weight",
-    key: "model.layers.{}.self_attn.k_proj.weight",
-    value: "model.layers.{}.self_attn.v_proj.weight",
-    attention_output: "model.layers.{}.self_attn.o_proj.weight",
-    mlp_norm: "model.layers.{}.post_attention_layernorm.weight",
-    gate: "model.layers.{}.mlp.gate_proj.weight",
-    up: "model.layers.{}.mlp.up_proj.weight",
-    down: "model.layers.{}.mlp.down_proj.weight",
-    final_norm: "model.norm.weight",
-    output: "lm_head.weight",
+const STARCODER2: Family = Family {
+    name: "starcoder2",
+    gguf: Some("starcoder2"),
+    hf: "Starcoder2ForCausalLM",
+    gguf_pairing: RopePairing::Halves,
+    norm: NormKind::Layer,
+    activation: Activation::GeluTanh,
+    qkv_bias: Bias::Always,
+    bias: Bias::Always,
+    gguf_names: &names::GGUF_PLAIN,
+    hf_names: &names::HF_STARCODER2,
+    hf_keys: &[("norm_epsilon", "rms_norm_eps")],
+    ..LLAMA
 };
 
 /// The family of a GGUF architecture.

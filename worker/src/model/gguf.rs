@@ -1,16 +1,17 @@
 //! A description from GGUF metadata.
 
-use volley_kernels::{Activation, DType, Rope};
+use volley_kernels::{DType, Rope};
 
 use super::{
-    Bias, Description, Sizes, cap_to_window,
-    family::{self, GGUF_NAMES},
+    Bias, Description, NormKind, Sizes, family,
     rope::{Scaling, frequencies},
 };
 use crate::{Error, format::gguf::Gguf};
 
 /// Divisors of the rotation frequencies, one per pair, in files of Llama 3.1 and later.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
+/// The same where they depend on a text's length (longrope).
+const LONGROPE_FACTORS: &str = "rope_factors_short.weight";
 
 /// Describes the model in a file.
 pub(super) fn describe(gguf: &Gguf) -> Result<Description, Error> {
@@ -31,7 +32,7 @@ pub(super) fn describe(gguf: &Gguf) -> Result<Description, Error> {
         width,
         hidden: need("feed_forward_length")?,
         heads,
-        kv_heads: gguf.u64(&key("attention.head_count_kv"))?.unwrap_or(heads),
+        kv_heads: gguf.u64(&key("attention.head_count_kv"))?.or(family.kv_heads).unwrap_or(heads),
         head_dim,
         vocab: vocab.ok_or_else(|| gguf.missing("tokenizer.ggml.tokens"))?,
         context: need("context_length")?,
@@ -47,23 +48,31 @@ pub(super) fn describe(gguf: &Gguf) -> Result<Description, Error> {
             problem,
         ));
     }
-    let epsilon = key("attention.layer_norm_rms_epsilon");
-    let window = gguf.u64(&key("attention.sliding_window"))?;
+    let epsilon = key(match family.norm {
+        NormKind::Rms => "attention.layer_norm_rms_epsilon",
+        NormKind::Layer => "attention.layer_norm_epsilon",
+    });
+    let learned = family.gguf_names.positions.is_some();
+    let frequencies = if learned { vec![] } else { rope(gguf, architecture, head_dim)? };
+    let window = gguf.u64(&key("attention.sliding_window"))?.filter(|window| *window > 0);
     Ok(Description {
         architecture: family.name.to_owned(),
         layers: sizes.layers as usize,
         width: width as usize,
         hidden: sizes.hidden as usize,
-        heads: sizes.heads(),
+        heads: sizes.heads(window),
         vocab: sizes.vocab as usize,
-        context: cap_to_window(sizes.context as usize, window),
+        context: sizes.context as usize,
+        positions: learned.then_some(sizes.context as usize),
+        norm: family.norm,
         epsilon: gguf.f64(&epsilon)?.ok_or_else(|| gguf.missing(&epsilon))? as f32,
-        rope: Rope { frequencies: rope(gguf, architecture, head_dim)?, pairing: family.gguf_pairing },
-        activation: Activation::Silu,
+        rope: Rope { frequencies, pairing: family.gguf_pairing },
+        activation: family.activation,
         qkv_bias: family.qkv_bias,
-        output_bias: Bias::IfPresent,
-        tied: !gguf.weights.contains(GGUF_NAMES.output),
-        names: &GGUF_NAMES,
+        output_bias: family.bias,
+        mlp_bias: if family.bias == Bias::Always { Bias::Always } else { Bias::Never },
+        tied: !gguf.weights.contains(family.gguf_names.output),
+        names: family.gguf_names,
     })
 }
 
@@ -87,6 +96,10 @@ fn rope(gguf: &Gguf, architecture: &str, head_dim: u64) -> Result<Vec<f32>, Erro
             return Err(Error::unsupported(&gguf.file, format!("key {scaling_key}"), problem));
         }
     };
+    if gguf.weights.contains(LONGROPE_FACTORS) {
+        let problem = format!("longrope is not supported; supported: none, linear, and {ROPE_FACTORS}");
+        return Err(Error::unsupported(&gguf.file, format!("tensor {LONGROPE_FACTORS}"), problem));
+    }
     let mut rope = frequencies(dims as usize, base, scaling);
     if let Some(factors) = gguf.weights.find(ROPE_FACTORS, 1, rope.len())? {
         if factors.dtype != DType::F32 {

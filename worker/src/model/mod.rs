@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! family.rs   the families, a row of a table each
+//! names.rs    what their files call tensors
 //! gguf.rs     a description from GGUF metadata
 //! hf.rs       a description from config.json
 //! rope.rs     rotation frequencies and their scalings
@@ -10,6 +11,7 @@
 mod family;
 mod gguf;
 mod hf;
+mod names;
 mod rope;
 #[cfg(test)]
 mod tests;
@@ -18,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use volley_kernels::{Activation, DType, Heads, Rope};
 
+pub(crate) use self::names::{Mlp, Names, Qkv};
 use crate::{
     Error,
     format::{Weights, directory::Directory, gguf::Gguf},
@@ -32,17 +35,21 @@ pub(crate) struct Description {
     pub(crate) layers: usize,
     /// Columns of the residual stream.
     pub(crate) width: usize,
-    /// Columns between the gated and the down projection.
+    /// Columns before the down projection.
     pub(crate) hidden: usize,
     pub(crate) heads: Heads,
     pub(crate) vocab: usize,
     /// Tokens that a sequence can have.
     pub(crate) context: usize,
+    /// Positions that are learned, where they are.
+    pub(crate) positions: Option<usize>,
+    pub(crate) norm: NormKind,
     pub(crate) epsilon: f32,
     pub(crate) rope: Rope,
     pub(crate) activation: Activation,
     pub(crate) qkv_bias: Bias,
     pub(crate) output_bias: Bias,
+    pub(crate) mlp_bias: Bias,
     /// Whether the output matrix is the embedding table.
     pub(crate) tied: bool,
     pub(crate) names: &'static Names,
@@ -59,21 +66,13 @@ pub(crate) enum Bias {
     Always,
 }
 
-/// Tensor names of a file format; `{}` is the layer. A bias is named as its matrix, `bias` for `weight`.
-#[derive(Debug, PartialEq)]
-pub(crate) struct Names {
-    pub(crate) embedding: &'static str,
-    pub(crate) attention_norm: &'static str,
-    pub(crate) query: &'static str,
-    pub(crate) key: &'static str,
-    pub(crate) value: &'static str,
-    pub(crate) attention_output: &'static str,
-    pub(crate) mlp_norm: &'static str,
-    pub(crate) gate: &'static str,
-    pub(crate) up: &'static str,
-    pub(crate) down: &'static str,
-    pub(crate) final_norm: &'static str,
-    pub(crate) output: &'static str,
+/// How the residual stream is normed before each part of a layer, and at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NormKind {
+    /// By its root mean square.
+    Rms,
+    /// By mean and variance, with a bias.
+    Layer,
 }
 
 /// A model's files, opened and described; the weights are mapped, not loaded.
@@ -169,27 +168,28 @@ impl Sizes {
         Ok(())
     }
 
-    /// Query heads, key/value heads and their scale.
-    fn heads(&self) -> Heads {
+    /// Query heads, key/value heads, their scale and what they see.
+    fn heads(&self, window: Option<u64>) -> Heads {
         Heads {
             heads: self.heads as usize,
             kv_heads: self.kv_heads as usize,
             dim: self.head_dim as usize,
             scale: (self.head_dim as f32).powf(-0.5),
+            window: window.filter(|window| *window < self.context).map(|window| window as usize),
         }
     }
 }
 
-/// A sliding window is not computed yet: sequences stay within it, where it makes no difference.
-fn cap_to_window(context: usize, window: Option<u64>) -> usize {
+/// Where only some layers have a window: sequences stay within it, where it makes no difference.
+fn cap_to_window(context: u64, window: Option<u64>) -> u64 {
     match window {
-        Some(window) if (window as usize) < context => {
+        Some(window) if window < context => {
             tracing::warn!(
                 context,
                 window,
-                "the model's attention window is shorter than its context; sequences are kept within the window"
+                "some of the model's layers see less than its context; sequences are kept within their window"
             );
-            window as usize
+            window
         }
         _ => context,
     }

@@ -68,6 +68,61 @@ fn families_differ_as_their_files_do() {
         );
     }
     assert_eq!(of_hf(json!({ "attention_bias": true })).unwrap().output_bias, Bias::Always);
+
+    let qwen3 = json!({ "architectures": ["Qwen3ForCausalLM"], "head_dim": 128, "attention_bias": true });
+    let qwen3 = of_hf(qwen3).unwrap();
+    assert_eq!((qwen3.heads.dim, qwen3.names.head_norms.is_some()), (128, true));
+    assert_eq!(
+        (qwen3.qkv_bias, qwen3.output_bias, qwen3.mlp_bias),
+        (Bias::Always, Bias::Always, Bias::Never)
+    );
+    let phi = of_hf(json!({ "architectures": ["Phi3ForCausalLM"], "partial_rotary_factor": 0.75 })).unwrap();
+    assert_eq!(phi.rope.frequencies, frequencies(12, 10_000.0, Scaling::None));
+}
+
+#[test]
+fn gpt_bigcode_s_words_are_understood() {
+    let config = json!({
+        "architectures": ["GPTBigCodeForCausalLM"], "n_layer": 40, "n_embd": 6144, "n_inner": null, "n_head": 48,
+        "n_positions": 8192, "activation_function": "gelu", "layer_norm_epsilon": 1e-5,
+        "multi_query": true, "vocab_size": 49152,
+    });
+    let weights = || safetensors::open(Path::new("m"), &[]).unwrap();
+    let describe = |config: Value| {
+        hf::describe(&Directory { path: "m".into(), config, shards: vec![], weights: weights() })
+    };
+    let model = describe(config.clone()).unwrap();
+    assert_eq!((model.layers, model.width, model.hidden, model.context), (40, 6144, 24576, 8192));
+    assert_eq!((model.heads.heads, model.heads.kv_heads, model.heads.dim), (48, 1, 128));
+    assert_eq!((model.norm, model.activation, model.tied), (NormKind::Layer, Activation::GeluErf, true));
+    assert_eq!((model.positions, model.rope.frequencies.len()), (Some(8192), 0));
+    assert_eq!(
+        (model.qkv_bias, model.output_bias, model.mlp_bias),
+        (Bias::Always, Bias::Always, Bias::Always)
+    );
+    for (key, value) in [("n_inner", json!(1024)), ("multi_query", json!(false)), ("n_layer", json!("x"))] {
+        let mut config = config.clone();
+        config[key] = value;
+        match describe(config) {
+            Ok(model) => assert_eq!(model.hidden, 1024),
+            Err(error) => {
+                assert!(matches!(error, Error::Unsupported { .. } | Error::Malformed { .. }), "{error}")
+            }
+        }
+    }
+}
+
+#[test]
+fn starcoder2_may_have_no_biases() {
+    let starcoder2 = |use_bias: Value| {
+        let config = json!({ "architectures": ["Starcoder2ForCausalLM"], "use_bias": use_bias });
+        let model = of_hf(config).unwrap();
+        (model.norm, model.activation, model.qkv_bias, model.output_bias, model.mlp_bias)
+    };
+    let with = |bias| (NormKind::Layer, Activation::GeluTanh, bias, bias, bias);
+    assert_eq!(starcoder2(json!(null)), with(Bias::Always));
+    assert_eq!(starcoder2(json!(true)), with(Bias::Always));
+    assert_eq!(starcoder2(json!(false)), with(Bias::Never));
 }
 
 #[test]
@@ -80,6 +135,16 @@ fn what_is_not_supported_is_refused_by_name() {
         (json!({ "architectures": [] }), "key architectures: expected a list with one name"),
         (json!({ "mlp_bias": true }), "key mlp_bias: true; only false"),
         (json!({ "hidden_act": "relu" }), "key hidden_act: relu; supported: silu"),
+        (json!({ "multi_query": false }), "key multi_query: false; only true is supported"),
+        (json!({ "scale_attn_weights": false }), "key scale_attn_weights: false; only true is supported"),
+        (
+            json!({ "partial_rotary_factor": 0.2 }),
+            "key partial_rotary_factor: 0.2; expected an even number of the 16",
+        ),
+        (
+            json!({ "architectures": ["Phi3ForCausalLM"], "rope_scaling": { "type": "longrope" } }),
+            "rope scaling: longrope; supported: default",
+        ),
         (
             json!({ "rope_scaling": { "type": "yarn", "factor": 4.0 } }),
             "rope scaling: yarn; supported: default",
@@ -107,12 +172,23 @@ fn what_is_not_supported_is_refused_by_name() {
 }
 
 #[test]
-fn sequences_stay_within_a_window_that_is_used() {
-    let context = |changes| of_hf(changes).unwrap().context;
-    assert_eq!(context(json!({ "sliding_window": 1024 })), 1024);
-    assert_eq!(context(json!({ "sliding_window": null })), 4096);
-    assert_eq!(context(json!({ "sliding_window": 1024, "use_sliding_window": false })), 4096);
-    assert_eq!(of_gguf(testing::tiny_gguf().u32("llama.attention.sliding_window", 16)).unwrap().context, 16);
+fn all_layers_have_a_window_or_sequences_stay_within_it() {
+    let of = |mut changes: Value| {
+        changes["sliding_window"] = changes.get("sliding_window").cloned().unwrap_or(json!(1024));
+        let model = of_hf(changes).unwrap();
+        (model.heads.window, model.context)
+    };
+    assert_eq!(of(json!({})), (Some(1024), 4096));
+    assert_eq!(of(json!({ "sliding_window": null })), (None, 4096));
+    assert_eq!(of(json!({ "sliding_window": 4096 })), (None, 4096), "no token can tell");
+    assert_eq!(of(json!({ "use_sliding_window": false })), (None, 4096));
+    assert_eq!(of(json!({ "layer_types": ["sliding_attention", "sliding_attention"] })), (Some(1024), 4096));
+    assert_eq!(of(json!({ "layer_types": ["full_attention", "full_attention"] })), (None, 4096));
+    assert_eq!(of(json!({ "layer_types": ["full_attention", "sliding_attention"] })), (None, 1024));
+    assert_eq!(of(json!({ "use_sliding_window": true, "max_window_layers": 2 })), (None, 4096));
+    assert_eq!(of(json!({ "use_sliding_window": true, "max_window_layers": 1 })), (None, 1024));
+    let gguf = of_gguf(testing::tiny_gguf().u32("llama.attention.sliding_window", 16)).unwrap();
+    assert_eq!((gguf.heads.window, gguf.context), (Some(16), 64));
 }
 
 #[test]
@@ -152,4 +228,23 @@ fn a_gguf_file_may_carry_divisors_of_its_frequencies() {
     assert_eq!(frequencies(linear)[0], 0.5);
     let error = of_gguf(testing::tiny_gguf().tensor("rope_freqs.weight", &[8], 0, vec![0; 32])).unwrap_err();
     assert!(error.to_string().contains("give no finite frequencies"), "{error}");
+}
+
+/// Each value of a configuration is once missing, and once of each wrong kind.
+#[test]
+fn a_damaged_configuration_of_any_family_is_read_or_refused() {
+    for name in testing::FIXTURES {
+        let directory = || Directory::open(&testing::folder(name)).unwrap();
+        let keys: Vec<String> = directory().config.as_object().unwrap().keys().cloned().collect();
+        let wrong =
+            [json!(null), json!(-1), json!(0), json!(3), json!(1e300), json!("x"), json!([]), json!({})];
+        for (key, value) in keys.iter().flat_map(|key| wrong.iter().map(move |value| (key, value))) {
+            let mut directory = directory();
+            directory.config[key] = value.clone();
+            if let Err(error) = hf::describe(&directory) {
+                let placed = matches!(error, Error::Malformed { .. } | Error::Unsupported { .. });
+                assert!(placed, "{name}, {key} = {value}: {error}");
+            }
+        }
+    }
 }

@@ -34,13 +34,26 @@ enum Cut {
 
 const PRES: &[Pre] = &[
     Pre { names: &["gpt-2", "default"], nfc: false, cut: Cut::Gpt2, ignore_merges: false, adds_bos: false },
-    Pre { names: &["smollm"], nfc: false, cut: Cut::DigitsThenGpt2, ignore_merges: false, adds_bos: false },
+    Pre {
+        names: &["smollm", "starcoder", "refact"],
+        nfc: false,
+        cut: Cut::DigitsThenGpt2,
+        ignore_merges: false,
+        adds_bos: false,
+    },
     Pre {
         names: &["llama-bpe", "llama3", "llama-v3"],
         nfc: false,
         cut: Cut::Regex(LLAMA3_SPLIT),
         ignore_merges: true,
         adds_bos: true,
+    },
+    Pre {
+        names: &["dbrx"], // Phi 4
+        nfc: false,
+        cut: Cut::Regex(LLAMA3_SPLIT),
+        ignore_merges: false,
+        adds_bos: false,
     },
     Pre {
         names: &["qwen2", "deepseek-r1-qwen"],

@@ -82,5 +82,8 @@ fn push_new(tokens: &mut Vec<u32>, token: u32) {
 
 /// Whether a special token's text ends a turn or a text, as model families name it.
 fn ends_a_turn(text: &str) -> bool {
-    matches!(text, "<|im_end|>" | "<|eot_id|>" | "<|eom_id|>" | "<|endoftext|>" | "<|end_of_text|>" | "</s>")
+    matches!(
+        text,
+        "<|im_end|>" | "<|eot_id|>" | "<|eom_id|>" | "<|endoftext|>" | "<|end_of_text|>" | "<|end|>" | "</s>"
+    )
 }

@@ -94,7 +94,27 @@ fn every_pre_tokenizer_cuts_as_its_name_says() {
     assert_eq!(cuts("gpt-2", text), ["It", "'s", " 12345", " x"]);
     assert_eq!(cuts("smollm", text), ["It", "'s", " ", "1", "2", "3", "4", "5", " x"]);
     assert_eq!(cuts("llama-bpe", text), ["It", "'s", " ", "123", "45", " x"]);
+    assert_eq!(cuts("starcoder", text), ["It", "'s", " ", "1", "2", "3", "4", "5", " x"]);
+    assert_eq!(cuts("dbrx", text), ["It", "'s", " ", "123", "45", " x"]);
     assert_eq!(cuts("qwen2", text), ["It", "'s", " ", "1", "2", "3", "4", "5", " x"]);
+}
+
+#[test]
+fn a_family_s_gguf_file_tokenizes_as_its_directory() {
+    for name in testing::GGUF_FIXTURES {
+        let (directory, file) = (testing::fixture(name).model.text, testing::gguf_fixture(name).model.text);
+        assert_eq!((&file.stop, file.bos), (&directory.stop, directory.bos), "{name}");
+        assert_eq!(file.files.get(CHAT_TEMPLATE), directory.files.get(CHAT_TEMPLATE), "{name}");
+        let (directory, file) = (tokenizer(&directory), tokenizer(&file));
+        for text in [
+            "It's 12345 x",
+            "the cat\n\n  and\tthe other",
+            "<|im_start|>user\nthe<|im_end|>",
+            "Grüße 😀 e\u{301}",
+        ] {
+            assert_eq!(ids(&file, text), ids(&directory, text), "{name}: {text}");
+        }
+    }
 }
 
 #[test]

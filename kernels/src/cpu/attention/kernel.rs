@@ -24,6 +24,8 @@ pub(super) struct Rows<'a> {
     /// Query heads that share a KV head.
     pub(super) group: usize,
     pub(super) scale: f32,
+    /// Keys that a row sees, its own included; none: all before it.
+    pub(super) window: Option<usize>,
     /// Absolute position of the first.
     pub(super) position: usize,
     pub(super) positions: usize,
@@ -53,7 +55,7 @@ pub(super) enum Sink {
 /// Folds the parts of one row's tiles.
 pub(super) struct Fold<'a> {
     pub(super) parts: *const f32,
-    pub(super) tiles: usize,
+    pub(super) tiles: Range<usize>,
     pub(super) dim: usize,
     pub(super) out: *mut f32,
     /// At least [`part_len`] numbers.
@@ -178,10 +180,18 @@ impl Task<'_> {
             self.begin::<L>();
             for tile in tiles {
                 let start = tile * TILE;
-                let first = start.saturating_sub(self.rows.position) * self.rows.group;
+                let Rows { position, positions, group, .. } = *self.rows;
+                let first = start.saturating_sub(position) * group;
+                // Rows further on see no more of it.
+                let last = self.rows.window.map_or(positions, |window| {
+                    (start + TILE - 1).saturating_add(window).saturating_sub(position).min(positions)
+                }) * group;
+                if first >= last {
+                    continue;
+                }
                 // Heads within, since a block's lie side by side.
                 for (head, kv_head) in self.rows.kv_heads.clone().enumerate() {
-                    let rows = head * self.count + first..(head + 1) * self.count;
+                    let rows = head * self.count + first..head * self.count + last;
                     match self.rows.cache.shape().precision {
                         Precision::Single => self.attend::<L, f32>(rows, &self.tile(start, kv_head).0, sink),
                         Precision::Half if rows.len() > CONVERT_ROWS => {
@@ -325,6 +335,13 @@ impl Task<'_> {
         (self.rows.position + row % self.count / self.rows.group + 1 - start).min(TILE)
     }
 
+    /// How many of the tile's first positions lie before the window of `row`.
+    #[inline(always)]
+    fn hidden(&self, row: usize, start: usize) -> usize {
+        let position = self.rows.position + row % self.count / self.rows.group;
+        self.rows.window.map_or(0, |window| (position + 1).saturating_sub(window).saturating_sub(start))
+    }
+
     /// Weights of `R` rows from `row` on: e^(score − largest), with their sums by lane.
     #[inline(always)]
     unsafe fn score<L: Lanes, E: Element, const R: usize>(&self, row: usize, tile: &Tile<E>) {
@@ -345,7 +362,11 @@ impl Task<'_> {
             }
             for row in row..row + R {
                 let seen = self.seen(row, tile.start);
-                let (largest, sums) = weights::<L>(memory.weights.add(row * TILE), seen);
+                let scores = memory.weights.add(row * TILE);
+                for i in 0..self.hidden(row, tile.start) {
+                    scores.add(i).write(f32::NEG_INFINITY);
+                }
+                let (largest, sums) = weights::<L>(scores, seen);
                 *memory.tile_largest.add(row) = largest;
                 sums.store(memory.tile_sums.add(row * WIDTH));
             }
@@ -446,7 +467,7 @@ impl Kernel for Fold<'_> {
         // SAFETY: as the caller promises.
         unsafe {
             let mut largest = L::splat(f32::NEG_INFINITY);
-            for tile in 0..self.tiles {
+            for tile in self.tiles {
                 let part = self.parts.add(tile * part_len(self.dim));
                 let (new, keep, take) = factors(largest, L::load(part));
                 largest = new;

@@ -52,6 +52,11 @@ pub(super) fn tiles(sequence: &Sequence) -> usize {
     (sequence.position + sequence.rows).div_ceil(TILE)
 }
 
+/// The first tile that a row at this position sees.
+pub(super) fn first_tile(position: usize, heads: Heads) -> usize {
+    heads.window.map_or(0, |window| (position + 1).saturating_sub(window) / TILE)
+}
+
 // === impl Plan ===
 
 impl Plan {
@@ -60,6 +65,9 @@ impl Plan {
         let enough = threads * TASKS_PER_THREAD;
         let few = |sequence: &Sequence| sequence.rows * group <= FEW_ROWS;
         let positions = positions(sequences, heads, enough);
+        let tiles = |sequence: &Sequence| {
+            tiles(sequence).saturating_sub(first_tile(sequence.position, heads)) // an empty sequence sees none
+        };
         let all_tiles: usize = sequences.iter().filter(|s| few(s)).map(tiles).sum::<usize>() * heads.kv_heads;
         let most_tiles = all_tiles.div_ceil(enough).max(LEAST_TILES);
 
@@ -87,7 +95,8 @@ impl Plan {
     fn cut_rows(&mut self, i: usize, sequence: &Sequence, heads: Heads, positions: usize, together: usize) {
         for start in (0..sequence.rows).step_by(positions).rev() {
             let rows = start..(start + positions).min(sequence.rows);
-            let tiles = 0..(sequence.position + rows.end).div_ceil(TILE);
+            let first = first_tile(sequence.position + rows.start, heads);
+            let tiles = first..(sequence.position + rows.end).div_ceil(TILE);
             for head in (0..heads.kv_heads).step_by(together) {
                 let kv_heads = head..(head + together).min(heads.kv_heads);
                 let (rows, tiles) = (rows.clone(), tiles.clone());
@@ -98,13 +107,13 @@ impl Plan {
 
     /// Cuts a sequence by tiles.
     fn cut_tiles(&mut self, i: usize, sequence: &Sequence, heads: Heads, most: usize) {
-        let all = tiles(sequence);
-        let size = all.div_ceil(all.div_ceil(most));
+        let (all, first) = (tiles(sequence), first_tile(sequence.position, heads));
+        let size = (all - first).div_ceil((all - first).div_ceil(most));
         for kv_head in 0..heads.kv_heads {
             let parts = self.parts_len;
             self.parts_len += sequence.rows * heads.heads / heads.kv_heads * all * part_len(heads.dim);
             self.splits.push(Split { sequence: i, kv_head, parts });
-            for start in (0..all).step_by(size) {
+            for start in (first..all).step_by(size) {
                 let tiles = start..(start + size).min(all);
                 let rows = 0..sequence.rows;
                 let kv_heads = kv_head..kv_head + 1;
@@ -152,9 +161,10 @@ mod tests {
             sequences in proptest::collection::vec(sequence(), 0..5),
             kv_heads in 1usize..4,
             group in 1usize..9,
+            window in proptest::option::of(1usize..2000),
             threads in 1usize..9,
         ) {
-            let heads = Heads { heads: group * kv_heads, kv_heads, dim: 8, scale: 1.0 };
+            let heads = Heads { heads: group * kv_heads, kv_heads, dim: 8, scale: 1.0, window };
             let plan = Plan::new(&sequences, heads, threads);
             for (i, sequence) in sequences.iter().enumerate() {
                 for kv_head in 0..kv_heads {
@@ -164,12 +174,14 @@ mod tests {
                         prop_assert_eq!(task.parts, split.map(|s| s.parts));
                         for row in task.rows.clone() {
                             let end = (sequence.position + row) / TILE + 1;
-                            seen[row].extend(task.tiles.clone().filter(|&tile| tile < end));
+                            let first = first_tile(sequence.position + row, heads);
+                            seen[row].extend(task.tiles.clone().filter(|tile| (first..end).contains(tile)));
                         }
                     }
                     for (row, seen) in seen.into_iter().enumerate() {
                         let end = (sequence.position + row) / TILE + 1;
-                        prop_assert_eq!(seen, (0..end).collect::<Vec<_>>());
+                        let first = first_tile(sequence.position + row, heads);
+                        prop_assert_eq!(seen, (first..end).collect::<Vec<_>>());
                     }
                 }
             }
@@ -178,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_long_decode_is_shared_by_all_threads() {
-        let heads = Heads { heads: 9, kv_heads: 3, dim: 64, scale: 1.0 };
+        let heads = Heads { heads: 9, kv_heads: 3, dim: 64, scale: 1.0, window: None };
         let blocks = vec![BlockId(0); 512];
         let long = Sequence { first_row: 0, rows: 1, position: 8191, blocks };
         assert!(Plan::new(&[long], heads, 16).tasks.len() >= 64);

@@ -64,7 +64,7 @@ impl Text {
 
     /// Attention by its definition, in f64, over what a cache of that precision holds.
     fn reference(&self, precision: Precision) -> Vec<f64> {
-        let Heads { heads, kv_heads, dim, scale } = self.heads;
+        let Heads { heads, kv_heads, dim, scale, window } = self.heads;
         let at = |token: usize, head: usize| &self.qkv[token * self.stride() + head * dim..][..dim];
         let stored = |x: &f32| match precision {
             Precision::Half => f16::from_f32(*x).to_f64(),
@@ -78,13 +78,15 @@ impl Text {
                     let k = at(past, heads + kv);
                     q.iter().zip(k).map(|(q, k)| f64::from(*q) * stored(k)).sum::<f64>() * f64::from(scale)
                 };
-                let scores: Vec<f64> = (0..=token).map(score).collect();
+                let first = window.map_or(0, |window| (token + 1).saturating_sub(window));
+                let scores: Vec<f64> = (first..=token).map(score).collect();
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
                 let sum: f64 = weights.iter().sum();
                 for d in 0..dim {
-                    let value = |past: usize| weights[past] * stored(&at(past, heads + kv_heads + kv)[d]);
-                    out.push((0..=token).map(value).sum::<f64>() / sum);
+                    let value =
+                        |past: usize| weights[past - first] * stored(&at(past, heads + kv_heads + kv)[d]);
+                    out.push((first..=token).map(value).sum::<f64>() / sum);
                 }
             }
         }
@@ -133,7 +135,7 @@ impl Run {
             qkv.extend_from_slice(text.rows(state.done..end));
         }
         let Self { pool, isa, heads, cache, .. } = self;
-        self.rotations.run(pool, *isa, &batch, LAYER, *heads, &ROPE, &mut qkv, cache);
+        self.rotations.run(pool, *isa, &batch, LAYER, *heads, &ROPE, None, &mut qkv, cache);
         let width = heads.heads * heads.dim;
         let mut out = vec![f32::NAN; batch.tokens.len() * width];
         let step = Step { batch: &batch, layer: LAYER, heads: *heads, qkv: &qkv, cache };
@@ -159,11 +161,14 @@ impl Run {
 
 fn heads() -> impl Strategy<Value = Heads> {
     let dim = prop_oneof![Just(8), Just(16), Just(24), Just(64), Just(80), Just(128), Just(256)];
-    (1usize..4, 1usize..8, dim).prop_map(|(kv_heads, group, dim)| Heads {
+    let group = prop_oneof![7 => 1usize..8, 1 => Just(48)];
+    let window = prop_oneof![2 => Just(None), 1 => (1usize..200).prop_map(Some)];
+    (1usize..4, group, dim, window).prop_map(|(kv_heads, group, dim, window)| Heads {
         heads: kv_heads * group,
         kv_heads,
         dim,
         scale: 2.0 * (dim as f32).powf(-0.5),
+        window,
     })
 }
 
@@ -236,7 +241,7 @@ proptest! {
 
 #[test]
 fn a_long_decode_has_the_same_bits_on_any_number_of_threads() {
-    let heads = Heads { heads: 6, kv_heads: 2, dim: 32, scale: 0.3 };
+    let heads = Heads { heads: 6, kv_heads: 2, dim: 32, scale: 0.3, window: None };
     let text = Text::new(heads, 3000, 7);
     let decode = |threads: usize| {
         let mut run = Run::new(Isa::detect(), threads, heads, 3000, 7);
@@ -255,7 +260,7 @@ fn a_long_decode_has_the_same_bits_on_any_number_of_threads() {
 
 #[test]
 fn a_batch_that_does_not_fit_its_memory_is_refused() {
-    let heads = Heads { heads: 2, kv_heads: 1, dim: 8, scale: 1.0 };
+    let heads = Heads { heads: 2, kv_heads: 1, dim: 8, scale: 1.0, window: None };
     let cache = Cache::new(Shape::new(1, heads, Precision::Half), 1).unwrap();
     // Two rows of 32 numbers in, of 16 out.
     let fits = |heads: Heads, rows: usize, blocks: usize, qkv: usize, out: usize| {

@@ -91,13 +91,40 @@ pub(super) unsafe fn expand<V: Simd + ?Sized>(
 #[inline(always)]
 pub(super) fn gate(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((&g, &u), out) in gate.iter().zip(up).zip(out) {
-        // Both are x · σ(y): GELU's tanh form is x · σ(2 · √(2/π) · (x + 0.044715 · x³)).
-        let y = match activation {
-            Activation::Silu => g,
-            Activation::GeluTanh => GELU * (0.044715 * g * g).mul_add(g, g),
-        };
-        *out = g / (1.0 + exp(-y)) * u;
+        *out = activated(activation, g) * u;
     }
+}
+
+/// `x = activation(x)`.
+#[inline(always)]
+pub(super) fn activate(activation: Activation, x: &mut [f32]) {
+    for x in x {
+        *x = activated(activation, *x);
+    }
+}
+
+#[inline(always)]
+fn activated(activation: Activation, x: f32) -> f32 {
+    // Two are x · σ(y): GELU's tanh form is x · σ(2 · √(2/π) · (x + 0.044715 · x³)).
+    let y = match activation {
+        Activation::Silu => x,
+        Activation::GeluTanh => GELU * (0.044715 * x * x).mul_add(x, x),
+        Activation::GeluErf => return x * normal(x),
+    };
+    x / (1.0 + exp(-y))
+}
+
+/// The normal distribution, within 1e-7: erf as in Abramowitz and Stegun 7.1.26.
+#[inline(always)]
+fn normal(x: f32) -> f32 {
+    let z = x.abs() * FRAC_1_SQRT_2 as f32;
+    let t = 1.0 / 0.327_591_1f32.mul_add(z, 1.0);
+    let mut p = 1.061_405_4f32;
+    for c in [-1.453_152, 1.421_413_8, -0.284_496_72, 0.254_829_6] {
+        p = t.mul_add(p, c);
+    }
+    let beyond = 0.5 * t * p * exp(-z * z);
+    if x < 0.0 { beyond } else { 1.0 - beyond }
 }
 
 /// `e^x` within 2 units in the last place, from operations that every CPU rounds alike; saturates beyond ±87.

@@ -78,6 +78,7 @@ pub(in crate::cpu) trait Simd: 'static {
     unsafe fn expand(dtype: DType, scales: *const u8, first: usize, blocks: usize, out: *mut f32);
     unsafe fn quantize(x: &[f32], row: usize, record: *mut u8);
     unsafe fn gate(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]);
+    unsafe fn activate(activation: Activation, x: &mut [f32]);
 }
 
 /// The kernels of an instruction set.
@@ -92,11 +93,14 @@ pub(in crate::cpu) struct Kernels {
     pub(in crate::cpu) quantize: unsafe fn(&[f32], usize, *mut u8),
     /// See [`super::rows::gate`].
     pub(in crate::cpu) gate: unsafe fn(Activation, &[f32], &[f32], &mut [f32]),
+    /// See [`super::rows::activate`].
+    pub(in crate::cpu) activate: unsafe fn(Activation, &mut [f32]),
 }
 
 impl Kernels {
     pub(super) const fn of<V: Simd>() -> Self {
-        Self { rows: V::ROWS, tile: V::tile, expand: V::expand, quantize: V::quantize, gate: V::gate }
+        let (rows, gate, activate) = (V::ROWS, V::gate, V::activate);
+        Self { rows, tile: V::tile, expand: V::expand, quantize: V::quantize, gate, activate }
     }
 }
 
@@ -126,6 +130,10 @@ macro_rules! compile_kernels {
         $(#[target_feature(enable = $feature)])?
         unsafe fn gate(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
             rows::gate(activation, gate, up, out)
+        }
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn activate(activation: Activation, x: &mut [f32]) {
+            rows::activate(activation, x)
         }
     };
 }

@@ -245,6 +245,46 @@ fn biases_and_residuals_are_added() {
     }
 }
 
+/// The normal distribution, by the trapezoidal rule.
+fn normal(x: f64) -> f64 {
+    const STEPS: usize = 4000;
+    let density = |x: f64| (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt();
+    let step = x / STEPS as f64;
+    let inner: f64 = (1..STEPS).map(|i| density(i as f64 * step)).sum();
+    0.5 + step * (inner + (density(0.0) + density(x)) / 2.0)
+}
+
+#[test]
+fn a_layer_without_a_gate_is_the_activation_of_its_sums_and_biases() {
+    let pool = Pool::new(2).unwrap();
+    let mut random = Random(4);
+    let (cols, rows) = (64, 9);
+    let part = (random.tensor(DType::Q8_0, 45, cols), Some(random.tensor(DType::F32, 1, 45)));
+    let packed = Packer::new(Activations::Int8).linear(&pool, &[part]).unwrap();
+    let x: Vec<f32> = random.activations(rows * cols).iter().map(|x| x * 0.1).collect();
+    for activation in [Activation::Silu, Activation::GeluTanh, Activation::GeluErf] {
+        let mut first = None;
+        for isa in Isa::available() {
+            let mut out = vec![f32::NAN; rows * 45];
+            let epilogue = Epilogue::Activated(activation, &mut out);
+            matmul(&pool, isa, &packed, &prepared(isa, &packed, &x), rows, epilogue);
+            for (&got, x) in out.iter().zip(store(&pool, isa, &packed, &x).into_iter().map(f64::from)) {
+                let (expected, error) = match activation {
+                    Activation::Silu => (x / (1.0 + (-x).exp()), 0.0),
+                    Activation::GeluTanh => {
+                        let y = 2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+                        (x / (1.0 + (-y).exp()), 0.0)
+                    }
+                    Activation::GeluErf => (x * normal(x), 2e-7 * x.abs()),
+                };
+                let error = error + 2e-6 * expected.abs() + 1e-12;
+                assert!((f64::from(got) - expected).abs() <= error, "{got}, not {expected}");
+            }
+            assert_eq!(*first.get_or_insert_with(|| bits(&out)), bits(&out), "{isa:?}");
+        }
+    }
+}
+
 #[test]
 fn zeros_give_zero_and_a_broken_number_spoils_its_own_row_only() {
     let pool = Pool::new(1).unwrap();

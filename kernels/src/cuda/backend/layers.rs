@@ -10,12 +10,12 @@ use super::{
     weights::{Linear, Rotation, Table, Vector, Weights},
 };
 use crate::{
-    Activation, Error, Heads, Norm,
+    Activation, Error, Heads, Norm, Rotary,
     cuda::{
         Device, Memory, View, ViewMut,
         ops::{
-            self, Activate, Attention, Embed, Factors, Function, Gemm, GemmOutput, PackedGemm, QkvStore,
-            RmsNorm, Skinny, SkinnyOut, SkinnyScratch, SkinnyWeights,
+            self, Activate, Attention, Embed, Factors, Function, Gemm, GemmOutput, HeadNorms, LayerNorm,
+            PackedGemm, QkvStore, RmsNorm, Skinny, SkinnyOut, SkinnyScratch, SkinnyWeights,
         },
     },
 };
@@ -30,17 +30,40 @@ enum Out<'a> {
     Parts(ViewMut<'a, f32>, usize),
 }
 
+/// Rows to be normed, with what is added to them first.
+struct Rows<'a> {
+    x: View<'a, bf16>,
+    /// Becomes `x + residual`, and is what is normed.
+    residual: Option<ViewMut<'a, bf16>>,
+    out: ViewMut<'a, bf16>,
+    count: usize,
+    columns: usize,
+}
+
 impl CudaBackend {
-    pub(super) fn run_embed(&self, step: &mut Step, table: &Table, x: &mut Buffer) -> Result<(), Error> {
+    /// What positions add is left beside `x`, as the products are.
+    pub(super) fn run_embed(
+        &self,
+        step: &mut Step,
+        table: &Table,
+        positions: Option<&Table>,
+        x: &mut Buffer,
+    ) -> Result<(), Error> {
         x.pending = false;
-        let op = Embed {
-            tokens: step.rows.tokens(),
-            table: table.numbers.view(),
-            out: x.activations_mut(step.rows.count())?,
-            columns: table.columns,
-            scale: 1.0,
+        let (rows, columns) = (step.rows.count(), table.columns);
+        let gather = |tokens: View<'_, u32>, table: &Table, out: ViewMut<'_, bf16>| {
+            ops::embed(
+                self.device(),
+                &Embed { tokens, table: table.numbers.view(), out, columns, scale: 1.0 },
+            )
         };
-        ops::embed(self.device(), &op)
+        gather(step.rows.tokens(), table, x.activations_mut(rows)?)?;
+        if let Some(positions) = positions {
+            let addend = x.addend.as_mut().ok_or_else(|| no_residual("embed"))?;
+            gather(step.rows.positions(), positions, addend.slice_mut(0..rows * columns))?;
+            x.pending = true;
+        }
+        Ok(())
     }
 
     pub(super) fn run_norm_linear(
@@ -62,14 +85,18 @@ impl CudaBackend {
         step: &mut Step,
         layer: usize,
         heads: Heads,
-        rope: &Rotation,
+        Rotary { rope, norms }: Rotary<'_, Rotation, Vector>,
         qkv: &mut Buffer,
         cache: &mut Cache,
     ) -> Result<(), Error> {
         let op = QkvStore {
             qkv: ops::Queries::InPlace(qkv.activations_mut(step.rows.count())?),
             bias: None,
-            norms: None,
+            norms: norms.map(|norms| HeadNorms {
+                q: norms.query.0.view(),
+                k: norms.key.0.view(),
+                epsilon: norms.epsilon,
+            }),
             cache: cache.pages_mut(layer),
             slots: step.rows.slots(),
             positions: step.rows.positions(),
@@ -122,10 +149,7 @@ impl CudaBackend {
         self.settle(step, x)?;
         let (a, numbers) = (a.activations(rows)?, rows * x.cols);
         let Some(addend) = &mut x.addend else {
-            return Err(Error::Arguments {
-                operation: "linear_add",
-                problem: "only the residual stream is added to".into(),
-            });
+            return Err(no_residual("linear_add"));
         };
         if let (Some(peers), None) = (&self.peers, &self.sums) {
             let out = Out::Parts(step.part.slice_mut(0..numbers), x.cols);
@@ -143,7 +167,7 @@ impl CudaBackend {
         Ok(())
     }
 
-    pub(super) fn run_gated_linear(
+    pub(super) fn run_activated_linear(
         &self,
         step: &mut Step,
         x: &mut Buffer,
@@ -166,8 +190,9 @@ impl CudaBackend {
             function: match activation {
                 Activation::Silu => Function::Silu,
                 Activation::GeluTanh => Function::GeluTanh,
+                Activation::GeluErf => Function::GeluErf,
             },
-            gated: true,
+            gated: w.gated,
         };
         ops::activate(self.device(), &op)
     }
@@ -206,10 +231,8 @@ impl CudaBackend {
             Some(_) => (more.view(), Some(own.reborrow())),
             None => (own.view(), None),
         };
-        let normed = step.normed.slice_mut(0..count * columns);
-        let (gain, epsilon) = (norm.gain.0.view(), norm.epsilon);
-        let op = RmsNorm { x, residual, gain, out: normed, rows: count, columns, epsilon };
-        ops::rms_norm(self.device(), &op)?;
+        let rows = Rows { x, residual, out: step.normed.slice_mut(0..count * columns), count, columns };
+        rows.norm(self.device(), norm)?;
         let stride = out.stride;
         let logits = out.logits_mut()?;
         let parts = Out::Parts(logits.slice_mut(0..count * stride), stride);
@@ -223,7 +246,9 @@ impl CudaBackend {
     /// Norms the step's rows of `x`, with what was to be added to it.
     fn normalize(&self, step: &mut Step, x: &mut Buffer, norm: &Norm<Vector>) -> Result<(), Error> {
         let (rows, normed) = (step.rows.count(), &mut step.normed);
-        norm_into(self.device(), rows, normed, x, norm.gain.0.view(), norm.epsilon)
+        x.settled(rows, normed)?.norm(self.device(), norm)?;
+        x.pending = false;
+        Ok(())
     }
 
     /// Adds what is to be added to `x`.
@@ -233,7 +258,10 @@ impl CudaBackend {
         }
         // The norm adds as a side effect; with which gains is of no interest.
         let Step { rows, normed, chosen: [any, _], .. } = step;
-        norm_into(self.device(), rows.count(), normed, x, any.slice(0..x.cols), 1.0)
+        let any = any.slice(0..x.cols);
+        x.settled(rows.count(), normed)?.rms_norm(self.device(), any, 1.0)?;
+        x.pending = false;
+        Ok(())
     }
 
     /// `out = x · Wᵀ + b`.
@@ -271,28 +299,47 @@ impl CudaBackend {
     }
 }
 
-/// Norms rows of `x`, with what was to be added to it.
-fn norm_into(
-    device: &dyn Device,
-    rows: usize,
-    out: &mut Memory<bf16>,
-    x: &mut Buffer,
-    gain: View<'_, bf16>,
-    epsilon: f32,
-) -> Result<(), Error> {
-    let columns = x.cols;
-    let range = 0..rows * columns;
-    let out = out.slice_mut(range.clone());
-    let Buffer { numbers: Numbers::Activations(numbers), addend, pending, .. } = x else {
-        return Err(Error::Arguments { operation: "norm", problem: "of logits".into() });
-    };
-    let (x, residual) = match addend {
-        Some(addend) if *pending => (addend.slice(range.clone()), Some(numbers.slice_mut(range))),
-        _ => (numbers.slice(range), None),
-    };
-    ops::rms_norm(device, &RmsNorm { x, residual, gain, out, rows, columns, epsilon })?;
-    *pending = false;
-    Ok(())
+fn no_residual(operation: &'static str) -> Error {
+    Error::Arguments { operation, problem: "only the residual stream is added to".into() }
+}
+
+// === impl Buffer ===
+
+impl Buffer {
+    /// The first `count` rows, with what is to be added to them, on their way through a norm.
+    fn settled<'a>(&'a mut self, count: usize, out: &'a mut Memory<bf16>) -> Result<Rows<'a>, Error> {
+        let columns = self.cols;
+        let range = 0..count * columns;
+        let out = out.slice_mut(range.clone());
+        let Numbers::Activations(numbers) = &mut self.numbers else {
+            return Err(Error::Arguments { operation: "norm", problem: "of logits".into() });
+        };
+        let (x, residual) = match &self.addend {
+            Some(addend) if self.pending => (addend.slice(range.clone()), Some(numbers.slice_mut(range))),
+            _ => (numbers.slice(range), None),
+        };
+        Ok(Rows { x, residual, out, count, columns })
+    }
+}
+
+// === impl Rows ===
+
+impl Rows<'_> {
+    fn norm(self, device: &dyn Device, norm: &Norm<Vector>) -> Result<(), Error> {
+        match norm {
+            Norm::Rms { gain, epsilon } => self.rms_norm(device, gain.0.view(), *epsilon),
+            Norm::Layer { gain, bias, epsilon } => {
+                let Self { x, residual, out, count: rows, columns } = self;
+                let (gain, bias, epsilon) = (gain.0.view(), Some(bias.0.view()), *epsilon);
+                ops::layer_norm(device, &LayerNorm { x, residual, gain, bias, out, rows, columns, epsilon })
+            }
+        }
+    }
+
+    fn rms_norm(self, device: &dyn Device, gain: View<'_, bf16>, epsilon: f32) -> Result<(), Error> {
+        let Self { x, residual, out, count: rows, columns } = self;
+        ops::rms_norm(device, &RmsNorm { x, residual, gain, out, rows, columns, epsilon })
+    }
 }
 
 fn large_product<C: GemmOutput>(

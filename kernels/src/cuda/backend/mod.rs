@@ -35,7 +35,7 @@ use self::{draws::Rows, transfer::Transfer, weights::Tables};
 use super::{Device, Element, Memory};
 use crate::{
     Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawn, Error, Heads, Norm, Peers, Rope,
-    StepLimits, Tensor,
+    Rotary, StepLimits, Tensor,
 };
 
 /// How a GPU computes.
@@ -162,11 +162,11 @@ impl Backend for CudaBackend {
     type Step = Step;
 
     fn linear(&self, parts: &[(Tensor, Option<Tensor>)]) -> Result<Linear, Error> {
-        Linear::new(self, parts)
+        Linear::new(self, parts, false)
     }
 
     fn gated(&self, gate: &Tensor, up: &Tensor) -> Result<Linear, Error> {
-        Linear::new(self, &[(gate.clone(), None), (up.clone(), None)])
+        Linear::new(self, &[(gate.clone(), None), (up.clone(), None)], true)
     }
 
     fn table(&self, tensor: &Tensor) -> Result<Table, Error> {
@@ -206,8 +206,8 @@ impl Backend for CudaBackend {
         self.start(|| step.begin(self.device(), &batch, self.options.deterministic));
     }
 
-    fn embed(&self, step: &mut Step, table: &Table, x: &mut Buffer) {
-        self.start(|| self.run_embed(step, table, x));
+    fn embed(&self, step: &mut Step, table: &Table, positions: Option<&Table>, x: &mut Buffer) {
+        self.start(|| self.run_embed(step, table, positions, x));
     }
 
     fn norm_linear(
@@ -226,11 +226,11 @@ impl Backend for CudaBackend {
         step: &mut Step,
         layer: usize,
         heads: Heads,
-        rope: &Rotation,
+        rotary: Rotary<'_, Rotation, Vector>,
         qkv: &mut Buffer,
         cache: &mut Cache,
     ) {
-        self.start(|| self.run_rope_and_store(step, layer, heads, rope, qkv, cache));
+        self.start(|| self.run_rope_and_store(step, layer, heads, rotary, qkv, cache));
     }
 
     fn attention(
@@ -249,7 +249,7 @@ impl Backend for CudaBackend {
         self.start(|| self.run_linear_add(step, a, w, x));
     }
 
-    fn gated_linear(
+    fn activated_linear(
         &self,
         step: &mut Step,
         x: &mut Buffer,
@@ -258,7 +258,7 @@ impl Backend for CudaBackend {
         activation: Activation,
         out: &mut Buffer,
     ) {
-        self.start(|| self.run_gated_linear(step, x, norm, w, activation, out));
+        self.start(|| self.run_activated_linear(step, x, norm, w, activation, out));
     }
 
     fn logits(

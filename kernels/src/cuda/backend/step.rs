@@ -178,7 +178,7 @@ impl Rows {
             dim: heads.dim,
             page_tokens: BLOCK_TOKENS,
             e4m3: false,
-            window: None,
+            window: heads.window,
             softcap: None,
             scale: heads.scale,
         };

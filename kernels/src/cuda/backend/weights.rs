@@ -18,6 +18,8 @@ pub struct Linear {
     pub(super) bias: Option<Memory<bf16>>,
     pub(super) outputs: usize,
     pub(super) inputs: usize,
+    /// Whether the outputs are a gate and what it gates.
+    pub(super) gated: bool,
 }
 
 /// How they are stored.
@@ -32,7 +34,7 @@ pub struct Table {
     pub(super) columns: usize,
 }
 
-/// Norm gains.
+/// Norm gains or biases.
 pub struct Vector(pub(super) Memory<bf16>);
 
 /// Frequencies of a rotation.
@@ -48,7 +50,11 @@ pub(super) struct Tables(Mutex<Vec<(Bytes, Arc<Memory<bf16>>)>>);
 // === impl Linear ===
 
 impl Linear {
-    pub(super) fn new(backend: &CudaBackend, parts: &[(Tensor, Option<Tensor>)]) -> Result<Self, Error> {
+    pub(super) fn new(
+        backend: &CudaBackend,
+        parts: &[(Tensor, Option<Tensor>)],
+        gated: bool,
+    ) -> Result<Self, Error> {
         let device = &backend.device;
         let tensors: Vec<&Tensor> = parts.iter().map(|(tensor, _)| tensor).collect();
         let inputs = tensors.first().map_or(0, |tensor| tensor.cols);
@@ -66,7 +72,7 @@ impl Linear {
         } else {
             Weights::Packed(pack(backend, &tensors)?)
         };
-        Ok(Self { weights, bias: bias(device, parts)?, outputs, inputs })
+        Ok(Self { weights, bias: bias(device, parts)?, outputs, inputs, gated })
     }
 }
 

@@ -50,6 +50,21 @@ fn deterministic_sequences_together_give_what_each_gives_alone_and_after_a_move(
 }
 
 #[test]
+fn every_family_s_sequences_together_give_what_each_gives_alone() {
+    for (family, model) in testing::families() {
+        let backend = testing::cuda(Twin::with_arch(Schedule::ALL[4], 80), true);
+        let mut gpu = Driver::over((backend, &model), None, 5, 96, None);
+        let requests: Vec<Request> =
+            (0..5).map(request).map(|request| Request { generate: 6, ..request }).collect();
+        let together = gpu.run(&requests);
+        for (request, together) in requests.iter().zip(&together) {
+            assert_eq!(&alone(&mut gpu, request), together, "{family}");
+        }
+        gpu.stop();
+    }
+}
+
+#[test]
 fn deterministic_streams_with_guesses_are_those_without() {
     let (twin, model) = (Arc::new(Twin::new(Schedule::ALL[4])), model());
     let gpu = || (testing::cuda(twin.clone(), true), &model);

@@ -4,7 +4,7 @@ use volley_proto::v1::{
 };
 
 use super::driver::{Driver, Output, Request, next};
-use crate::engine::Epoch;
+use crate::{engine::Epoch, testing};
 
 /// A numbered request: prompt, sampling, length, chunking and arrival all follow from the number.
 pub(super) fn request(number: u32) -> Request {
@@ -62,7 +62,7 @@ pub(super) fn alone(driver: &mut Driver, request: &Request) -> Output {
 
 #[test]
 fn sixty_four_sequences_together_give_what_each_gives_alone() {
-    for model in ["tiny-llama", "tiny-qwen2"] {
+    for model in testing::FIXTURES {
         let requests: Vec<_> = (0..64).map(request).collect();
         let mut driver = Driver::start(model, 48, 128);
         let together = driver.run(&requests);

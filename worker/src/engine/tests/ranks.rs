@@ -40,6 +40,23 @@ fn two_and_four_ranks_give_the_greedy_streams_of_one() {
 }
 
 #[test]
+fn two_and_four_ranks_give_every_family_s_greedy_streams_of_one() {
+    for (family, model) in testing::wide_families() {
+        let requests: Vec<Request> =
+            (0..4).map(|number| Request { generate: 16, ..request(number * 4) }).collect();
+        let tokens = |ranks| {
+            let ranks = testing::cpus(ranks, Activations::F32);
+            let mut driver = Driver::of((ranks, &model), None, 16, 96, None);
+            let outputs = driver.run(&requests);
+            driver.stop();
+            outputs.into_iter().map(|output| output.tokens).collect::<Vec<_>>()
+        };
+        let one = tokens(1);
+        assert_eq!((tokens(2), tokens(4)), (one.clone(), one), "{family}");
+    }
+}
+
+#[test]
 fn sequences_of_a_group_together_give_what_each_gives_alone_and_after_a_move() {
     for ranks in [2, 4] {
         let requests: Vec<_> = (0..24).map(request).collect();
