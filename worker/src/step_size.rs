@@ -30,7 +30,7 @@ impl StepSize {
     /// On a CPU, a 512-token prompt is one step, and a step stays short enough that the streams beside it don't visibly
     /// stall; beyond 64 sequences it gains little.
     pub const CPU: Self = Self { max_batch_tokens: 512, max_sequences: 64 };
-    /// A GPU needs rows to be busy: it runs 8192 in about the time that a CPU takes for 64.
+    /// A GPU needs many rows to be busy.
     pub const GPU: Self = Self { max_batch_tokens: 8192, max_sequences: 256 };
 
     /// For a model on a CPU, or on a GPU with that room. What wasn't asked for is halved until activations leave most
