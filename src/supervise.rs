@@ -131,9 +131,16 @@ impl Supervised {
         if let Some(stdout) = child.stdout.take() {
             let mut lines = BufReader::new(stdout).lines();
             let mut said = async || -> io::Result<Option<Line>> {
-                tokio::select! {
-                    line = lines.next_line() => Ok(line?.and_then(|line| serde_json::from_str(&line).ok())),
-                    () = self.shutdown.cancelled() => Ok(None),
+                loop {
+                    let line = tokio::select! {
+                        line = lines.next_line() => line?,
+                        () = self.shutdown.cancelled() => None,
+                    };
+                    let Some(line) = line else { return Ok(None) };
+                    // Libraries of a device may have things to say, too.
+                    if let Ok(line) = serde_json::from_str(&line) {
+                        return Ok(Some(line));
+                    }
                 }
             };
             // Nobody listens to news any more once the service runs.

@@ -303,7 +303,11 @@ impl Runner {
             Command::Cancel(keys) => keys.iter().for_each(|key| self.planner.cancel(key)),
             Command::Recall => {
                 let waiting = self.planner.let_waiting_go();
-                self.tell(FromRunner::Returned(self.id, waiting));
+                // Before another worker goes on: what a sequence that gave way has only just said.
+                self.report();
+                if !waiting.is_empty() {
+                    self.tell(FromRunner::Returned(self.id, waiting));
+                }
             }
         }
     }

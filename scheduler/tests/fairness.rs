@@ -217,6 +217,10 @@ fn a_tenant_of_twice_the_weight_is_given_twice_as_much() {
     for n in 1..200 {
         planner.submit(vec![sequence(n, n as usize % 2, 0, 10, 4)], &mut Vec::new());
     }
+    // A worker that joins has what waits shared out anew: here it comes back.
+    for sequence in planner.let_waiting_go() {
+        planner.submit(vec![sequence], &mut Vec::new());
+    }
     let admitted = turns(planner, 120);
     let heavy = admitted.iter().filter(|&n| n % 2 == 1).count() as f64;
     let share = heavy / admitted.len() as f64;

@@ -227,7 +227,7 @@ pub(crate) struct EngineArgs {
     #[arg(long, env = "VOLLEY_MAX_SEQUENCES", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) max_sequences: Option<u32>,
     /// A step that takes longer is hung: the worker's process ends, seconds. What supervises it starts it again, and its
-    /// sequences go on elsewhere.
+    /// sequences go on elsewhere. `serve` with its one CPU worker is one process, and ends as a whole.
     ///
     /// By default 30 on a GPU, where a step takes a second or two at most; 120 on a CPU, whose first step may page in
     /// weights from a slow disk.

@@ -65,14 +65,10 @@ async fn main() -> ExitCode {
             }
             _ = hang.recv() => twin.hang(),
             _ = fail.recv() => twin.break_down(),
-            _ = end.recv() => {
-                shutdown.cancel();
-            }
-        }
-        if shutdown.is_cancelled() {
-            break;
+            _ = end.recv() => break,
         }
     }
+    shutdown.cancel();
     registration.revoke().await;
     serving.await.unwrap().unwrap();
     ExitCode::SUCCESS

@@ -65,6 +65,8 @@ pub(crate) fn open(config: &config::Config) -> Result<Device, Error> {
         config::Device::Cuda(index) => cuda(config, index).map_err(|error| absent(index, error)),
         config::Device::Auto => match cuda(config, 0) {
             Ok(device) => Ok(device),
+            // There is a GPU: that there aren't as many as ranks is for the operator to know.
+            Err(reason) if config.tensor_parallel > 1 && Cuda::open(0).is_ok() => Err(absent(0, reason)),
             Err(reason) => {
                 tracing::info!(%reason, "computing on the CPU");
                 cpus(config).map(Device::Cpu)

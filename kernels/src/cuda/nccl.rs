@@ -174,7 +174,6 @@ mod tests {
             Ok(_) => panic!("a group of nobody"),
             Err(error) => error.to_string(),
         };
-        println!("{error}");
         assert!(error.starts_with("NCCL"), "{error}");
     }
 }

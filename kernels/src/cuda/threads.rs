@@ -5,7 +5,7 @@ use std::{
     thread,
 };
 
-/// More than this does not make copies from the page cache faster.
+/// Threads at most: copies are bound by memory, not by cores.
 const MOST: usize = 16;
 /// A thread is worth so many parts.
 const LEAST: usize = 4;

@@ -145,6 +145,12 @@ impl Queue {
         Some(sequence)
     }
 
+    /// Takes everything out, in order of rank. What tenants have had counts anew from here.
+    pub fn take_all(&mut self) -> Vec<Sequence> {
+        let empty = Self::new(self.weights.clone());
+        std::mem::replace(self, empty).into_all()
+    }
+
     /// Everything, in order of rank.
     pub fn into_all(self) -> Vec<Sequence> {
         let own = |tenant: Tenant| tenant.waiting.into_values();

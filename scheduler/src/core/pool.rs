@@ -137,7 +137,7 @@ impl Pool {
     }
 
     fn block(&mut self, id: BlockId) -> &mut Block {
-        &mut self.blocks[id.0 as usize] // every id comes from `take`
+        &mut self.blocks[id.0 as usize] // every id is below `total`: of `take`, or checked by `inventory`
     }
 
     /// Puts a block at the newest end of the list.

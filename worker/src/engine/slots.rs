@@ -13,7 +13,7 @@ use super::{
     sequence::Sequence,
 };
 
-/// Blocks that an inventory tells of at most, those used last: 21 bytes each, far below the largest message.
+/// Blocks that an inventory tells of at most, those used last: 21 bytes each, two thirds of the largest message.
 const TOLD: usize = 1 << 21;
 
 /// A plan that contradicts itself, this worker's limits, or what went before: the connection ends with it.

@@ -228,7 +228,7 @@ pub struct OutOfStep {
 // === impl Planner ===
 
 impl Planner {
-    /// For a worker that has just been connected, and so holds nothing.
+    /// For a worker that has just been connected; what its cache holds from before is told by [`Planner::holding`].
     pub fn new(limits: Limits) -> Self {
         let blocks = Blocks::new(limits.block_tokens, &limits.blocks);
         Self {
@@ -389,7 +389,7 @@ impl Planner {
 
     /// What waits: another worker may run it earlier.
     pub fn let_waiting_go(&mut self) -> Vec<Sequence> {
-        let mut all = std::mem::take(&mut self.waiting).into_all();
+        let mut all = self.waiting.take_all();
         for sequence in &mut all {
             self.ranks.remove(&sequence.key);
             sequence.moves();

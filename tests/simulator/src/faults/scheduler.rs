@@ -201,10 +201,10 @@ impl Scheduler {
         let changes = runner.planner.as_mut().map_or_else(Vec::new, Planner::cache_changes);
         let drained = runner.drained();
         self.watch(id, net);
+        self.report(out, net);
         for sequences in returned {
             self.tell_from_runner(ToFront::Returned(id, sequences), net);
         }
-        self.report(out, net);
         if !changes.is_empty() {
             self.tell_from_runner(ToFront::Cache(id, changes), net);
         }
