@@ -176,14 +176,19 @@ impl Placement {
         }
     }
 
-    /// What waited at a worker has come back, as it was recalled.
+    /// What waited at a worker has come back, as it was recalled. Choices stay with those that run there: they share
+    /// a prompt, and spread over several workers they could take one more with them.
     pub fn returned(&mut self, worker: WorkerId, sequences: Vec<Sequence>, out: &mut Vec<Action>) {
         let mut waiting = sequences;
         waiting.retain(|s| self.live.get(&s.key).is_some_and(|live| live.worker == worker));
-        for sequence in &waiting {
-            self.forget(&sequence.key);
-        }
         for request in requests(waiting) {
+            if self.has_others(&request, worker) {
+                out.push(Action::Run { worker, sequences: request });
+                continue;
+            }
+            for sequence in &request {
+                self.forget(&sequence.key);
+            }
             self.place(request, out);
         }
     }
@@ -302,6 +307,16 @@ impl Placement {
             });
         self.last = if copies { idlest } else { best }.worker;
         Some(self.last)
+    }
+
+    /// Whether a worker has more choices of a request than these.
+    fn has_others(&self, choices: &[Sequence], worker: WorkerId) -> bool {
+        let Some(SequenceKey { link, request, attempt, .. }) = choices.first().map(|s| s.key) else {
+            return false;
+        };
+        let key = |choice| SequenceKey { link, request, attempt, choice };
+        let there = self.live.range(key(0)..=key(u32::MAX)).filter(|(_, live)| live.worker == worker);
+        there.count() > choices.len()
     }
 
     /// Looks up who has how much of a request's prompt, which its choices share.

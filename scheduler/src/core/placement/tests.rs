@@ -71,6 +71,14 @@ fn what_waits_is_shared_with_a_worker_that_joins() {
     assert_eq!(runs(&out), [(B, vec![3]), (A, vec![4])]);
     assert_eq!((placement.live(), placement.workers[&A].sequences), (3, 2));
 
+    // A choice of what runs at A stays there.
+    let choices = vec![sequence(5, 0, 20), sequence(5, 1, 20)];
+    let [(at, _)] = runs(&submit(&mut placement, choices.clone()))[..] else { panic!() };
+    let mut out = Vec::new();
+    placement.returned(at, vec![choices[1].clone()], &mut out);
+    assert_eq!(runs(&out), [(at, vec![5])]);
+    assert_eq!(placement.live(), 5);
+
     // What has gone on to B meanwhile isn't A's to give back.
     let mut out = Vec::new();
     placement.returned(A, vec![requests[2].clone()], &mut out);
