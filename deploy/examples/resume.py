@@ -3,22 +3,43 @@
 
   deploy/examples/resume.py http://router-a:8000 http://router-b:8000 "Tell me a story."
 
-It needs nothing but Python. The first request asks for a stream that can be resumed (`x-volley-resume: new`); the answer
-has a token in the same header, and every event an id. The token and the last id, sent with the same body to any router
-of the cluster, give the rest of the stream.
+It needs nothing but Python; an API key comes from VOLLEY_API_KEY, the model is the first that is served. The first request
+asks for a stream that can be resumed (`x-volley-resume: new`); the answer has a token in the same header, and every event
+an id. The token and the last id, sent with the same body to any router of the cluster, give the rest of the stream.
 """
 
 import http.client
 import json
+import os
 import sys
 import time
 import urllib.error
 import urllib.request
 
 
+KEY = {"authorization": f"Bearer {os.environ['VOLLEY_API_KEY']}"} if "VOLLEY_API_KEY" in os.environ else {}
+
+
+def model(routers, attempts=20, wait=0.5):
+    """The first model that a router knows of: after a failure they may have to learn again what is served."""
+    problem = None
+    for attempt in range(attempts):
+        request = urllib.request.Request(routers[attempt % len(routers)] + "/v1/models", headers=KEY)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as models:
+                if served := json.load(models)["data"]:
+                    return served[0]["id"]
+                problem = "no model is served"
+        except OSError as error:
+            problem = error
+        time.sleep(wait)
+    raise ConnectionError(f"{attempts} attempts failed; the last: {problem}")
+
+
 def events(routers, path, body, attempts=20, wait=0.5):
     """The data of each event of a stream, up to and without `[DONE]`."""
-    headers = {"content-type": "application/json", "x-volley-resume": "new"}
+    headers = {"content-type": "application/json", "x-volley-resume": "new", **KEY}
+    problem = None
     for attempt in range(attempts):
         request = urllib.request.Request(routers[attempt % len(routers)] + path, json.dumps(body).encode(), headers)
         try:
@@ -43,23 +64,20 @@ def events(routers, path, body, attempts=20, wait=0.5):
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code != 429:
                 raise
-        except (OSError, http.client.HTTPException):
-            pass
+            problem = f"{request.host}: {error}"
+        except (OSError, http.client.HTTPException) as error:
+            problem = f"{request.host}: {error}"
         time.sleep(wait)
-    raise ConnectionError(f"{attempts} attempts failed")
+    raise ConnectionError(f"{attempts} attempts failed; the last: {problem}")
 
 
 if __name__ == "__main__":
     *addresses, question = sys.argv[1:]
-    ask = {"model": "", "messages": [{"role": "user", "content": question}], "stream": True}
-    for address in addresses:
-        try:
-            with urllib.request.urlopen(address + "/v1/models") as models:
-                ask["model"] = json.load(models)["data"][0]["id"]
-            break
-        except OSError:
-            continue  # it is down: another may know
-    for chunk in events(addresses, "/v1/chat/completions", ask):
-        for choice in chunk["choices"]:
-            print(choice["delta"].get("content", ""), end="", flush=True)
-    print()
+    try:
+        ask = {"model": model(addresses), "messages": [{"role": "user", "content": question}], "stream": True}
+        for chunk in events(addresses, "/v1/chat/completions", ask):
+            for choice in chunk["choices"]:
+                print(choice["delta"].get("content", ""), end="", flush=True)
+        print()
+    except OSError as error:  # HTTPError and ConnectionError are, too
+        sys.exit(f"resume.py: {error}")
