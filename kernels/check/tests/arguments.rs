@@ -29,7 +29,7 @@ fn sizes_that_dont_fit_are_named() {
 
     let mut embedding = |columns| {
         let (table, out) = (numbers.view(), out.view_mut());
-        embed(&*device, &Embed { tokens: tokens.view(), table, out, columns, scale: 1.0 })
+        embed(&*device, &Embed { tokens: tokens.view(), drawn: None, table, out, columns, scale: 1.0 })
     };
     assert!(embedding(16).is_ok());
     says(embedding(12), "multiple of 8");

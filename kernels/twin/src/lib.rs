@@ -12,10 +12,10 @@
 mod ffi;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, VecDeque},
     ffi::{CStr, c_int, c_void},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -23,7 +23,7 @@ use std::{
 
 use volley_kernels::{
     DeviceMemory, Error,
-    cuda::{Address, Argument, Device, Graph, Launch, Properties, TensorMap, Tile},
+    cuda::{Address, Argument, Device, Event, Graph, Launch, Properties, TensorMap, Tile},
 };
 
 /// The order in which a block's threads (and a grid's blocks) run, and when asynchronous work is done.
@@ -32,7 +32,7 @@ pub struct Schedule {
     /// Who is next.
     pub order: Order,
     /// Copies land when they are issued, the tensor cores multiply as late as they may, and a dependent launch starts
-    /// before the one before it. Otherwise all of it the other way around.
+    /// before the one before it. Otherwise all of it the other way around: nothing is done before somebody waits for it.
     pub early: bool,
 }
 
@@ -50,14 +50,32 @@ pub enum Order {
 /// A GPU that is none.
 pub struct Twin {
     properties: Properties,
-    schedule: Schedule,
     recording: Mutex<Option<Vec<Recorded>>>,
-    /// A launch and the dependent ones behind it, put off until it is known that no more of them come.
-    chain: Arc<Mutex<Vec<Recorded>>>,
+    stream: Arc<Stream>,
     launched: Mutex<BTreeSet<&'static str>>,
     memory: Mutex<Room>,
+}
+
+/// Work in its order.
+struct Stream {
+    schedule: Schedule,
+    queue: Mutex<Queue>,
+    /// Whoever works has it.
+    turn: Mutex<()>,
     broken: AtomicBool,
     hung: AtomicBool,
+}
+
+/// What is yet to be done.
+#[derive(Default)]
+struct Queue {
+    work: VecDeque<Recorded>,
+    /// How much of all work was taken up.
+    taken: u64,
+    /// Copies out of the device's memory, of which nobody has waited for the end.
+    downloads: Vec<Arc<Download>>,
+    /// What went wrong.
+    failed: Option<String>,
 }
 
 /// The twin's memory.
@@ -68,12 +86,23 @@ struct Room {
 }
 
 /// A launch or a copy that is yet to be done.
+#[derive(Clone)]
 enum Recorded {
     Launch(Started),
     Copy { to: Address, from: Address, bytes: usize },
-    Upload { to: Address, from: Address, bytes: usize },
+    /// Waits for a copy beside the work.
+    Hold(Arc<Download>),
 }
 
+/// A copy beside the work.
+struct Download {
+    to: Address,
+    from: Address,
+    bytes: usize,
+    done: Once,
+}
+
+#[derive(Clone)]
 struct Started {
     kernel: &'static str,
     grid: [u32; 3],
@@ -84,9 +113,15 @@ struct Started {
 }
 
 struct TwinGraph {
-    schedule: Schedule,
-    chain: Arc<Mutex<Vec<Recorded>>>,
+    stream: Arc<Stream>,
     recorded: Vec<Recorded>,
+}
+
+struct TwinEvent {
+    stream: Arc<Stream>,
+    /// Work before it.
+    after: u64,
+    download: Option<Arc<Download>>,
 }
 
 // === impl Schedule ===
@@ -132,24 +167,27 @@ impl Twin {
         };
         Self {
             properties,
-            schedule,
             recording: Mutex::default(),
-            chain: Arc::default(),
+            stream: Arc::new(Stream {
+                schedule,
+                queue: Mutex::default(),
+                turn: Mutex::default(),
+                broken: AtomicBool::new(false),
+                hung: AtomicBool::new(false),
+            }),
             launched: Mutex::default(),
             memory: Mutex::new(Room { total: 80 << 30, taken: HashMap::new() }),
-            broken: AtomicBool::new(false),
-            hung: AtomicBool::new(false),
         }
     }
 
     /// From now on nothing works, as after a fault on a GPU.
     pub fn break_down(&self) {
-        self.broken.store(true, Relaxed);
+        self.stream.broken.store(true, Relaxed);
     }
 
     /// From now on nothing ends, as behind a kernel that waits for what never comes.
     pub fn hang(&self) {
-        self.hung.store(true, Relaxed);
+        self.stream.hung.store(true, Relaxed);
     }
 
     /// With so many bytes of memory, to see what happens when it is full.
@@ -175,46 +213,76 @@ impl Twin {
         self.launched.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Adds to the graph being recorded, if one is; else it is done, or a launch put off.
+    /// Adds to the graph being recorded, if one is; else to the work.
     ///
     /// # Safety
     /// As for [`Device::launch`] and [`Device::copy`].
     unsafe fn start(&self, what: Recorded) -> Result<(), Error> {
-        if self.broken.load(Relaxed) {
-            return Err(Error::Device("the twin has broken down".into()));
-        }
         if let Some(recording) = lock(&self.recording).as_mut() {
             recording.push(what);
             return Ok(());
         }
-        // Only launches are overtaken. Uploads may be late, and then see what the host did in the meantime.
-        let is_upload = |what: &Recorded| matches!(what, Recorded::Upload { .. });
-        let waits_too = is_upload(&what) && lock(&self.chain).iter().all(is_upload);
-        if !what.is_dependent() && !waits_too {
-            self.finish()?;
-        }
-        let now = match what {
-            Recorded::Launch(_) => false,
-            Recorded::Copy { .. } => true,
-            Recorded::Upload { .. } => self.schedule.early,
-        };
-        lock(&self.chain).push(what);
-        if now { self.finish() } else { Ok(()) }
-    }
-
-    fn finish(&self) -> Result<(), Error> {
-        while self.hung.load(Relaxed) {
-            std::thread::park();
-        }
-        finish(self.schedule, &self.chain)
+        // SAFETY: the caller's promise.
+        unsafe { self.stream.start(what) }
     }
 }
 
-/// Does what was put off.
-fn finish(schedule: Schedule, chain: &Mutex<Vec<Recorded>>) -> Result<(), Error> {
-    let chain = std::mem::take(&mut *lock(chain));
-    // SAFETY: who started it promised that its memory exists, which is not given back before this.
-    unsafe { run_chain(schedule, &chain) }
+// === impl Stream ===
+
+impl Stream {
+    /// # Safety
+    /// As for [`Device::launch`] and [`Device::copy`].
+    unsafe fn start(&self, what: Recorded) -> Result<(), Error> {
+        self.works()?;
+        let (is_launch, is_dependent) = (matches!(what, Recorded::Launch(_)), what.is_dependent());
+        // A launch is put off until it is known that no more that depend on it come.
+        if self.schedule.early && !is_dependent {
+            self.finish()?;
+        }
+        lock(&self.queue).work.push_back(what);
+        if self.schedule.early && !is_launch { self.finish() } else { Ok(()) }
+    }
+
+    fn works(&self) -> Result<(), Error> {
+        match self.broken.load(Relaxed) {
+            true => Err(Error::Device("the twin has broken down".into())),
+            false => Ok(()),
+        }
+    }
+
+    /// How much work there was so far.
+    fn end(&self) -> u64 {
+        let queue = lock(&self.queue);
+        queue.taken + queue.work.len() as u64
+    }
+
+    /// Does all that was put off.
+    fn finish(&self) -> Result<(), Error> {
+        self.run_until(u64::MAX)?;
+        let downloads = std::mem::take(&mut lock(&self.queue).downloads);
+        downloads.iter().for_each(|download| download.run());
+        Ok(())
+    }
+
+    /// Does the work up to there.
+    fn run_until(&self, end: u64) -> Result<(), Error> {
+        while self.hung.load(Relaxed) {
+            std::thread::park();
+        }
+        let _turn = lock(&self.turn);
+        let work: Vec<Recorded> = {
+            let mut queue = lock(&self.queue);
+            let count = end.saturating_sub(queue.taken).min(queue.work.len() as u64);
+            queue.taken += count;
+            queue.work.drain(..count as usize).collect()
+        };
+        let is_one = |before: &Recorded, next: &Recorded| {
+            next.is_dependent() && matches!(before, Recorded::Launch(_))
+        };
+        // SAFETY: who started it promised that its memory exists, which is not given back before this.
+        let done = work.chunk_by(is_one).try_for_each(|chain| unsafe { run_chain(self.schedule, chain) });
+        done.inspect_err(|error| lock(&self.queue).failed = Some(error.to_string()))
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -267,9 +335,13 @@ unsafe fn run_chain(schedule: Schedule, chain: &[Recorded]) -> Result<(), Error>
     let ran = match last {
         // SAFETY: the caller's promise.
         Recorded::Launch(launch) => unsafe { run(schedule, launch, &mut before) },
-        Recorded::Copy { to, from, bytes } | Recorded::Upload { to, from, bytes } => {
+        Recorded::Copy { to, from, bytes } => {
             // SAFETY: the caller's promise.
             unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, to.0 as *mut u8, *bytes) };
+            Ok(())
+        }
+        Recorded::Hold(download) => {
+            download.run();
             Ok(())
         }
     };
@@ -357,7 +429,7 @@ impl Device for Twin {
     }
 
     unsafe fn free(&self, address: Address) {
-        let finished = self.finish();
+        let finished = self.stream.finish();
         assert!(finished.is_ok() || std::thread::panicking(), "{finished:?}");
         lock(&self.memory).taken.remove(&address.0);
         // SAFETY: the caller's promise.
@@ -367,7 +439,7 @@ impl Device for Twin {
     }
 
     unsafe fn write(&self, to: Address, bytes: &[u8]) -> Result<(), Error> {
-        self.finish()?;
+        self.stream.finish()?;
         // SAFETY: the caller's promise.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0 as *mut u8, bytes.len()) };
         Ok(())
@@ -393,7 +465,24 @@ impl Device for Twin {
     unsafe fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), Error> {
         let from = Address(bytes.as_ptr() as u64);
         // SAFETY: the caller's promise.
-        unsafe { self.start(Recorded::Upload { to, from, bytes: bytes.len() }) }
+        unsafe { self.start(Recorded::Copy { to, from, bytes: bytes.len() }) }
+    }
+
+    unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<Arc<dyn Event>, Error> {
+        self.stream.works()?;
+        let to_address = Address(to.as_mut_ptr() as u64);
+        let download = Arc::new(Download { to: to_address, from, bytes: to.len(), done: Once::new() });
+        let after = self.stream.end();
+        lock(&self.stream.queue).downloads.push(download.clone());
+        if self.stream.schedule.early {
+            self.stream.finish()?;
+        }
+        Ok(Arc::new(TwinEvent { stream: self.stream.clone(), after, download: Some(download) }))
+    }
+
+    fn mark(&self) -> Result<Arc<dyn Event>, Error> {
+        self.stream.works()?;
+        Ok(Arc::new(TwinEvent { stream: self.stream.clone(), after: self.stream.end(), download: None }))
     }
 
     fn memory(&self) -> Result<DeviceMemory, Error> {
@@ -403,7 +492,7 @@ impl Device for Twin {
     }
 
     unsafe fn read(&self, from: Address, bytes: &mut [u8]) -> Result<(), Error> {
-        self.finish()?;
+        self.stream.finish()?;
         // SAFETY: the caller's promise.
         unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
@@ -444,24 +533,24 @@ impl Device for Twin {
     }
 
     fn synchronize(&self) -> Result<(), Error> {
-        self.finish()
+        self.stream.finish()
     }
 
     fn capture(&self, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<Box<dyn Graph>, Error> {
-        self.finish()?;
+        self.stream.finish()?;
         let set = |value| std::mem::replace(&mut *lock(&self.recording), value);
         set(Some(Vec::new()));
         let worked = work();
         let recorded = set(None).unwrap_or_default();
         worked?;
-        Ok(Box::new(TwinGraph { schedule: self.schedule, chain: self.chain.clone(), recorded }))
+        Ok(Box::new(TwinGraph { stream: self.stream.clone(), recorded }))
     }
 
     fn time(&self, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<Duration, Error> {
-        self.finish()?;
+        self.stream.finish()?;
         let start = Instant::now();
         work()?;
-        self.finish()?;
+        self.stream.finish()?;
         Ok(start.elapsed())
     }
 }
@@ -470,12 +559,42 @@ impl Device for Twin {
 
 impl Graph for TwinGraph {
     unsafe fn launch(&self) -> Result<(), Error> {
-        finish(self.schedule, &self.chain)?;
-        let mut chains = self
-            .recorded
-            .chunk_by(|before, next| next.is_dependent() && matches!(before, Recorded::Launch(_)));
         // SAFETY: the caller's promise.
-        chains.try_for_each(|chain| unsafe { run_chain(self.schedule, chain) })
+        self.recorded.iter().try_for_each(|work| unsafe { self.stream.start(work.clone()) })
+    }
+}
+
+// === impl TwinEvent ===
+
+impl Event for TwinEvent {
+    fn wait(&self) -> Result<(), Error> {
+        self.stream.run_until(self.after)?;
+        self.stream.works()?;
+        let queue = &self.stream.queue;
+        if let Some(download) = &self.download {
+            lock(queue).downloads.retain(|other| !Arc::ptr_eq(other, download));
+            download.run();
+        }
+        lock(queue).failed.clone().map_or(Ok(()), |failed| Err(Error::Device(failed)))
+    }
+
+    fn hold(&self) -> Result<(), Error> {
+        match &self.download {
+            // SAFETY: nothing but the copy, whose memory exists until somebody has waited for it.
+            Some(download) => unsafe { self.stream.start(Recorded::Hold(download.clone())) },
+            None => Ok(()), // there is one stream of work
+        }
+    }
+}
+
+// === impl Download ===
+
+impl Download {
+    fn run(&self) {
+        // SAFETY: both places exist until somebody has waited for this, or for all work.
+        self.done.call_once(|| unsafe {
+            std::ptr::copy_nonoverlapping(self.from.0 as *const u8, self.to.0 as *mut u8, self.bytes);
+        });
     }
 }
 
