@@ -45,7 +45,7 @@ pub struct Worker {
     hello: WorkerHello,
     files: Arc<BTreeMap<&'static str, Bytes>>,
     /// What the step thread runs; hides which backend it is.
-    steps: Box<dyn FnOnce(mpsc::Receiver<Job>) -> Result<(), Error> + Send>,
+    steps: Box<dyn FnOnce(mpsc::Receiver<Job>, mpsc::WeakSender<Job>) -> Result<(), Error> + Send>,
     card: ModelCard,
     watch: Watch,
     /// Where steps run, for people, and how long one may take.
@@ -187,9 +187,9 @@ impl Worker {
         };
         let (abort_on, watch) = (config.abort_on.clone(), Watch::default());
         let watched = watch.clone();
-        let steps = Box::new(move |jobs| {
+        let steps = Box::new(move |jobs, sender| {
             let engine = Engine::new(decoder, draft_model, limits, guides);
-            engine.abort_on(abort_on).watched(watched).run(jobs)
+            engine.abort_on(abort_on).watched(watched).run(jobs, sender)
         });
         Ok(Self {
             hello,
@@ -218,11 +218,11 @@ impl Worker {
         engine::describe();
         let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
         let (ended, mut thread) = oneshot::channel::<Result<(), Error>>();
-        let steps = self.steps;
+        let (steps, sender) = (self.steps, jobs.downgrade());
         std::thread::Builder::new()
             .name("volley-step".to_owned())
             .spawn(move || {
-                let _ = ended.send(steps(waiting)); // nobody waits after an error
+                let _ = ended.send(steps(waiting, sender)); // nobody waits after an error
             })
             .map_err(|e| Error::StepThread(format!("could not start: {e}")))?;
 

@@ -144,7 +144,7 @@ fn attention_stays_within_its_cache() {
     };
     let plan = |shape: AttentionShape, pages: &[u32]| {
         let sequence = AttentionSequence { first_row: 0, tokens: 1, position: 17, pages };
-        let limits = AttentionLimits { invariant: false, scratch: 0 };
+        let limits = AttentionLimits { invariant: false, scratch: 0, items: usize::MAX };
         AttentionPlan::new(&shape, &[sequence], &limits, device.properties())
     };
     let mut attend = |pages: &[u32], from, q_stride| {

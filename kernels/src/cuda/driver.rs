@@ -340,7 +340,8 @@ impl Device for Cuda {
         // SAFETY: the event was recorded, and both streams live as long as `self`; the copy is the caller's promise.
         unsafe {
             let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
-            result::stream::wait_event(copies, before.event, flags).map_err(failed("copying from the GPU"))?;
+            result::stream::wait_event(copies, before.event, flags)
+                .map_err(failed("copying from the GPU"))?;
             result::memcpy_dtoh_async(to, from.0, copies).map_err(failed("copying from the GPU"))?;
         }
         Ok(Arc::new(self.record(&self.copies)?))

@@ -89,7 +89,11 @@ struct Room {
 #[derive(Clone)]
 enum Recorded {
     Launch(Started),
-    Copy { to: Address, from: Address, bytes: usize },
+    Copy {
+        to: Address,
+        from: Address,
+        bytes: usize,
+    },
     /// Waits for a copy beside the work.
     Hold(Arc<Download>),
 }
@@ -276,9 +280,8 @@ impl Stream {
             queue.taken += count;
             queue.work.drain(..count as usize).collect()
         };
-        let is_one = |before: &Recorded, next: &Recorded| {
-            next.is_dependent() && matches!(before, Recorded::Launch(_))
-        };
+        let is_one =
+            |before: &Recorded, next: &Recorded| next.is_dependent() && matches!(before, Recorded::Launch(_));
         // SAFETY: who started it promised that its memory exists, which is not given back before this.
         let done = work.chunk_by(is_one).try_for_each(|chain| unsafe { run_chain(self.schedule, chain) });
         done.inspect_err(|error| lock(&self.queue).failed = Some(error.to_string()))

@@ -141,7 +141,8 @@ impl Driver {
         let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
         let watch = Watch::default();
         let engine = Engine::new(decoder, draft, limits, guides).watched(watch.clone());
-        let thread = std::thread::spawn(move || engine.run(waiting));
+        let weak = jobs.downgrade();
+        let thread = std::thread::spawn(move || engine.run(waiting, weak));
         Self { jobs, thread, connections: 0, limits, watch }
     }
 
