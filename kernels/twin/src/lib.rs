@@ -12,10 +12,10 @@
 mod ffi;
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ffi::{CStr, c_int, c_void},
     sync::{
-        Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -32,7 +32,8 @@ pub struct Schedule {
     /// Who is next.
     pub order: Order,
     /// Copies land when they are issued, the tensor cores multiply as late as they may, and a dependent launch starts
-    /// before the one before it. Otherwise all of it the other way around: nothing is done before somebody waits for it.
+    /// before the one before it. Otherwise all of it the other way around: nothing is done before somebody waits, and then
+    /// all that was started, copies beside it last.
     pub early: bool,
 }
 
@@ -52,7 +53,6 @@ pub struct Twin {
     properties: Properties,
     recording: Mutex<Option<Vec<Recorded>>>,
     stream: Arc<Stream>,
-    launched: Mutex<BTreeSet<&'static str>>,
     memory: Mutex<Room>,
 }
 
@@ -63,15 +63,19 @@ struct Stream {
     /// Whoever works has it.
     turn: Mutex<()>,
     broken: AtomicBool,
-    hung: AtomicBool,
+    hung: Mutex<bool>,
+    /// Told when more was started, and when it goes on.
+    news: Condvar,
 }
 
 /// What is yet to be done.
 #[derive(Default)]
 struct Queue {
-    work: VecDeque<Recorded>,
-    /// How much of all work was taken up.
-    taken: u64,
+    work: Vec<Recorded>,
+    /// How often each kernel was started.
+    started: BTreeMap<&'static str, usize>,
+    /// How many graphs were.
+    graphs: usize,
     /// Copies out of the device's memory, of which nobody has waited for the end.
     downloads: Vec<Arc<Download>>,
     /// What went wrong.
@@ -123,8 +127,6 @@ struct TwinGraph {
 
 struct TwinEvent {
     stream: Arc<Stream>,
-    /// Work before it.
-    after: u64,
     download: Option<Arc<Download>>,
 }
 
@@ -177,9 +179,9 @@ impl Twin {
                 queue: Mutex::default(),
                 turn: Mutex::default(),
                 broken: AtomicBool::new(false),
-                hung: AtomicBool::new(false),
+                hung: Mutex::default(),
+                news: Condvar::new(),
             }),
-            launched: Mutex::default(),
             memory: Mutex::new(Room { total: 80 << 30, taken: HashMap::new() }),
         }
     }
@@ -191,7 +193,25 @@ impl Twin {
 
     /// From now on nothing ends, as behind a kernel that waits for what never comes.
     pub fn hang(&self) {
-        self.stream.hung.store(true, Relaxed);
+        *lock(&self.stream.hung) = true;
+    }
+
+    /// What it waited for has come.
+    pub fn go_on(&self) {
+        *lock(&self.stream.hung) = false;
+        self.stream.news.notify_all();
+    }
+
+    /// Waits, a minute at most, until a kernel was started so often, be it done or not.
+    pub fn has_started(&self, kernel: &str, times: usize) -> bool {
+        let fewer = |queue: &mut Queue| queue.started.get(kernel).is_none_or(|started| *started < times);
+        let (queue, minute) = (lock(&self.stream.queue), Duration::from_secs(60));
+        self.stream.news.wait_timeout_while(queue, minute, fewer).is_ok_and(|(_, late)| !late.timed_out())
+    }
+
+    /// Graphs that were launched.
+    pub fn graphs(&self) -> usize {
+        lock(&self.stream.queue).graphs
     }
 
     /// With so many bytes of memory, to see what happens when it is full.
@@ -214,7 +234,7 @@ impl Twin {
 
     /// The names of the kernels that this twin was asked to launch.
     pub fn launched(&self) -> BTreeSet<&'static str> {
-        self.launched.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.stream.queue).started.keys().copied().collect()
     }
 
     /// Adds to the graph being recorded, if one is; else to the work.
@@ -243,7 +263,14 @@ impl Stream {
         if self.schedule.early && !is_dependent {
             self.finish()?;
         }
-        lock(&self.queue).work.push_back(what);
+        {
+            let mut queue = lock(&self.queue);
+            if let Recorded::Launch(launch) = &what {
+                *queue.started.entry(launch.kernel).or_default() += 1;
+            }
+            queue.work.push(what);
+        }
+        self.news.notify_all();
         if self.schedule.early && !is_launch { self.finish() } else { Ok(()) }
     }
 
@@ -254,32 +281,19 @@ impl Stream {
         }
     }
 
-    /// How much work there was so far.
-    fn end(&self) -> u64 {
-        let queue = lock(&self.queue);
-        queue.taken + queue.work.len() as u64
-    }
-
     /// Does all that was put off.
     fn finish(&self) -> Result<(), Error> {
-        self.run_until(u64::MAX)?;
+        self.run()?;
         let downloads = std::mem::take(&mut lock(&self.queue).downloads);
         downloads.iter().for_each(|download| download.run());
         Ok(())
     }
 
-    /// Does the work up to there.
-    fn run_until(&self, end: u64) -> Result<(), Error> {
-        while self.hung.load(Relaxed) {
-            std::thread::park();
-        }
+    /// Does all work.
+    fn run(&self) -> Result<(), Error> {
+        drop(self.news.wait_while(lock(&self.hung), |hung| *hung));
         let _turn = lock(&self.turn);
-        let work: Vec<Recorded> = {
-            let mut queue = lock(&self.queue);
-            let count = end.saturating_sub(queue.taken).min(queue.work.len() as u64);
-            queue.taken += count;
-            queue.work.drain(..count as usize).collect()
-        };
+        let work = std::mem::take(&mut lock(&self.queue).work);
         let is_one =
             |before: &Recorded, next: &Recorded| next.is_dependent() && matches!(before, Recorded::Launch(_));
         // SAFETY: who started it promised that its memory exists, which is not given back before this.
@@ -475,17 +489,16 @@ impl Device for Twin {
         self.stream.works()?;
         let to_address = Address(to.as_mut_ptr() as u64);
         let download = Arc::new(Download { to: to_address, from, bytes: to.len(), done: Once::new() });
-        let after = self.stream.end();
         lock(&self.stream.queue).downloads.push(download.clone());
         if self.stream.schedule.early {
             self.stream.finish()?;
         }
-        Ok(Arc::new(TwinEvent { stream: self.stream.clone(), after, download: Some(download) }))
+        Ok(Arc::new(TwinEvent { stream: self.stream.clone(), download: Some(download) }))
     }
 
     fn mark(&self) -> Result<Arc<dyn Event>, Error> {
         self.stream.works()?;
-        Ok(Arc::new(TwinEvent { stream: self.stream.clone(), after: self.stream.end(), download: None }))
+        Ok(Arc::new(TwinEvent { stream: self.stream.clone(), download: None }))
     }
 
     fn memory(&self) -> Result<DeviceMemory, Error> {
@@ -507,13 +520,11 @@ impl Device for Twin {
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
-        lock(&self.launched).insert(launch.kernel);
         // SAFETY: the caller's promise.
         unsafe { self.start(Recorded::launch(launch, false)) }
     }
 
     unsafe fn launch_dependent(&self, launch: &Launch<'_>) -> Result<(), Error> {
-        lock(&self.launched).insert(launch.kernel);
         // SAFETY: the caller's promise.
         unsafe { self.start(Recorded::launch(launch, true)) }
     }
@@ -540,7 +551,6 @@ impl Device for Twin {
     }
 
     fn capture(&self, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<Box<dyn Graph>, Error> {
-        self.stream.finish()?;
         let set = |value| std::mem::replace(&mut *lock(&self.recording), value);
         set(Some(Vec::new()));
         let worked = work();
@@ -562,6 +572,7 @@ impl Device for Twin {
 
 impl Graph for TwinGraph {
     unsafe fn launch(&self) -> Result<(), Error> {
+        lock(&self.stream.queue).graphs += 1;
         // SAFETY: the caller's promise.
         self.recorded.iter().try_for_each(|work| unsafe { self.stream.start(work.clone()) })
     }
@@ -571,7 +582,7 @@ impl Graph for TwinGraph {
 
 impl Event for TwinEvent {
     fn wait(&self) -> Result<(), Error> {
-        self.stream.run_until(self.after)?;
+        self.stream.run()?;
         self.stream.works()?;
         let queue = &self.stream.queue;
         if let Some(download) = &self.download {
