@@ -79,7 +79,7 @@ impl Bench {
         for block in (0..4096).step_by(128) {
             let blocks = (block..block + 128).map(BlockId).collect();
             let sequences = vec![Sequence { first_row: 0, rows: 2048, position: 0, blocks }];
-            let mut batch = Batch { tokens: tokens.clone(), sequences };
+            let mut batch = Batch::new(tokens.clone(), sequences);
             for layer in 0..LAYERS {
                 let Self { backend, rope, qkv, cache, .. } = self;
                 backend.rope_and_store(&mut batch, layer, HEADS, Rotary { rope, norms: None }, qkv, cache);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use volley_grammar::{Compiler, Vocabulary};
@@ -24,7 +24,7 @@ use crate::{
     config::Config,
     decoder::Capacity,
     device::{self, Device},
-    engine::{self, DraftModel, Engine, Guides, Job, Limits, Running, WAITING_JOBS, Watch},
+    engine::{self, DraftModel, Engine, Guides, Jobs, Limits, Running, Watch},
     group::Group,
     model::Model,
     plan::Plan,
@@ -45,7 +45,7 @@ pub struct Worker {
     hello: WorkerHello,
     files: Arc<BTreeMap<&'static str, Bytes>>,
     /// What the step thread runs; hides which backend it is.
-    steps: Box<dyn FnOnce(mpsc::Receiver<Job>, mpsc::WeakSender<Job>) -> Result<(), Error> + Send>,
+    steps: Box<dyn FnOnce(Jobs) -> Result<(), Error> + Send>,
     card: ModelCard,
     watch: Watch,
     /// Where steps run, for people, and how long one may take.
@@ -187,9 +187,9 @@ impl Worker {
         };
         let (abort_on, watch) = (config.abort_on.clone(), Watch::default());
         let watched = watch.clone();
-        let steps = Box::new(move |jobs, sender| {
+        let steps = Box::new(move |jobs| {
             let engine = Engine::new(decoder, draft_model, limits, guides);
-            engine.abort_on(abort_on).watched(watched).run(jobs, sender)
+            engine.abort_on(abort_on).watched(watched).run(jobs)
         });
         Ok(Self {
             hello,
@@ -216,13 +216,13 @@ impl Worker {
     /// Serves schedulers until `shutdown`; then ends their connections, and the step thread.
     pub async fn serve(self, incoming: Incoming, shutdown: CancellationToken) -> Result<(), Error> {
         engine::describe();
-        let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
+        let (jobs, waiting) = Jobs::queue();
         let (ended, mut thread) = oneshot::channel::<Result<(), Error>>();
-        let (steps, sender) = (self.steps, jobs.downgrade());
+        let steps = self.steps;
         std::thread::Builder::new()
             .name("volley-step".to_owned())
             .spawn(move || {
-                let _ = ended.send(steps(waiting, sender)); // nobody waits after an error
+                let _ = ended.send(steps(waiting)); // nobody waits after an error
             })
             .map_err(|e| Error::StepThread(format!("could not start: {e}")))?;
 

@@ -44,7 +44,7 @@ use self::{
 use crate::{Error, config::Pooling, group::Group};
 
 /// Plans that may wait for the step thread: a scheduler is one step ahead.
-pub(crate) const WAITING_JOBS: usize = 4;
+const WAITING_JOBS: usize = 4;
 /// Results that may wait for the scheduler; one that leaves more unread is cut off.
 pub(crate) const WAITING_RESULTS: usize = 64;
 
@@ -85,6 +85,13 @@ pub(crate) enum Job {
     End { epoch: Epoch },
     /// The device is done with that step, which it may be told of late.
     Landed(u64),
+}
+
+/// Jobs as the step thread gets them.
+pub(crate) struct Jobs {
+    queue: mpsc::Receiver<Job>,
+    /// For its own: it ends when everybody else's are gone.
+    sender: mpsc::WeakSender<Job>,
 }
 
 /// The thread's state.
@@ -152,15 +159,11 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Works until nobody can send jobs any more, or the device fails: its sequences then go on elsewhere.
-    pub(crate) fn run(
-        mut self,
-        mut jobs: mpsc::Receiver<Job>,
-        sender: mpsc::WeakSender<Job>,
-    ) -> Result<(), Error> {
+    pub(crate) fn run(mut self, mut jobs: Jobs) -> Result<(), Error> {
         // A step is long; the async threads of the same process must not wait for its end.
         volley_kernels::cpu::lower_priority();
-        self.landings = Some(Landings::start(sender)?);
-        while let Some(job) = jobs.blocking_recv() {
+        self.landings = Some(Landings::start(jobs.sender)?);
+        while let Some(job) = jobs.queue.blocking_recv() {
             match job {
                 Job::Claim { epoch, hello, results, alive } => self.claim(epoch, *hello, results, alive),
                 Job::Step { epoch, plan } if Some(epoch) == self.epoch => {
@@ -330,6 +333,17 @@ impl<B: Backend> Engine<B> {
             }
         }
         Ok(())
+    }
+}
+
+// === impl Jobs ===
+
+impl Jobs {
+    /// A queue of jobs, and who may add to it.
+    pub(crate) fn queue() -> (mpsc::Sender<Job>, Self) {
+        let (sender, queue) = mpsc::channel(WAITING_JOBS);
+        let jobs = Self { queue, sender: sender.downgrade() };
+        (sender, jobs)
     }
 }
 

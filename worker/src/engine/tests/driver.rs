@@ -18,7 +18,7 @@ use crate::{
     Activations, Error,
     config::Pooling,
     decoder::Capacity,
-    engine::{DraftModel, Engine, Epoch, Guides, Job, Limits, WAITING_JOBS, WAITING_RESULTS, Watch},
+    engine::{DraftModel, Engine, Epoch, Guides, Job, Jobs, Limits, WAITING_RESULTS, Watch},
     model::Model,
     testing,
     worker::compiler,
@@ -140,11 +140,10 @@ impl Driver {
         });
         let decoder = testing::group(ranks, model, capacity, blocks);
         let guides = Guides::start(compiler(&model.text, vocab)).unwrap();
-        let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
+        let (jobs, waiting) = Jobs::queue();
         let watch = Watch::default();
         let engine = Engine::new(decoder, draft, limits, guides).watched(watch.clone());
-        let weak = jobs.downgrade();
-        let thread = std::thread::spawn(move || engine.run(waiting, weak));
+        let thread = std::thread::spawn(move || engine.run(waiting));
         Self { jobs, thread, connections: 0, limits, watch, patient: false }
     }
 
