@@ -14,7 +14,7 @@ use volley_twin::{Schedule, Twin};
 
 use super::{
     driver::{Driver, Request, next},
-    exactness::{alone, request},
+    exactness::{alone, continues_from_a_copy, request},
     guided,
 };
 use crate::{Activations, Error, config::Pooling, engine::Epoch, model::Model, testing};
@@ -153,6 +153,13 @@ fn a_token_that_comes_after_its_slot_is_another_s_changes_nothing_there() {
     let results = begun_ahead(&gpu, &twin, [first_step(), next_owner], vec![its_end]);
     assert_eq!(results, [[continued(&[1, 2, 3], 1)], [vec![]], [continued(&prompt, 1)]]);
     gpu.stop();
+}
+
+#[test]
+fn a_copied_block_is_continued_while_its_original_is_under_way() {
+    for schedule in Schedule::ALL {
+        continues_from_a_copy(driver(Twin::new(schedule), true, None));
+    }
 }
 
 #[test]
