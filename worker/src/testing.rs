@@ -103,13 +103,13 @@ pub(crate) fn cpus(ranks: usize, activations: Activations) -> Vec<CpuBackend> {
     if ranks == 1 { vec![cpu()] } else { self::ranks(ranks, |peers| cpu().in_group(peers)) }
 }
 
-/// The CUDA backend over a twin of a GPU. Weights go there in many pieces.
+/// The CUDA backend over a twin of a GPU. Weights go there in many pieces, and large products take packed ones in some.
 pub(crate) fn cuda(twin: impl Into<Arc<Twin>>, deterministic: bool) -> CudaBackend {
     cuda_with(twin, CudaOptions { deterministic, ..CudaOptions::default() })
 }
 
 pub(crate) fn cuda_with(twin: impl Into<Arc<Twin>>, options: CudaOptions) -> CudaBackend {
-    CudaBackend::new(twin.into(), CudaOptions { staging: 2048, ..options })
+    CudaBackend::new(twin.into(), CudaOptions { staging: 2048, unpacked: 48 << 10, ..options })
 }
 
 /// What stands for NCCL in tests: sums over the twins of a group, in whatever order.

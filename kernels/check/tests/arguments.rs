@@ -116,7 +116,9 @@ fn tiles_are_of_aligned_matrices() {
     let mut product = |from, k, n, a_stride| {
         let a = numbers.view().slice(from..from + 144);
         let (factors, c) = (Factors::Bf16 { a, b: numbers.view().slice(0..n * k) }, out.view_mut());
-        gemm(&*device, &Gemm { factors, bias: None, add: false, c, m: 2, n, k, a_stride, invariant: false })
+        let (bias, m, c_stride) = (None, 2, n);
+        let op = Gemm { factors, bias, add: false, c, c_stride, m, n, k, a_stride, invariant: false };
+        gemm(&*device, &op)
     };
     assert!(product(0, 32, 16, 72).is_ok());
     says(product(1, 32, 16, 72), "a must start at a multiple of 16 bytes");

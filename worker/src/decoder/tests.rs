@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use volley_kernels::{
     Activation, BLOCK_TOKENS, DType, Drawn, History, Logprobs, Mirostat, Penalties, Sequence, Tensor,
     cpu::{Activations, CpuBackend, CpuOptions, formats::dequantized},
@@ -144,6 +146,25 @@ fn a_gpu_s_logits_are_the_cpu_s_for_every_kind_of_weights() {
             // Some two dozen roundings to bf16's 8 bits.
             assert!(off <= 0.02, "{formats:?} on sm_{arch}: off by {off}");
         }
+    }
+}
+
+#[test]
+fn long_prompts_meet_packed_weights_in_large_tiles_on_gpus_without_kernels_for_that() {
+    let (model, tokens) = (testing::made_up([DType::Q4_1, DType::Q8_0, DType::Q8_0]), tokens(520, 5));
+    let mut cpu = testing::decoder(backend(), &model, Capacity { rows: 520, sequences: 1 }, 33);
+    let expected = logits(&mut cpu, &tokens, &[520]);
+    for (rows, deterministic, large) in [(520, false, true), (511, false, false), (520, true, false)] {
+        let twin = Arc::new(Twin::with_arch(Schedule::ALL[1], 80));
+        let backend = testing::cuda(twin.clone(), deterministic);
+        let mut gpu = testing::decoder(backend, &model, Capacity { rows, sequences: 1 }, 33);
+        let got = logits(&mut gpu, &tokens[..rows], &[rows]);
+        let off = difference(&expected[..got.len()], &got);
+        assert!(off <= 0.02, "{rows} rows: off by {off}");
+        let unpacked: Vec<_> =
+            twin.launched().into_iter().filter(|name| name.starts_with("dequantize")).collect();
+        let all = ["dequantize_w4", "dequantize_w8_grouped"];
+        assert_eq!(unpacked, if large { &all[..] } else { &[] }, "{rows} rows");
     }
 }
 

@@ -86,6 +86,7 @@ fn cases(random: &mut Random) -> Vec<Case> {
         cases.push(Case::large(format!("{large:?}"), move |random| trial(random, large)));
     }
     cases.push(one_row_in_any_batch());
+    cases.push(columns_of_a_wider_matrix());
     cases
 }
 
@@ -109,8 +110,8 @@ fn trial(random: &mut Random, shape: Shape) -> Trial {
     let tolerance = if shape.e4m3 { E4M3 } else { TOLERANCE };
     Trial::new(move |device| {
         Ok(vec![
-            Output::new("f32", &operands.run::<f32>(&**device, device, |c| c)?),
-            Output::new("bf16", &operands.run::<bf16>(&**device, device, bf16::from_f32)?),
+            Output::new("f32", &operands.run::<f32>(&**device, device, shape.n, |c| c)?),
+            Output::new("bf16", &operands.run::<bf16>(&**device, device, shape.n, bf16::from_f32)?),
         ])
     })
     .expect("f32", expected.clone(), tolerance)
@@ -127,13 +128,27 @@ fn one_row_in_any_batch() -> Case {
             for (name, m) in [("alone", 1), ("among 20", 20), ("among 200", 200)] {
                 let first = if m == 1 { 2 } else { 0 };
                 let part = all.rows(first, m);
-                let out = part.run::<f32>(&**device, device, |c| c)?;
+                let out = part.run::<f32>(&**device, device, shape.n, |c| c)?;
                 outputs.push(Output::new(name, &out[(2 - first) * shape.n..][..shape.n]));
             }
             Ok(outputs)
         })
         .same("alone", "among 20")
         .same("alone", "among 200")
+    })
+    .on(&[80, 90])
+}
+
+/// A product of some rows of b after the other gives the bits that it gives at once.
+fn columns_of_a_wider_matrix() -> Case {
+    Case::small("in slices of b", |random| {
+        let shape = Shape { m: 150, n: 328, k: 136, e4m3: false, extras: true, invariant: false };
+        let all = Operands::new(random, shape);
+        Trial::new(move |device| {
+            let run = |slice| all.run::<f32>(&**device, device, slice, |c| c);
+            Ok(vec![Output::new("at once", &run(shape.n)?), Output::new("in slices", &run(128)?)])
+        })
+        .same("at once", "in slices")
     })
     .on(&[80, 90])
 }
@@ -180,6 +195,7 @@ impl Operands {
         &self,
         device: &dyn Device,
         shared: &std::sync::Arc<dyn Device>,
+        slice: usize,
         from: impl Fn(f32) -> C,
     ) -> Result<Vec<C>, Error> {
         let Shape { m, n, k, e4m3, extras, invariant } = self.shape;
@@ -193,28 +209,33 @@ impl Operands {
         if extras {
             c.write(&self.c.iter().map(|&c| from(c)).collect::<Vec<_>>())?;
         }
-        let factors = if e4m3 {
-            Factors::E4m3 {
-                a: a_bytes.view(),
-                b: b_bytes.view(),
-                a_scales: a_scales.view(),
-                b_scales: b_scales.view(),
-            }
-        } else {
-            Factors::Bf16 { a: a.view(), b: b.view() }
-        };
-        let op = Gemm {
-            factors,
-            bias: extras.then(|| bias.view()),
-            add: extras,
-            c: c.view_mut(),
-            m,
-            n,
-            k,
-            a_stride: self.stride,
-            invariant,
-        };
-        gemm(device, &op)?;
+        for first in (0..n).step_by(slice) {
+            let (n, c_stride) = (slice.min(n - first), n);
+            let rows = first * k..(first + n) * k;
+            let factors = if e4m3 {
+                Factors::E4m3 {
+                    a: a_bytes.view(),
+                    b: b_bytes.slice(rows),
+                    a_scales: a_scales.view(),
+                    b_scales: b_scales.slice(first..first + n),
+                }
+            } else {
+                Factors::Bf16 { a: a.view(), b: b.slice(rows) }
+            };
+            let op = Gemm {
+                factors,
+                bias: extras.then(|| bias.slice(first..first + n)),
+                add: extras,
+                c: c.slice_mut(first..first + (m - 1) * c_stride + n),
+                c_stride,
+                m,
+                n,
+                k,
+                a_stride: self.stride,
+                invariant,
+            };
+            gemm(device, &op)?;
+        }
         c.read()
     }
 
@@ -283,7 +304,8 @@ fn speed(m: usize, n: usize, k: usize, e4m3: bool, invariant: bool, goal: f64) -
                 Factors::Bf16 { a: a.view(), b: b.view() }
             };
             let c = c.view_mut();
-            gemm(&*device, &Gemm { factors, bias: None, add: false, c, m, n, k, a_stride: k, invariant })
+            let (bias, add, a_stride, c_stride) = (None, false, k, n);
+            gemm(&*device, &Gemm { factors, bias, add, c, c_stride, m, n, k, a_stride, invariant })
         }))
     })
     .beside(Peer::MatMul { m, n, k })

@@ -7,6 +7,7 @@ use super::{
     buffer::{Buffer, Cache, Numbers},
     group,
     step::Step,
+    unpacked::Scratch,
     weights::{Linear, Rotation, Table, Vector, Weights},
 };
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
         Device, Memory, View, ViewMut,
         ops::{
             self, Activate, Attention, Embed, Factors, Function, Gemm, GemmOutput, HeadNorms, LayerNorm,
-            PackedGemm, QkvStore, RmsNorm, Skinny, SkinnyOut, SkinnyScratch, SkinnyWeights,
+            PackedGemm, QkvStore, RmsNorm, Skinny, SkinnyOut, SkinnyWeights,
         },
     },
 };
@@ -267,7 +268,7 @@ impl CudaBackend {
     /// `out = x · Wᵀ + b`.
     fn product(
         &self,
-        scratch: &mut SkinnyScratch,
+        scratch: &mut Scratch,
         rows: usize,
         x: View<'_, bf16>,
         w: &Linear,
@@ -285,6 +286,13 @@ impl CudaBackend {
                 Out::Parts(c, _) => large_product(self.device(), rows, x, w, c),
             };
         }
+        if let (true, Weights::Packed(_)) = (large && scratch.unpacked.pays(rows), &w.weights) {
+            return match out {
+                Out::Activations(c) => scratch.unpacked.product(self.device(), rows, x, w, c),
+                Out::Parts(c, _) => scratch.unpacked.product(self.device(), rows, x, w, c),
+            };
+        }
+        let scratch = &mut scratch.skinny;
         let weights = match &w.weights {
             Weights::Bf16(numbers) => SkinnyWeights::Bf16 { numbers: numbers.view(), cols: w.inputs },
             Weights::Packed(packed) => SkinnyWeights::Packed(packed),
@@ -353,7 +361,8 @@ fn large_product<C: GemmOutput>(
     match &w.weights {
         Weights::Bf16(numbers) => {
             let factors = Factors::Bf16 { a, b: numbers.view() };
-            let op = Gemm { factors, bias, add: false, c, m, n, k, a_stride: k, invariant: false };
+            let op =
+                Gemm { factors, bias, add: false, c, c_stride: n, m, n, k, a_stride: k, invariant: false };
             ops::gemm(device, &op)
         }
         Weights::Packed(weights) => {

@@ -7,6 +7,7 @@
 //! group.rs     what ranks of a group add up and gather
 //! draws.rs     drawing tokens: on the device where it can, else here
 //! weights.rs   weights as the device has them
+//! unpacked.rs  products of many rows with packed weights before Hopper
 //! transfer.rs  their way there, through two pieces of pinned memory
 //! buffer.rs    activations, and the cache of keys and values
 //! staging.rs   what the host tells the device, copied at once
@@ -23,9 +24,10 @@ mod layers;
 mod staging;
 mod step;
 mod transfer;
+mod unpacked;
 mod weights;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize};
 
 pub use self::{
     buffer::{Buffer, Cache},
@@ -50,6 +52,8 @@ pub struct CudaOptions {
     pub graphs: bool,
     /// Bytes of each of the two pieces of pinned memory through which weights go.
     pub staging: usize,
+    /// The most bytes of packed weights, as bf16, that a large product takes at a time where it takes them so.
+    pub unpacked: usize,
 }
 
 /// A GPU, or its twin. Operations start their work in the order in which they are called.
@@ -57,6 +61,8 @@ pub struct CudaBackend {
     device: Arc<dyn Device>,
     options: CudaOptions,
     tables: Tables,
+    /// Numbers of the largest packed matrix.
+    largest_packed: AtomicUsize,
     /// While weights are loaded.
     transfer: Mutex<Option<Transfer>>,
     peers: Option<Peers>,
@@ -70,7 +76,7 @@ pub struct CudaBackend {
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { deterministic: false, graphs: true, staging: 32 << 20 }
+        Self { deterministic: false, graphs: true, staging: 32 << 20, unpacked: 64 << 20 }
     }
 }
 
@@ -83,6 +89,7 @@ impl CudaBackend {
             device,
             options,
             tables: Tables::default(),
+            largest_packed: AtomicUsize::default(),
             transfer: Mutex::default(),
             peers: None,
             sums: None,
@@ -199,7 +206,8 @@ impl Backend for CudaBackend {
 
     fn step(&self, limits: &StepLimits) -> Result<Step, Error> {
         *lock(&self.transfer) = None; // the weights are there
-        Step::new(&self.device, limits, self.peers.is_some() && self.sums.is_none())
+        let (grouped, unpacked) = (self.peers.is_some() && self.sums.is_none(), self.unpacked(limits.rows));
+        Step::new(&self.device, limits, grouped, unpacked)
     }
 
     fn cache(&self, layers: usize, heads: Heads, blocks: usize) -> Result<Cache, Error> {

@@ -8,6 +8,7 @@ use super::{
     draws::Draws,
     graphs::{self, Graphs},
     staging::{Part, Staging},
+    unpacked::Scratch,
 };
 use crate::{
     BLOCK_TOKENS, Batch, Error, Heads, Sequence, StepLimits,
@@ -15,7 +16,7 @@ use crate::{
         Device, Memory, View,
         ops::{
             AttentionCapacity, AttentionLimits, AttentionPlan, AttentionSequence, AttentionShape, DRAWN,
-            PlannedView, SkinnyScratch,
+            PlannedView,
         },
     },
 };
@@ -48,7 +49,7 @@ pub struct Step {
     pub(super) part: Memory<f32>,
     /// The chosen rows of the residual stream, and of what is to be added to it.
     pub(super) chosen: [Memory<bf16>; 2],
-    pub(super) scratch: SkinnyScratch,
+    pub(super) scratch: Scratch,
     pub(super) draws: Draws,
 }
 
@@ -74,8 +75,14 @@ struct Planned {
 // === impl Step ===
 
 impl Step {
-    /// `grouped` says whether it is a rank's, whose parts of sums this machine adds up.
-    pub(super) fn new(device: &Arc<dyn Device>, limits: &StepLimits, grouped: bool) -> Result<Self, Error> {
+    /// `grouped` says whether it is a rank's, whose parts of sums this machine adds up;
+    /// `unpacked`, how many numbers of packed weights large products take at a time.
+    pub(super) fn new(
+        device: &Arc<dyn Device>,
+        limits: &StepLimits,
+        grouped: bool,
+        unpacked: usize,
+    ) -> Result<Self, Error> {
         let StepLimits { rows, draws, width, hidden, heads, vocab, .. } = *limits;
         let qkv = (heads.heads + 2 * heads.kv_heads) * heads.dim;
         let largest = vocab.max(qkv).max(2 * hidden).max(width);
@@ -89,7 +96,7 @@ impl Step {
             pairs: Memory::new(device, rows * 2 * hidden)?,
             part: Memory::new(device, if grouped { rows * width } else { 0 })?,
             chosen: [Memory::new(device, draws * width)?, Memory::new(device, draws * width)?],
-            scratch: SkinnyScratch::new(device, largest)?,
+            scratch: Scratch::new(device, largest, unpacked)?,
             draws: Draws::new(device, draws, vocab)?,
         })
     }

@@ -1,6 +1,6 @@
 //! Weights on a device: bf16 as a checkpoint has them, quantized ones packed as the kernels read them.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, atomic::Ordering};
 
 use bytes::Bytes;
 use half::bf16;
@@ -70,6 +70,7 @@ impl Linear {
             let known = backend.tables.find(&tensors);
             Weights::Bf16(known.map_or_else(|| convert(backend, &tensors).map(Arc::new), Ok)?)
         } else {
+            backend.largest_packed.fetch_max(outputs * inputs, Ordering::Relaxed);
             Weights::Packed(pack(backend, &tensors)?)
         };
         Ok(Self { weights, bias: bias(device, parts)?, outputs, inputs, gated })

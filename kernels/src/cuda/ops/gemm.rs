@@ -41,8 +41,10 @@ pub struct Gemm<'a, C: GemmOutput> {
     pub bias: Option<View<'a, bf16>>,
     /// Adds what `c` holds.
     pub add: bool,
-    /// `[m, n]`
+    /// Rows of n, `c_stride` apart.
     pub c: ViewMut<'a, C>,
+    /// Elements from row to row of c: n, or more where c is some columns of a wider matrix.
+    pub c_stride: usize,
     /// Rows of a.
     pub m: usize,
     /// Rows of b.
@@ -105,7 +107,9 @@ pub fn gemm<C: GemmOutput>(device: &dyn Device, op: &Gemm<'_, C>) -> Result<(), 
     let c = Argument::from(&op.c);
     arguments.extend(scales);
     arguments.extend([op.bias.into(), if op.add { c } else { null }, c]);
-    for (what, size) in [("m", op.m), ("n", op.n), ("k", op.k), ("a_stride", op.a_stride), ("n", op.n)] {
+    for (what, size) in
+        [("m", op.m), ("n", op.n), ("k", op.k), ("a_stride", op.a_stride), ("c_stride", op.c_stride)]
+    {
         arguments.push(int(OPERATION, what, size)?.into());
     }
     arguments.push(i32::from(C::F32).into());
@@ -146,7 +150,11 @@ impl<C: GemmOutput> Gemm<'_, C> {
         };
         require(OPERATION, a >= rows, || format!("a has {a} elements, not {rows}"))?;
         require_len(OPERATION, "b", b, self.n * self.k)?;
-        require_len(OPERATION, "c", self.c.len(), self.m * self.n)?;
+        require(OPERATION, self.c_stride >= self.n, || {
+            format!("c_stride must be at least n, {}, not {}", self.n, self.c_stride)
+        })?;
+        let written = if self.m == 0 { 0 } else { (self.m - 1) * self.c_stride + self.n };
+        require_len(OPERATION, "c", self.c.len(), written)?;
         if let Some(bias) = &self.bias {
             require_len(OPERATION, "bias", bias.len(), self.n)?;
         }
@@ -165,7 +173,8 @@ impl<C: GemmOutput> Gemm<'_, C> {
     fn choose(&self, device: &Properties) -> Result<Kernel, Error> {
         let processors = device.processors as usize;
         let busy = |m: usize, n: usize| self.m.div_ceil(m) * self.n.div_ceil(n) >= processors;
-        let (whole, e4m3) = (self.n.is_multiple_of(8), self.element() == ElementType::U8);
+        let (whole, e4m3) =
+            (self.n.is_multiple_of(8) && self.c_stride.is_multiple_of(8), self.element() == ElementType::U8);
         let hopper = |name, n: usize, stages: usize| Kernel {
             name,
             m: 128,

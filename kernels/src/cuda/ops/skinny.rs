@@ -4,7 +4,8 @@
 //! every linear layer here, whatever the number of tokens, is batch-invariant: that is the whole of its flag. One that
 //! need not be takes the products with larger tiles from some 64 tokens on: [`gemm`](super::gemm()), or for packed
 //! weights [`gemm_packed`](super::gemm_packed()) on Hopper. Elsewhere packed weights stay here up to some 500 tokens,
-//! from where [`dequantize`](super::dequantize()) before `gemm` should pay (computed from an A100's rates, not measured).
+//! from where the backend takes [`dequantize`](super::dequantize()) before `gemm`, which should pay (computed from an
+//! A100's rates, not measured).
 
 use std::sync::Arc;
 
