@@ -1,4 +1,4 @@
-// Penalties, bias and bans, in place on the logits they concern, and the way back.
+// Penalties, bias and bans, in place on the logits they concern, and the way back; a soft cap of all.
 //
 // logits [rows, tokens] f32, rows `stride` apart. edits [n]: row, token, what the row's sequence holds of it, bias;
 // no token twice in a row; one that isn't there is passed over. penalties [rows]: frequency, presence, repetition, unused. raw [n] f32 receives what the
@@ -7,7 +7,7 @@
 // In this order, as on the CPU: repetition (positive logits divided, others multiplied) for tokens of the history;
 // frequency for each time it was generated, presence once; bias; a banned token becomes NaN.
 // Bytes: n * (16 + 4 + two accesses of a 32-byte sector each). Bound: latency. One thread an edit.
-#include "gpu.cuh"
+#include "softmax.cuh"
 
 constexpr uint32_t BANNED = 0x80000000, HISTORY = 0x40000000, GENERATED = 0x3fffffff;
 
@@ -48,3 +48,15 @@ KERNEL __launch_bounds__(128) logits_restore(float* logits, const Edit* edits, c
   if (e.row < rows && e.token < tokens) logits[(uint64_t)e.row * stride + e.token] = raw[i];
 }
 TWIN_EXPORT(logits_restore)
+
+// logit = cap · tanh(logit / cap), of n times four logits. One thread four.
+KERNEL __launch_bounds__(128) logits_cap(float4* logits, uint64_t n, float cap) {
+  uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  float4 x = logits[i];
+  float in = 1.0f / cap;
+  x.x = cap * exact_tanh(x.x * in), x.y = cap * exact_tanh(x.y * in);
+  x.z = cap * exact_tanh(x.z * in), x.w = cap * exact_tanh(x.w * in);
+  logits[i] = x;
+}
+TWIN_EXPORT(logits_cap)

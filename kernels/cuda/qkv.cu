@@ -6,7 +6,7 @@
 // Keys and values go to caches [page, kv_head, page_tokens, dim], bf16 or e4m3 (then divided by k_scale, v_scale).
 // slots [rows] i64: page * page_tokens + place in the page; outside the cache: the row (padding) stores nothing.
 // positions [rows] u32; frequencies [pairs] f32: radians per position. The first 2 * pairs dimensions turn,
-// paired (2i, 2i + 1) or (i, i + pairs). q_gain, k_gain [dim] bf16: gains of the head norms, or null.
+// paired (2i, 2i + 1) or (i, i + pairs), and are multiplied by `magnitude`. q_gain, k_gain [dim] bf16: gains of the head norms, or null.
 // dim % 8 == 0 and dim <= 256.
 //
 // The angle is position * frequency rounded to f32, as checkpoints were trained with and the CPU backend does.
@@ -27,7 +27,7 @@ struct Qkv {
   const float* frequencies;
   uint32_t heads, kv_heads, dim, pairs, page_tokens, q_stride;
   uint32_t adjacent, pages;
-  float epsilon, k_scale, v_scale;
+  float epsilon, k_scale, v_scale, magnitude;
 };
 
 // Sine and cosine of an angle of any size: reduced to [-pi, pi] in three steps that are exact or nearly so.
@@ -108,7 +108,7 @@ DEV_WITH_SMEM void qkv_store(const Qkv& a) {
   float *sines = (float*)tables, *cosines = sines + MAX_DIM / 2;
   uint64_t row = blockIdx.x;
   for (uint32_t i = threadIdx.x; i < a.pairs; i += QKV_THREADS)
-    sin_cos((float)a.positions[row] * a.frequencies[i], sines[i], cosines[i]);
+    sin_cos((float)a.positions[row] * a.frequencies[i], sines[i], cosines[i]), sines[i] *= a.magnitude, cosines[i] *= a.magnitude;
   __syncthreads();
 
   int lanes = head_lanes(a.dim), lane = threadIdx.x & (lanes - 1), group = threadIdx.x / lanes,
@@ -168,10 +168,10 @@ DEV_WITH_SMEM void qkv_store(const Qkv& a) {
       name(const bf16* qkv, const bf16* bias, const bf16* q_gain, const bf16* k_gain, bf16* q, T* k_cache, T* v_cache, \
            const int64_t* slots, const uint32_t* positions, const float* frequencies, uint32_t heads,                  \
            uint32_t kv_heads, uint32_t dim, uint32_t pairs, uint32_t page_tokens, uint32_t q_stride,                   \
-           uint32_t adjacent, uint32_t pages, float epsilon, float k_scale, float v_scale) {                           \
+           uint32_t adjacent, uint32_t pages, float epsilon, float k_scale, float v_scale, float magnitude) {          \
     qkv_store<T>({qkv,         bias,      q_gain,      k_gain, q,        k_cache, v_cache,                             \
                   slots,       positions, frequencies, heads,  kv_heads, dim,     pairs,                               \
-                  page_tokens, q_stride,  adjacent,    pages,  epsilon,  k_scale, v_scale});                           \
+                  page_tokens, q_stride,  adjacent,    pages,  epsilon,  k_scale, v_scale, magnitude});                \
   }                                                                                                                    \
   TWIN_EXPORT(name)
 

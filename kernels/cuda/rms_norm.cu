@@ -1,15 +1,17 @@
 // RMS norm, with the residual added first: h = bf16(x + residual), out = bf16(h / sqrt(mean(h²) + epsilon) · gain).
 //
-// x, residual, out: [rows, columns] bf16; gain: [columns] bf16; residual may be null, else h is written back to it.
+// x, residual, out: rows of `columns` bf16, `stride` elements apart; gain: [columns] bf16; residual may be null, else h is
+// written back to it. out may be x.
 // A block takes a row and keeps it in registers; the sum is the same tree whatever the batch, so a row's bits depend on
 // that row only. Bytes: x + out, with a residual twice that. Bound: memory; goal 80 % of a device copy.
 #include "gpu.cuh"
 
 /// CHUNKS: 16-byte vectors of a thread.
 template <int CHUNKS>
-DEV_WITH_SMEM void normalize(const bf16* x, bf16* residual, const bf16* gain, bf16* out, int columns, float epsilon) {
+DEV_WITH_SMEM void normalize(const bf16* x, bf16* residual, const bf16* gain, bf16* out, int columns, int stride,
+                             float epsilon) {
   STATIC_SMEM(float, scratch, 32);
-  int64_t row = (int64_t)blockIdx.x * columns;
+  int64_t row = (int64_t)blockIdx.x * stride;
   int vectors = columns / 8;
   float h[CHUNKS][8];
   float sum = 0.0f;
@@ -48,11 +50,12 @@ DEV_WITH_SMEM void normalize(const bf16* x, bf16* residual, const bf16* gain, bf
   }
 }
 
-#define RMS_NORM(chunks)                                                                                         \
-  KERNEL __launch_bounds__(256)                                                                                  \
-      rms_norm_##chunks(const bf16* x, bf16* residual, const bf16* gain, bf16* out, int columns, float epsilon) { \
-    normalize<chunks>(x, residual, gain, out, columns, epsilon);                                                 \
-  }                                                                                                              \
+#define RMS_NORM(chunks)                                                                                        \
+  KERNEL __launch_bounds__(256)                                                                                 \
+      rms_norm_##chunks(const bf16* x, bf16* residual, const bf16* gain, bf16* out, int columns, int stride,    \
+                        float epsilon) {                                                                        \
+    normalize<chunks>(x, residual, gain, out, columns, stride, epsilon);                                        \
+  }                                                                                                             \
   TWIN_EXPORT(rms_norm_##chunks)
 RMS_NORM(1)
 RMS_NORM(2)

@@ -18,7 +18,7 @@ use volley_kernels::{
 };
 
 const LAYERS: usize = 30;
-const HEADS: Heads = Heads { heads: 9, kv_heads: 3, dim: 64, scale: 0.125, window: None };
+const HEADS: Heads = Heads { heads: 9, kv_heads: 3, dim: 64, scale: 0.125, window: None, softcap: None };
 const VOCABULARY: usize = 49152;
 
 /// What the machine can do.
@@ -49,7 +49,7 @@ fn main() -> Result<(), Error> {
         qkv: backend.buffer(2048, columns, Content::Activations)?,
         out: backend.buffer(2048, HEADS.heads * HEADS.dim, Content::Activations)?,
         cache: backend.cache(LAYERS, HEADS, 4096)?,
-        rope: Rope { frequencies: vec![0.5; HEADS.dim / 2], pairing: RopePairing::Adjacent },
+        rope: Rope { frequencies: vec![0.5; HEADS.dim / 2], pairing: RopePairing::Adjacent, magnitude: 1.0 },
         backend,
         limits,
     };
@@ -75,7 +75,7 @@ impl Bench {
         let table = self.backend.table(&random("rows", 2048, columns))?;
         let tokens: Vec<u32> = (0..2048).collect();
         let mut rows = Batch::new(tokens.clone(), Vec::new());
-        self.backend.embed(&mut rows, &table, None, &mut self.qkv);
+        self.backend.embed(&mut rows, &table, 1.0, None, &mut self.qkv);
         for block in (0..4096).step_by(128) {
             let blocks = (block..block + 128).map(BlockId).collect();
             let sequences = vec![Sequence { first_row: 0, rows: 2048, position: 0, blocks }];
@@ -83,7 +83,7 @@ impl Bench {
             for layer in 0..LAYERS {
                 let Self { backend, rope, qkv, cache, .. } = self;
                 backend.rope_and_store(&mut batch, layer, HEADS, Rotary { rope, norms: None }, qkv, cache);
-                backend.embed(&mut rows, &table, None, qkv);
+                backend.embed(&mut rows, &table, 1.0, None, qkv);
             }
         }
         Ok(())
@@ -144,8 +144,8 @@ fn norms(backend: &CpuBackend) -> Result<(), Error> {
     let mut out = backend.buffer(1024, 16, Content::Activations)?;
     for rows in [1, 16, 64, 512] {
         let mut batch = Batch::new((0..rows as u32).collect(), Vec::new());
-        backend.embed(&mut batch, &table, None, &mut x);
-        let time = time(|| backend.norm_linear(&mut batch, &mut x, &norm, &tiny, &mut out));
+        backend.embed(&mut batch, &table, 1.0, None, &mut x);
+        let time = time(|| backend.norm_linear(&mut batch, &mut x, Some(&norm), &tiny, &mut out));
         println!("norm {rows:4} rows of 576 → 16    {:9.2} µs", time.as_secs_f64() * 1e6);
     }
     Ok(())
@@ -156,7 +156,7 @@ fn draws(backend: &CpuBackend) -> Result<(), Error> {
     let table = backend.table(&random_logits())?;
     let mut logits = backend.buffer(64, VOCABULARY, Content::Logits)?;
     let mut batch = Batch::new((0..64).collect(), Vec::new());
-    backend.embed(&mut batch, &table, None, &mut logits);
+    backend.embed(&mut batch, &table, 1.0, None, &mut logits);
     let greedy = Draw::default();
     let mut history = History::default();
     (0..1000).for_each(|token| history.generated(token * 7));

@@ -41,7 +41,7 @@ pub struct Sequence {
     pub blocks: Vec<BlockId>,
 }
 
-/// How a layer's attention is laid out. A QKV row is `[heads × dim | kv_heads × dim | kv_heads × dim]`.
+/// How a layer's attention is laid out; layers may differ in their windows. A QKV row is `[heads × dim | kv_heads × dim | kv_heads × dim]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heads {
     /// Query heads.
@@ -54,6 +54,8 @@ pub struct Heads {
     pub scale: f32,
     /// Keys that a token sees, itself included; none: all before it.
     pub window: Option<usize>,
+    /// Bounds scores before the softmax: `cap · tanh(score / cap)`.
+    pub softcap: Option<f32>,
 }
 
 /// Rotary position embedding.
@@ -63,6 +65,8 @@ pub struct Rope {
     pub frequencies: Vec<f32>,
     /// Which dimensions make a pair.
     pub pairing: RopePairing,
+    /// Multiplies what turns (usually 1).
+    pub magnitude: f32,
 }
 
 /// Which dimensions rotate together.
@@ -106,12 +110,12 @@ pub enum Norm<V> {
     },
 }
 
-/// RMS norms of each query head and each key head, before they turn.
+/// RMS norms of queries and keys, before they turn: of each head by itself, or of all heads of a row together.
 #[derive(Clone, Debug)]
 pub struct HeadNorms<V> {
-    /// Gains `[dim]` of the queries' heads.
+    /// Gains of the queries: `[dim]` of each head, or `[heads × dim]` of all.
     pub query: V,
-    /// Gains `[dim]` of the keys' heads.
+    /// Gains of the keys: `[dim]` of each head, or `[kv_heads × dim]` of all.
     pub key: V,
     /// Added to the mean square.
     pub epsilon: f32,
@@ -196,8 +200,10 @@ pub struct StepLimits {
     pub width: usize,
     /// Columns between the gated and the down projection.
     pub hidden: usize,
-    /// Of every layer.
+    /// Of every layer, or of those that [`local`](Self::local) is not about.
     pub heads: Heads,
+    /// The window of the layers that have another.
+    pub local: Option<usize>,
     /// Columns of the logits.
     pub vocab: usize,
 }
@@ -276,20 +282,21 @@ pub trait Backend: Send + Sync + 'static {
     fn pass(&self, step: &mut Self::Step, pass: &mut dyn FnMut(&mut Self::Step)) {
         pass(step);
     }
-    /// `x[row] = table[tokens[row]]`, plus `positions[position of the row]` where positions are learned.
+    /// `x[row] = scale · table[tokens[row]]`, plus `positions[position of the row]` where positions are learned.
     fn embed(
         &self,
         step: &mut Self::Step,
         table: &Self::Table,
+        scale: f32,
         positions: Option<&Self::Table>,
         x: &mut Self::Buffer,
     );
-    /// `out = norm(x) · Wᵀ + b`.
+    /// `out = norm(x) · Wᵀ + b`; without a norm, of `x` itself.
     fn norm_linear(
         &self,
         step: &mut Self::Step,
         x: &mut Self::Buffer,
-        norm: &Norm<Self::Vector>,
+        norm: Option<&Norm<Self::Vector>>,
         w: &Self::Linear,
         out: &mut Self::Buffer,
     );
@@ -313,15 +320,23 @@ pub trait Backend: Send + Sync + 'static {
         cache: &Self::Cache,
         out: &mut Self::Buffer,
     );
-    /// `x += a · Wᵀ + b`; in a group, the sum of that over all ranks, which has the same bits on each.
-    fn linear_add(&self, step: &mut Self::Step, a: &Self::Buffer, w: &Self::Linear, x: &mut Self::Buffer);
+    /// `x += a · Wᵀ + b`; in a group, the sum of that over all ranks, which has the same bits on each. With a norm, what
+    /// is added is normed.
+    fn linear_add(
+        &self,
+        step: &mut Self::Step,
+        a: &Self::Buffer,
+        w: &Self::Linear,
+        norm: Option<&Norm<Self::Vector>>,
+        x: &mut Self::Buffer,
+    );
     /// `out = activation(norm(x) · Gᵀ) ⊙ (norm(x) · Uᵀ)` for `w` from [`gated`](Self::gated), and
-    /// `out = activation(norm(x) · Wᵀ + b)` for `w` from [`linear`](Self::linear).
+    /// `out = activation(norm(x) · Wᵀ + b)` for `w` from [`linear`](Self::linear); without a norm, of `x` itself.
     fn activated_linear(
         &self,
         step: &mut Self::Step,
         x: &mut Self::Buffer,
-        norm: &Norm<Self::Vector>,
+        norm: Option<&Norm<Self::Vector>>,
         w: &Self::Linear,
         activation: Activation,
         out: &mut Self::Buffer,
@@ -337,6 +352,8 @@ pub trait Backend: Send + Sync + 'static {
         w: &Self::Linear,
         out: &mut Self::Buffer,
     );
+    /// Bounds the first `rows` rows of logits: `cap · tanh(logit / cap)`.
+    fn cap_logits(&self, step: &mut Self::Step, cap: f32, rows: usize, logits: &mut Self::Buffer);
     /// Draws from row `i` of `logits` as `draws[i]` says, and may leave other logits behind. When the [`Drawing`] is done,
     /// so is all that was asked before; where it is under way, the next step may begin meanwhile, and the one after that
     /// once it is done.

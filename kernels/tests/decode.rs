@@ -12,7 +12,7 @@ use volley_kernels::{
 const HIDDEN: usize = 64;
 const INNER: usize = 96;
 const VOCABULARY: usize = 300;
-const HEADS: Heads = Heads { heads: 4, kv_heads: 2, dim: 16, scale: 0.25, window: None };
+const HEADS: Heads = Heads { heads: 4, kv_heads: 2, dim: 16, scale: 0.25, window: None, softcap: None };
 const ATTENTION: usize = HEADS.heads * HEADS.dim;
 const QKV: usize = (HEADS.heads + 2 * HEADS.kv_heads) * HEADS.dim;
 const TEXT: [u32; 90] = {
@@ -151,7 +151,11 @@ impl<B: Backend> Model<B> {
             attention: backend.buffer(256, ATTENTION, Content::Activations)?,
             inner: backend.buffer(256, INNER, Content::Activations)?,
             logits: backend.buffer(256, VOCABULARY, Content::Logits)?,
-            rope: backend.rope(&Rope { frequencies: frequencies(), pairing: RopePairing::Halves })?,
+            rope: backend.rope(&Rope {
+                frequencies: frequencies(),
+                pairing: RopePairing::Halves,
+                magnitude: 1.0,
+            })?,
             step: backend.step(&StepLimits {
                 rows: 256,
                 sequences: 4,
@@ -160,6 +164,7 @@ impl<B: Backend> Model<B> {
                 width: HIDDEN,
                 hidden: INNER,
                 heads: HEADS,
+                local: None,
                 vocab: VOCABULARY,
             })?,
             backend,
@@ -171,13 +176,13 @@ impl<B: Backend> Model<B> {
         let rows = batch.tokens.len();
         let Self { backend, x, qkv_rows, attention, inner, logits, norm, cache, rope, step, .. } = self;
         backend.begin(step, batch.clone());
-        backend.embed(step, &self.table, None, x);
-        backend.norm_linear(step, x, norm, &self.qkv, qkv_rows);
+        backend.embed(step, &self.table, 1.0, None, x);
+        backend.norm_linear(step, x, Some(norm), &self.qkv, qkv_rows);
         backend.rope_and_store(step, 0, HEADS, Rotary { rope, norms: None }, qkv_rows, cache);
         backend.attention(step, 0, HEADS, qkv_rows, cache, attention);
-        backend.linear_add(step, attention, &self.output, x);
-        backend.activated_linear(step, x, norm, &self.gated, Activation::Silu, inner);
-        backend.linear_add(step, inner, &self.down, x);
+        backend.linear_add(step, attention, &self.output, None, x);
+        backend.activated_linear(step, x, Some(norm), &self.gated, Activation::Silu, inner);
+        backend.linear_add(step, inner, &self.down, None, x);
         // Last to first, to show that rows may be picked.
         let picked: Vec<usize> = (0..rows).rev().collect();
         backend.logits(step, &picked, x, norm, &self.head, logits);

@@ -11,7 +11,18 @@ import pytest
 from volley import ROOT, Serve
 
 FIXTURES = ROOT / "worker/tests/fixtures"
-FAMILIES = ["tiny-mistral", "tiny-qwen3", "tiny-phi3", "tiny-gpt-bigcode", "tiny-starcoder2"]
+FAMILIES = [
+    "tiny-mistral",
+    "tiny-qwen3",
+    "tiny-phi3",
+    "tiny-phi4-mini",
+    "tiny-gemma2",
+    "tiny-gemma3",
+    "tiny-gemma3-vision",
+    "tiny-olmo2",
+    "tiny-gpt-bigcode",
+    "tiny-starcoder2",
+]
 
 
 def expected(folder):

@@ -72,6 +72,58 @@ def phi(cpu):
     )
 
 
+def phi_long(cpu):
+    """Rotations that were stretched from a context of 32, less than any text here: transformers takes the long factors."""
+    settings = phi(cpu)
+    settings.original_max_position_embeddings = 32
+    pairs = settings.hidden_size // settings.num_attention_heads * 3 // 8
+    settings.rope_parameters = {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 32,
+        "short_factor": [1.0 + 0.01 * pair for pair in range(pairs)],
+        "long_factor": [1.0 + 0.5 * pair for pair in range(pairs)],
+    }
+    return settings
+
+
+def gemma(kind, cpu):
+    """Norms before and after, layers with a window among others without; Gemma 2 has soft caps."""
+    three = kind is transformers.Gemma3TextConfig
+    rotations = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+    }
+    return kind(
+        num_hidden_layers=6 if three else 2 if cpu else 4,
+        hidden_size=128 if cpu else 2304,
+        intermediate_size=256 if cpu else 9216,
+        num_attention_heads=2 if cpu else 8,
+        num_key_value_heads=1 if cpu else 4,
+        head_dim=64 if cpu else 256,
+        query_pre_attn_scalar=64 if cpu else 256,
+        vocab_size=2048 if cpu else 32_768,
+        max_position_embeddings=4096,
+        sliding_window=512,
+        rope_parameters=rotations if three else {"rope_type": "default", "rope_theta": 10_000.0},
+    )
+
+
+def olmo(cpu):
+    """Norms after only; queries and keys are normed with all heads together."""
+    return transformers.Olmo2Config(
+        num_hidden_layers=2 if cpu else 4,
+        hidden_size=128 if cpu else 2048,
+        intermediate_size=256 if cpu else 8192,
+        num_attention_heads=2 if cpu else 16,
+        num_key_value_heads=1 if cpu else 4,
+        vocab_size=2048 if cpu else 32_768,
+        max_position_embeddings=4096,
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+    )
+
+
 def starcoder(cpu):
     """Layer norms, a bias everywhere, no gate."""
     return transformers.Starcoder2Config(
@@ -110,6 +162,14 @@ def config(name, cpu):
             return qwen(transformers.Qwen3Config, 2048, 16, 8, 6144, cpu)
         case "phi3":
             return phi(cpu)
+        case "phi4-mini":
+            return phi_long(cpu)
+        case "gemma2":
+            return gemma(transformers.Gemma2Config, cpu)
+        case "gemma3":
+            return gemma(transformers.Gemma3TextConfig, cpu)
+        case "olmo2":
+            return olmo(cpu)
         case "starcoder2":
             return starcoder(cpu)
         case "gpt-bigcode":
@@ -126,6 +186,7 @@ def shape(name, cpu):
 def randomize(model, width):
     """Numbers that let every part speak: transformers would begin with gains of 1 and biases of 0."""
     deviation = 1.3 / width**0.5
+    gain = 0 if model.config.model_type.startswith("gemma") else 1  # Gemma leaves out a 1
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
@@ -133,7 +194,7 @@ def randomize(model, width):
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.3)
             else:
-                parameter.uniform_(0.5, 1.5)
+                parameter.uniform_(gain - 0.5, gain + 0.5)
 
 
 def directory(stage, name):

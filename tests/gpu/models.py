@@ -16,7 +16,7 @@ import compare
 import server
 from stage import run
 
-FAMILIES = ["llama", "qwen2", "qwen3", "phi3", "gpt-bigcode", "starcoder2"]
+FAMILIES = ["llama", "qwen2", "qwen3", "phi3", "phi4-mini", "gemma2", "gemma3", "olmo2", "gpt-bigcode", "starcoder2"]
 LENGTHS = [1, 2, 15, 16, 17, 100, 129, 300, 700, 1500]
 TOKENS = 48  # that continue each prompt
 TOP = 5
@@ -51,8 +51,9 @@ def exact_and_bf16(folder, device, answers):
     whose row n is of token n + 1."""
     found = {}
     torch.set_float32_matmul_precision("highest")
-    # Eager attention is plain products: nothing in it is rounded to less than float32.
-    for dtype, attention in ((torch.float32, "eager"), (torch.bfloat16, "sdpa")):
+    # Eager attention is plain products: nothing in it is rounded to less than float32. No other has Gemma 2's soft caps.
+    usual = "eager" if folder.name == "gemma2" else "sdpa"
+    for dtype, attention in ((torch.float32, "eager"), (torch.bfloat16, usual)):
         settings = {"dtype": dtype, "device_map": device, "attn_implementation": attention}
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
         with torch.inference_mode():

@@ -6,6 +6,9 @@
 //! x[chosen rows] ─▶ logits ─▶ draw
 //! ```
 //!
+//! Families norm what they read of `x`, what they add to it, or both. Some layers may see less than others, and turn
+//! otherwise.
+//!
 //! A decoder is one rank's: where its device is in a tensor-parallel group, it has its shard of heads, of hidden columns
 //! and of the output matrix, and `linear_add` and `logits` are where ranks meet.
 
@@ -42,6 +45,8 @@ pub(crate) struct Decoder<B: Backend> {
     final_norm_here: Norm<Vec<f32>>,
     output: B::Linear,
     rope: B::Rope,
+    /// Of layers that see less than others.
+    local_rope: Option<B::Rope>,
     cache: B::Cache,
     capacity: Capacity,
     step: B::Step,
@@ -49,13 +54,15 @@ pub(crate) struct Decoder<B: Backend> {
 }
 
 struct Layer<B: Backend> {
-    attention_norm: Norm<B::Vector>,
+    attention_norm: Option<Norm<B::Vector>>,
     qkv: B::Linear,
     head_norms: Option<HeadNorms<B::Vector>>,
     attention_output: B::Linear,
-    mlp_norm: Norm<B::Vector>,
+    attention_post_norm: Option<Norm<B::Vector>>,
+    mlp_norm: Option<Norm<B::Vector>>,
     mlp: B::Linear,
     down: B::Linear,
+    mlp_post_norm: Option<Norm<B::Vector>>,
 }
 
 /// Activations of a step, `max_batch_tokens` rows each; logits as many as [`Capacity::logits_rows`].
@@ -109,6 +116,7 @@ impl<B: Backend> Decoder<B> {
 
         let model = shard.description(&model);
         let rope = backend.rope(&model.rope)?;
+        let local_rope = model.local.as_ref().map(|local| backend.rope(&local.rope)).transpose()?;
         let step = backend.step(&capacity.limits(&model))?;
         let buffers = Buffers::new(&backend, &model, capacity)?;
         let blocks = blocks(&backend)?;
@@ -124,6 +132,7 @@ impl<B: Backend> Decoder<B> {
             final_norm_here,
             output,
             rope,
+            local_rope,
             cache,
             capacity,
             step,
@@ -149,20 +158,23 @@ impl<B: Backend> Decoder<B> {
     /// Runs all layers over the rows of `batch`: at most [`Capacity::rows`], with blocks for all of them. What comes
     /// after it is about this batch, up to [`finish`](Self::finish).
     pub(crate) fn forward(&mut self, batch: Batch) {
-        let Self { backend, model, cache, step, buffers, rope, .. } = self;
+        let Self { backend, model, cache, step, buffers, rope, local_rope, .. } = self;
         let Buffers { x, qkv, attention, hidden, .. } = buffers;
-        let heads = model.heads;
         backend.begin(step, batch);
         backend.pass(step, &mut |step| {
-            backend.embed(step, &self.embedding, self.positions.as_ref(), x);
+            backend.embed(step, &self.embedding, model.embedding_scale, self.positions.as_ref(), x);
             for (index, layer) in self.layers.iter().enumerate() {
-                backend.norm_linear(step, x, &layer.attention_norm, &layer.qkv, qkv);
-                let rotary = Rotary { rope: &*rope, norms: layer.head_norms.as_ref() };
+                let heads = model.heads_of(index);
+                let rope = local_rope.as_ref().filter(|_| model.local(index).is_some()).unwrap_or(rope);
+                let rotary = Rotary { rope, norms: layer.head_norms.as_ref() };
+                let [before, after] = [&layer.attention_norm, &layer.attention_post_norm].map(Option::as_ref);
+                backend.norm_linear(step, x, before, &layer.qkv, qkv);
                 backend.rope_and_store(step, index, heads, rotary, qkv, cache);
                 backend.attention(step, index, heads, qkv, cache, attention);
-                backend.linear_add(step, attention, &layer.attention_output, x);
-                backend.activated_linear(step, x, &layer.mlp_norm, &layer.mlp, model.activation, hidden);
-                backend.linear_add(step, hidden, &layer.down, x);
+                backend.linear_add(step, attention, &layer.attention_output, after, x);
+                let [before, after] = [&layer.mlp_norm, &layer.mlp_post_norm].map(Option::as_ref);
+                backend.activated_linear(step, x, before, &layer.mlp, model.activation, hidden);
+                backend.linear_add(step, hidden, &layer.down, after, x);
             }
         });
     }
@@ -201,8 +213,11 @@ impl<B: Backend> Decoder<B> {
     }
 
     fn compute_logits(&mut self, rows: &[usize]) {
-        let Self { backend, step, final_norm, output, buffers, .. } = self;
+        let Self { backend, model, step, final_norm, output, buffers, .. } = self;
         backend.logits(step, rows, &buffers.x, final_norm, output, &mut buffers.logits);
+        if let Some(cap) = model.softcap {
+            backend.cap_logits(step, cap, rows.len(), &mut buffers.logits);
+        }
     }
 }
 
@@ -282,6 +297,7 @@ impl Capacity {
             width: model.width,
             hidden: model.hidden,
             heads: model.heads,
+            local: model.local.as_ref().map(|local| local.window),
             vocab: model.vocab,
         }
     }

@@ -114,6 +114,9 @@ fn problem(model: &Model, ranks: usize) -> Result<Option<String>, Error> {
             format!("the {queries} heads over {kv_heads} key/value heads can't be shared out evenly");
         return Ok(Some(problem));
     }
+    if ranks > 1 && model.description.joint_norms {
+        return Ok(Some("its heads are normed together".to_owned()));
+    }
     if !hidden.is_multiple_of(ranks) {
         return Ok(Some(format!("the {hidden} hidden columns can't be shared out evenly")));
     }
@@ -167,6 +170,9 @@ mod tests {
             "--tensor-parallel 8: the 8 heads over 4 key/value heads can't be shared out evenly; what works for this \
              model: 1, 2, 4",
         );
+        let mut joint = testing::wide([DType::BF16; 3]);
+        joint.description.joint_norms = true;
+        says(&joint, 2, "--tensor-parallel 2: its heads are normed together; what works for this model: 1");
         wide.description.hidden = 257;
         assert!(check(&wide, 4).unwrap_err().to_string().contains("the 257 hidden columns can't be"));
     }

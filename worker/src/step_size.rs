@@ -80,7 +80,7 @@ mod tests {
     fn size(config: &Config, free: usize, total: usize, weights: usize) -> (u32, u32) {
         let mut model = testing::fixture("tiny-llama").model.description;
         (model.width, model.hidden, model.vocab) = (4096, 14336, 128_256);
-        model.heads = Heads { heads: 32, kv_heads: 8, dim: 128, scale: 1.0, window: None };
+        model.heads = Heads { heads: 32, kv_heads: 8, dim: 128, scale: 1.0, window: None, softcap: None };
         let room = Room { memory: DeviceMemory { free, total }, weights: weights as u64 };
         let size = StepSize::of(config, &model, Some(room));
         (size.max_batch_tokens, size.max_sequences)

@@ -29,7 +29,7 @@ pub(crate) struct Fixture {
 }
 
 /// The fixtures, a family each.
-pub(crate) const FIXTURES: [&str; 7] = [
+pub(crate) const FIXTURES: [&str; 12] = [
     "tiny-llama",
     "tiny-mistral",
     "tiny-qwen2",
@@ -37,11 +37,24 @@ pub(crate) const FIXTURES: [&str; 7] = [
     "tiny-phi3",
     "tiny-gpt-bigcode",
     "tiny-starcoder2",
+    "tiny-phi4-mini",
+    "tiny-gemma2",
+    "tiny-gemma3",
+    "tiny-gemma3-vision",
+    "tiny-olmo2",
 ];
 
 /// Those that are there as GGUF files, too.
-pub(crate) const GGUF_FIXTURES: [&str; 4] =
-    ["tiny-qwen3", "tiny-phi3", "tiny-gpt-bigcode", "tiny-starcoder2"];
+pub(crate) const GGUF_FIXTURES: [&str; 8] = [
+    "tiny-qwen3",
+    "tiny-phi3",
+    "tiny-gpt-bigcode",
+    "tiny-starcoder2",
+    "tiny-phi4-mini",
+    "tiny-gemma2",
+    "tiny-gemma3",
+    "tiny-olmo2",
+];
 
 /// The folder of a fixture.
 pub(crate) fn folder(name: &str) -> PathBuf {
@@ -162,23 +175,29 @@ pub(crate) fn wide(formats: Formats) -> Model {
 
 /// The same for other families that can be shared out.
 pub(crate) fn wide_families() -> Vec<(&'static str, Model)> {
-    let names = ["tiny-mistral", "tiny-qwen3", "tiny-phi3", "tiny-starcoder2"];
+    let names = ["tiny-mistral", "tiny-qwen3", "tiny-phi3", "tiny-starcoder2", "tiny-gemma2", "tiny-gemma3"];
     names.map(|name| (name, random_model(name, heads(8, 4), 256, [DType::BF16; 3]))).into()
 }
 
 /// In shapes that GPUs have kernels for.
 fn heads(heads: usize, kv_heads: usize) -> Heads {
-    Heads { heads, kv_heads, dim: 64, scale: 0.125, window: None }
+    Heads { heads, kv_heads, dim: 64, scale: 0.125, window: None, softcap: None }
 }
 
 fn random_model(fixture: &str, heads: Heads, hidden: usize, formats: Formats) -> Model {
     let mut model = self::fixture(fixture).model;
     let description = &mut model.description;
-    let heads = Heads { window: description.heads.window, ..heads };
+    let Heads { window, softcap, .. } = description.heads;
+    let heads = Heads { window, softcap, ..heads };
     (description.heads, description.width, description.hidden) = (heads, 64, hidden);
     description.qkv_bias = Bias::Always;
+    description.gain_offset = 0.0; // gains are made whole
+    let frequencies = |base: f32| (0..32).map(|i| base.powf(-i as f32 / 32.0)).collect();
     if description.positions.is_none() {
-        description.rope.frequencies = (0..32).map(|i| 10_000f32.powf(-i as f32 / 32.0)).collect();
+        description.rope.frequencies = frequencies(10_000.0);
+    }
+    if let Some(local) = &mut description.local {
+        local.rope.frequencies = frequencies(500.0);
     }
     let (width, names) = (description.width, description.names);
     let (query, key) = (heads.heads * heads.dim, heads.kv_heads * heads.dim);
@@ -216,10 +235,12 @@ fn random_model(fixture: &str, heads: Heads, hidden: usize, formats: Formats) ->
             Mlp::Plain(up) => part(up, most, hidden, width, mlp_bias),
         }
         part(names.down, down, width, hidden, mlp_bias);
-        for name in names.head_norms.into_iter().flatten() {
-            part(name, DType::F32, 1, heads.dim, Bias::Never);
+        let together = if description.joint_norms { [query, key] } else { [heads.dim; 2] };
+        for (name, numbers) in names.head_norms.into_iter().flatten().zip(together) {
+            part(name, DType::F32, 1, numbers, Bias::Never);
         }
-        for name in [names.attention_norm, names.mlp_norm] {
+        let norms = [names.attention_norm, names.attention_post_norm, names.mlp_norm, names.mlp_post_norm];
+        for name in norms.into_iter().flatten() {
             part(name, DType::F32, 1, width, norm_bias);
         }
     }

@@ -96,7 +96,7 @@ impl Step<'_> {
     }
 
     fn attend(&self, isa: Isa, task: &Task, parts: Shared, out: Shared) {
-        let Heads { heads, dim, scale, window, .. } = self.heads;
+        let Heads { heads, dim, scale, window, softcap, .. } = self.heads;
         let sequence = &self.batch.sequences[task.sequence];
         let row = sequence.first_row + task.rows.start;
         let rows = Rows {
@@ -107,6 +107,7 @@ impl Step<'_> {
             group: self.group(),
             scale,
             window,
+            softcap,
             position: sequence.position + task.rows.start,
             positions: task.rows.len(),
             q: &self.qkv[row * self.qkv_stride() + task.kv_heads.start * self.group() * dim..],

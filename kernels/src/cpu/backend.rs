@@ -3,17 +3,18 @@
 use std::sync::Mutex;
 
 use super::attention::{Attention, Step};
+use super::buffer::Buffer;
 use super::cache::{Cache, Precision, Shape};
 use super::formats;
 use super::isa::Isa;
 use super::linear::{Epilogue, matmul};
-use super::memory::Region;
 use super::norm::{LayerNorm, RmsNorm};
 use super::pack::{Activations, Packed, Packer};
 use super::pool::Pool;
 use super::prepared::Prepared;
 use super::rope::{Gains, Rotations};
-use super::scratch::{self, Shared};
+use super::scratch::{self, Scratch, Shared};
+use super::softcap::SoftCap;
 use super::{sample, simd};
 use crate::{
     Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawing, Error, Heads, Norm, Peers,
@@ -47,13 +48,8 @@ pub struct CpuBackend {
     peers: Option<Peers>,
     /// The rows that a product reads, and what they have room for.
     prepared: Mutex<Room>,
-}
-
-/// A `[rows, cols]` matrix of f32. Memory is touched when it is first written.
-pub struct Buffer {
-    numbers: Region,
-    rows: usize,
-    cols: usize,
+    /// What is normed before it is added.
+    sums: Mutex<Scratch>,
 }
 
 /// An embedding table, as stored: rows are dequantized when they are read.
@@ -99,6 +95,7 @@ impl CpuBackend {
             rotations: Rotations::default(),
             peers: None,
             prepared: Mutex::new(Room { rows: 0, cols: 0, prepared: Prepared::new(0, 0)? }),
+            sums: Mutex::default(),
         })
     }
 
@@ -149,6 +146,38 @@ impl CpuBackend {
             });
         });
         matmul(&self.pool, self.isa, w, &room.prepared, rows, epilogue);
+    }
+
+    /// Writes the product of `rows` rows of `a`, or adds it; in a group, the sum of all ranks' products.
+    fn summed(&self, rows: usize, a: &Buffer, w: &Packed, add: bool, out: &mut [f32]) {
+        let input = Input { x: a, rows: None, norm: None };
+        let Some(peers) = &self.peers else {
+            let epilogue = if add { Epilogue::Add(out) } else { Epilogue::Store(out) };
+            return self.product(rows, input, w, epilogue);
+        };
+        if !add {
+            out.fill(0.0);
+        }
+        let product = |part: &mut [f32]| {
+            self.product(rows, input, w, Epilogue::Store(part));
+            Ok(())
+        };
+        let _ = peers.exchange(out.len(), product, |parts| self.add(parts, out)); // the error stays with the group
+    }
+
+    /// Adds rows of sums to `x`, normed.
+    fn add_normed(&self, sums: &[f32], norm: &Norm<Vector>, cols: usize, x: &mut [f32]) {
+        let (rows, x) = (sums.len() / cols, Shared::new(x));
+        self.pool.run(rows.div_ceil(TASK_ROWS), &|task| {
+            scratch::with(cols, |memory| {
+                for i in task * TASK_ROWS..rows.min((task + 1) * TASK_ROWS) {
+                    norm.run(self.isa, &sums[i * cols..][..cols], &mut memory[..cols]);
+                    // SAFETY: as many rows as those of the sums; each is one task's.
+                    let row = unsafe { std::slice::from_raw_parts_mut(x.at(i * cols), cols) };
+                    row.iter_mut().zip(&*memory).for_each(|(x, normed)| *x += normed);
+                }
+            });
+        });
     }
 
     /// What goes wrong between ranks shows here.
@@ -212,9 +241,7 @@ impl Backend for CpuBackend {
 
     fn buffer(&self, rows: usize, cols: usize, _: Content) -> Result<Buffer, Error> {
         self.reserve(rows, 0)?;
-        let bytes = rows.checked_mul(cols).and_then(|n| n.checked_mul(size_of::<f32>()));
-        let bytes = bytes.ok_or(Error::Memory { bytes: usize::MAX, what: "activations" })?;
-        Ok(Buffer { numbers: Region::alone(bytes, "activations")?, rows, cols })
+        Buffer::new(rows, cols)
     }
 
     fn step(&self, _: &StepLimits) -> Result<Batch, Error> {
@@ -244,8 +271,8 @@ impl Backend for CpuBackend {
         *step = batch;
     }
 
-    fn embed(&self, batch: &mut Batch, table: &Table, positions: Option<&Table>, x: &mut Buffer) {
-        let (rows, cols) = (batch.tokens.len(), x.cols);
+    fn embed(&self, batch: &mut Batch, table: &Table, scale: f32, positions: Option<&Table>, x: &mut Buffer) {
+        let (rows, cols) = (batch.tokens.len(), x.cols());
         let learned = positions.map(|table| (table, batch.positions().collect::<Vec<_>>()));
         let (batch, x) = (&*batch, Shared::new(x.rows_mut(rows)));
         self.pool.run(rows.div_ceil(TASK_ROWS), &|task| {
@@ -253,6 +280,9 @@ impl Backend for CpuBackend {
                 // SAFETY: within the first `rows` rows; each is one task's.
                 let row = unsafe { std::slice::from_raw_parts_mut(x.at(i * cols), cols) };
                 formats::dequantize_row(&table.0, batch.tokens[i] as usize, row);
+                if scale != 1.0 {
+                    row.iter_mut().for_each(|x| *x *= scale);
+                }
                 if let Some((table, positions)) = &learned {
                     scratch::with(cols, |memory| {
                         formats::dequantize_row(&table.0, positions[i], &mut memory[..cols]);
@@ -267,12 +297,12 @@ impl Backend for CpuBackend {
         &self,
         batch: &mut Batch,
         x: &mut Buffer,
-        norm: &Norm<Vector>,
+        norm: Option<&Norm<Vector>>,
         w: &Packed,
         out: &mut Buffer,
     ) {
         let rows = batch.tokens.len();
-        let input = Input { x, rows: None, norm: Some(norm) };
+        let input = Input { x, rows: None, norm };
         self.product(rows, input, w, Epilogue::Store(out.product_mut(rows, w)));
     }
 
@@ -305,30 +335,36 @@ impl Backend for CpuBackend {
         self.attention.run(&self.pool, self.isa, step, out.rows_mut(rows));
     }
 
-    fn linear_add(&self, batch: &mut Batch, a: &Buffer, w: &Packed, x: &mut Buffer) {
-        let rows = batch.tokens.len();
-        let (input, x) = (Input { x: a, rows: None, norm: None }, x.product_mut(rows, w));
-        let Some(peers) = &self.peers else {
-            return self.product(rows, input, w, Epilogue::Add(x));
+    fn linear_add(
+        &self,
+        batch: &mut Batch,
+        a: &Buffer,
+        w: &Packed,
+        norm: Option<&Norm<Vector>>,
+        x: &mut Buffer,
+    ) {
+        let (rows, cols) = (batch.tokens.len(), x.cols());
+        let x = x.product_mut(rows, w);
+        let Some(norm) = norm else {
+            return self.summed(rows, a, w, true, x);
         };
-        let product = |part: &mut [f32]| {
-            self.product(rows, input, w, Epilogue::Store(part));
-            Ok(())
-        };
-        let _ = peers.exchange(x.len(), product, |parts| self.add(parts, x)); // the error stays with the group
+        let mut sums = scratch::lock(&self.sums);
+        let sums = &mut sums.numbers(x.len())[..x.len()];
+        self.summed(rows, a, w, false, sums);
+        self.add_normed(sums, norm, cols, x);
     }
 
     fn activated_linear(
         &self,
         batch: &mut Batch,
         x: &mut Buffer,
-        norm: &Norm<Vector>,
+        norm: Option<&Norm<Vector>>,
         w: &Packed,
         activation: Activation,
         out: &mut Buffer,
     ) {
         let rows = batch.tokens.len();
-        let input = Input { x, rows: None, norm: Some(norm) };
+        let input = Input { x, rows: None, norm };
         let out = out.product_mut(rows, w);
         let epilogue = match w.is_gated() {
             true => Epilogue::Gated(activation, out),
@@ -362,10 +398,20 @@ impl Backend for CpuBackend {
         let _ = peers.exchange(count * w.outputs(), product, gather); // the error stays with the group
     }
 
+    fn cap_logits(&self, _: &mut Batch, cap: f32, rows: usize, logits: &mut Buffer) {
+        let (isa, cols, numbers) = (self.isa, logits.cols(), Shared::new(logits.rows_mut(rows)));
+        self.pool.run(rows, &|row| {
+            // SAFETY: within the first `rows` rows; each is one task's.
+            let numbers = unsafe { std::slice::from_raw_parts_mut(numbers.at(row * cols), cols) };
+            // SAFETY: this machine has `isa`.
+            unsafe { simd::run(isa, SoftCap { numbers, cap }) };
+        });
+    }
+
     fn draw(&self, _: &mut Batch, logits: &mut Buffer, draws: &[Draw]) -> Result<Drawing, Error> {
         self.check()?;
         let rows = logits.rows(draws.len());
-        Ok(Drawing::done(sample::draw(&self.pool, self.isa, rows, logits.cols, draws)))
+        Ok(Drawing::done(sample::draw(&self.pool, self.isa, rows, logits.cols(), draws)))
     }
 
     fn finish(&self, _: &mut Batch) -> Result<(), Error> {
@@ -401,60 +447,28 @@ impl Input<'_> {
     /// Row `i`, in `memory` if it is computed.
     fn row<'a>(&'a self, isa: Isa, i: usize, memory: &'a mut [f32]) -> &'a [f32] {
         let x = self.x.row(self.rows.map_or(i, |rows| rows[i]));
-        let out = &mut *memory;
-        match self.norm {
-            None => return x,
-            Some(Norm::Rms { gain, epsilon }) => {
+        let Some(norm) = self.norm else { return x };
+        norm.run(isa, x, memory);
+        memory
+    }
+}
+
+// === impl Norm ===
+
+impl Norm<Vector> {
+    /// Norms a row.
+    fn run(&self, isa: Isa, x: &[f32], out: &mut [f32]) {
+        match self {
+            Self::Rms { gain, epsilon } => {
                 let norm = RmsNorm { x, gain: &gain.0, epsilon: *epsilon, out };
                 // SAFETY: the norm asks for nothing but the instructions; it checks the lengths.
                 unsafe { simd::run(isa, norm) };
             }
-            Some(Norm::Layer { gain, bias, epsilon }) => {
+            Self::Layer { gain, bias, epsilon } => {
                 let norm = LayerNorm { x, gain: &gain.0, bias: &bias.0, epsilon: *epsilon, out };
                 // SAFETY: as above.
                 unsafe { simd::run(isa, norm) };
             }
         }
-        memory
-    }
-}
-
-// === impl Buffer ===
-
-impl Buffer {
-    fn rows(&self, rows: usize) -> &[f32] {
-        assert!(rows <= self.rows, "{rows} rows of a buffer of {}", self.rows);
-        // SAFETY: the region has so many numbers, zero if never written, on a cache line.
-        unsafe { std::slice::from_raw_parts(self.numbers.pointer().cast(), rows * self.cols) }
-    }
-
-    fn rows_mut(&mut self, rows: usize) -> &mut [f32] {
-        assert!(rows <= self.rows, "{rows} rows of a buffer of {}", self.rows);
-        // SAFETY: as above; the buffer is borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.numbers.pointer().cast(), rows * self.cols) }
-    }
-
-    fn row(&self, row: usize) -> &[f32] {
-        &self.rows(row + 1)[row * self.cols..]
-    }
-
-    /// Puts `rows` rows together of what each rank has of them.
-    fn gather(&mut self, rows: usize, parts: &[&[f32]]) {
-        let (cols, numbers) = (self.cols, self.rows_mut(rows));
-        for (i, row) in numbers.chunks_exact_mut(cols).enumerate() {
-            let mut rest = row;
-            for part in parts {
-                let part = &part[part.len() / rows * i..part.len() / rows * (i + 1)];
-                let (here, after) = rest.split_at_mut(part.len());
-                here.copy_from_slice(part);
-                rest = after;
-            }
-        }
-    }
-
-    /// The rows that a product with `w` writes.
-    fn product_mut(&mut self, rows: usize, w: &Packed) -> &mut [f32] {
-        assert_eq!(self.cols, w.outputs(), "the buffer's columns are not the layer's outputs");
-        self.rows_mut(rows)
     }
 }

@@ -202,7 +202,7 @@ impl Drop for Cache {
 mod tests {
     use super::*;
 
-    const HEADS: Heads = Heads { heads: 4, kv_heads: 2, dim: 24, scale: 1.0, window: None };
+    const HEADS: Heads = Heads { heads: 4, kv_heads: 2, dim: 24, scale: 1.0, window: None, softcap: None };
 
     #[test]
     fn heads_of_all_blocks_lie_apart() {
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn untouched_blocks_cost_no_memory() {
         // A tebibyte would not fit otherwise.
-        let heads = Heads { heads: 9, kv_heads: 3, dim: 64, scale: 1.0, window: None };
+        let heads = Heads { heads: 9, kv_heads: 3, dim: 64, scale: 1.0, window: None, softcap: None };
         let shape = Shape::new(30, heads, Precision::Half);
         let cache = Cache::new(shape, (1 << 40) / shape.block_bytes()).unwrap();
         assert!(cache.blocks() > 2_000_000);

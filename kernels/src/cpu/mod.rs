@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! backend.rs   the operations of a step, over the parts below
+//! buffer.rs    activations
 //! linear.rs    the linear layers
 //! pack.rs      weights in the order in which the kernels read them
 //! prepared.rs  activations in the form that a product reads
@@ -10,6 +11,7 @@
 //! rope.rs      rotary positions; keys and values on their way to the cache
 //! cache.rs     the paged cache of keys and values
 //! norm.rs      RMS norm of a row
+//! softcap.rs   soft bounds of scores and logits
 //! sample.rs    drawing tokens from logits
 //! rng.rs       counter-based random numbers
 //! isa.rs       the instruction sets this machine has
@@ -21,6 +23,7 @@
 
 mod attention;
 mod backend;
+mod buffer;
 mod cache;
 pub mod formats;
 pub mod isa;
@@ -35,8 +38,10 @@ mod rope;
 mod sample;
 mod scratch;
 mod simd;
+mod softcap;
 
-pub use backend::{Buffer, CpuBackend, CpuOptions, Table, Vector};
+pub use backend::{CpuBackend, CpuOptions, Table, Vector};
+pub use buffer::Buffer;
 pub use cache::Cache;
 pub use isa::Isa;
 pub use pack::Activations;

@@ -16,15 +16,16 @@ use crate::{BLOCK_TOKENS, Batch, BlockId, Heads, Rope, RopePairing};
 /// Rows of a task.
 const TASK_ROWS: usize = 8;
 
-/// The rotations of the last step.
+/// The rotations of the last step, of layers of two kinds.
 #[derive(Default)]
-pub(crate) struct Rotations(Mutex<Arc<Table>>);
+pub(crate) struct Rotations(Mutex<[Arc<Table>; 2]>);
 
 /// Cosines and sines of each row and pair.
 #[derive(Default)]
 struct Table {
     positions: Vec<usize>,
     frequencies: Vec<f32>,
+    magnitude: f32,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
@@ -37,7 +38,7 @@ struct Place {
     block: BlockId,
 }
 
-/// Gains of the heads' norms, and what is added to the mean square.
+/// Gains of the norms, of as many numbers as are normed together, and what is added to the mean square.
 #[derive(Clone, Copy)]
 pub(crate) struct Gains<'a> {
     pub(crate) query: &'a [f32],
@@ -83,7 +84,8 @@ impl Rotations {
         assert_eq!(shape, Shape::new(shape.layers, heads, shape.precision), "the cache is for other heads");
         let pairs = rope.frequencies.len();
         assert!(2 * pairs <= heads.dim, "{pairs} pairs in heads of {} dimensions", heads.dim);
-        let fits = |gains: Gains<'_>| gains.query.len() == heads.dim && gains.key.len() == heads.dim;
+        let fit = |gains: &[f32], heads_of: usize| [heads.dim, heads_of * heads.dim].contains(&gains.len());
+        let fits = |gains: Gains<'_>| fit(gains.query, heads.heads) && fit(gains.key, heads.kv_heads);
         assert!(gains.is_none_or(fits), "the gains are not for heads of {} dimensions", heads.dim);
         let places = places(batch);
         let table = self.table(&places, rope);
@@ -106,16 +108,21 @@ impl Rotations {
         });
     }
 
-    /// The rotations of a step's rows: those of the last call, if they are the same.
+    /// The rotations of a step's rows: those of a call before, if they are the same.
     fn table(&self, places: &[Place], rope: &Rope) -> Arc<Table> {
         let mut last = scratch::lock(&self.0);
-        let same = last.frequencies == rope.frequencies
-            && last.positions.len() == places.len()
-            && last.positions.iter().zip(places).all(|(&position, place)| position == place.position);
-        if !same {
-            *last = Arc::new(Table::new(places.iter().map(|place| place.position).collect(), rope));
+        let known = |table: &Arc<Table>| {
+            (&table.frequencies, table.magnitude) == (&rope.frequencies, rope.magnitude)
+                && table.positions.len() == places.len()
+                && table.positions.iter().zip(places).all(|(&position, place)| position == place.position)
+        };
+        if !known(&last[0]) {
+            last.swap(0, 1);
         }
-        last.clone()
+        if !known(&last[0]) {
+            last[0] = Arc::new(Table::new(places.iter().map(|place| place.position).collect(), rope));
+        }
+        last[0].clone()
     }
 }
 
@@ -124,14 +131,13 @@ impl Rotations {
 impl Table {
     fn new(positions: Vec<usize>, rope: &Rope) -> Self {
         let angles = |&position: &usize| rope.frequencies.iter().map(move |f| f64::from(position as f32 * f));
+        let sin_cos = |angle: f64| {
+            let (sin, cos) = angle.sin_cos();
+            (sin as f32 * rope.magnitude, cos as f32 * rope.magnitude)
+        };
         let (sin, cos) = positions.iter().flat_map(angles).map(sin_cos).unzip();
-        Self { positions, frequencies: rope.frequencies.clone(), cos, sin }
+        Self { positions, frequencies: rope.frequencies.clone(), magnitude: rope.magnitude, cos, sin }
     }
-}
-
-fn sin_cos(angle: f64) -> (f32, f32) {
-    let (sin, cos) = angle.sin_cos();
-    (sin as f32, cos as f32)
 }
 
 /// Where each row of a batch belongs.
@@ -155,12 +161,16 @@ impl Kernel for Store<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
         let Heads { heads, kv_heads, dim, .. } = self.heads;
-        for (i, head) in self.row[..(heads + kv_heads) * dim].chunks_exact_mut(dim).enumerate() {
-            if let Some(Gains { query, key, epsilon }) = self.gains {
-                // SAFETY: as the caller promises.
-                unsafe { norm_head::<L>(head, if i < heads { query } else { key }, epsilon) };
+        let (queries, rest) = self.row.split_at_mut(heads * dim);
+        for (rows, query) in [(queries, true), (&mut rest[..kv_heads * dim], false)] {
+            if let Some(gains) = self.gains {
+                let gain = if query { gains.query } else { gains.key };
+                for together in rows.chunks_exact_mut(gain.len()) {
+                    // SAFETY: as the caller promises.
+                    unsafe { norm_head::<L>(together, gain, gains.epsilon) };
+                }
             }
-            rotate(head, self.cos, self.sin, self.pairing);
+            rows.chunks_exact_mut(dim).for_each(|head| rotate(head, self.cos, self.sin, self.pairing));
         }
         match self.cache.shape().precision {
             Precision::Half => self.store::<L, u16>(),
@@ -225,7 +235,7 @@ mod tests {
     use super::*;
     use crate::Sequence;
 
-    const HEADS: Heads = Heads { heads: 4, kv_heads: 2, dim: 24, scale: 1.0, window: None };
+    const HEADS: Heads = Heads { heads: 4, kv_heads: 2, dim: 24, scale: 1.0, window: None, softcap: None };
     const STRIDE: usize = 8 * 24;
 
     fn batch() -> Batch {
@@ -239,7 +249,7 @@ mod tests {
     }
 
     fn rotated(pairing: RopePairing, isa: Isa, threads: usize) -> (Vec<f32>, Cache) {
-        let rope = Rope { frequencies: (0..8).map(|i| 0.7f32.powi(i)).collect(), pairing };
+        let rope = Rope { frequencies: (0..8).map(|i| 0.7f32.powi(i)).collect(), pairing, magnitude: 1.0 };
         let (mut qkv, pool) = (rows(), Pool::new(threads).unwrap());
         let mut cache = Cache::new(Shape::new(2, HEADS, Precision::Half), 3).unwrap();
         Rotations::default().run(&pool, isa, &batch(), 1, HEADS, &rope, None, &mut qkv, &mut cache);
@@ -313,7 +323,7 @@ mod tests {
             Rotations::default().run(&pool, isa, &batch(), 1, HEADS, rope, gains, &mut qkv, &mut cache);
             qkv
         };
-        let rope = Rope { frequencies: vec![0.7, 0.2], pairing: RopePairing::Halves };
+        let rope = Rope { frequencies: vec![0.7, 0.2], pairing: RopePairing::Halves, magnitude: 1.0 };
         let gains = Some(Gains { query: &query, key: &key, epsilon: 0.5 });
         let mut by_hand = rows();
         for (i, head) in by_hand.chunks_mut(24).enumerate() {
@@ -338,7 +348,7 @@ mod tests {
     #[test]
     fn a_new_step_does_not_see_the_last_ones_angles() {
         let rotations = Rotations::default();
-        let rope = |f: f32| Rope { frequencies: vec![f], pairing: RopePairing::Halves };
+        let rope = |f: f32| Rope { frequencies: vec![f], pairing: RopePairing::Halves, magnitude: 1.0 };
         let place = |position| [Place { row: 0, position, block: BlockId(0) }];
         let cos = |position: usize, f: f32| rotations.table(&place(position), &rope(f)).cos[0];
         for (position, f) in [(1, 1.0), (2, 1.0), (2, 0.5), (1, 1.0)] {

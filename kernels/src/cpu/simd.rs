@@ -56,6 +56,8 @@ pub(crate) trait Lanes: Copy {
     fn sub(self, b: Self) -> Self;
     /// `self · b`.
     fn mul(self, b: Self) -> Self;
+    /// `self / b`.
+    fn div(self, b: Self) -> Self;
     /// `self · b + c`, rounded once.
     fn fma(self, b: Self, c: Self) -> Self;
     /// `self > b ? self : b`: `b` where either is NaN.
@@ -182,6 +184,10 @@ impl Lanes for Portable {
     #[inline(always)]
     fn mul(self, b: Self) -> Self {
         self.each(b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, b: Self) -> Self {
+        self.each(b, |a, b| a / b)
     }
     #[inline(always)]
     fn fma(self, b: Self, c: Self) -> Self {

@@ -152,8 +152,9 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "logits",
-        hash: "d442bfe65a331f123c9e9f93f83d413b2a0d8a1e2aa16f1c0160b01307f6d168",
+        hash: "e4688d933b376a3e83b6a22d61050a1193bc04634a2f37964668096a18317dec",
         kernels: &[
+            "logits_cap",
             "logits_edit",
             "logits_restore",
         ],
@@ -169,7 +170,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "qkv",
-        hash: "0209783b6f4a652f1ca5347cf532df6a7f3f98dbff416c961545a81ccab51d09",
+        hash: "ea30e0a412712c9ed0fce61b7fe8db845e5473feb31c8dcee3cc2715eb61adad",
         kernels: &[
             "qkv_store_bf16",
             "qkv_store_e4m3",
@@ -178,7 +179,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "rms_norm",
-        hash: "66b00023875daf2d05f7315ae2011da610011accf3c20c99ad25ba7d749b28dd",
+        hash: "baf530b6736a53d858e52c1d5ab93e7bb9e97c00834d810001986e03af2da797",
         kernels: &[
             "rms_norm_1",
             "rms_norm_2",

@@ -1,6 +1,7 @@
 //! A model's tensors, by their role: read, checked, cut to a rank's part, and handed to the backend.
 
-use volley_kernels::{Backend, HeadNorms, Norm, Tensor};
+use bytes::Bytes;
+use volley_kernels::{Backend, DType, HeadNorms, Norm, Tensor, cpu::formats::dequantized};
 
 use super::Layer;
 use crate::{
@@ -34,15 +35,16 @@ impl<B: Backend> Loader<'_, B> {
         let attention_output = self.inputs(names.attention_output, layer, query, model.output_bias)?;
         let mlp = self.mlp(layer)?;
         let down = self.inputs(names.down, layer, model.hidden, model.mlp_bias)?;
-        let vector = |tensor: &Tensor| Ok(backend.vector(tensor)?);
         Ok(Layer {
-            attention_norm: self.norm(names.attention_norm, layer, vector)?,
+            attention_norm: self.norm_if(names.attention_norm, layer)?,
             qkv: backend.linear(&qkv)?,
             head_norms: names.head_norms.map(|names| self.head_norms(names, layer)).transpose()?,
             attention_output: backend.linear(&[attention_output])?,
-            mlp_norm: self.norm(names.mlp_norm, layer, vector)?,
+            attention_post_norm: self.norm_if(names.attention_post_norm, layer)?,
+            mlp_norm: self.norm_if(names.mlp_norm, layer)?,
             mlp,
             down: backend.linear(&[down])?,
+            mlp_post_norm: self.norm_if(names.mlp_post_norm, layer)?,
         })
     }
 
@@ -128,6 +130,12 @@ impl<B: Backend> Loader<'_, B> {
         Ok(Some(self.backend.table(&table)?))
     }
 
+    /// A norm that not all families have.
+    fn norm_if(&mut self, name: Option<&str>, layer: usize) -> Result<Option<Norm<B::Vector>>, Error> {
+        let backend = self.backend;
+        name.map(|name| self.norm(name, layer, |tensor| Ok(backend.vector(tensor)?))).transpose()
+    }
+
     /// A norm whose vectors are made so.
     pub(super) fn norm<V>(
         &mut self,
@@ -136,7 +144,7 @@ impl<B: Backend> Loader<'_, B> {
         vector: impl Fn(&Tensor) -> Result<V, Error>,
     ) -> Result<Norm<V>, Error> {
         let (width, epsilon) = (self.model.width, self.model.epsilon);
-        let gain = vector(&self.tensor(name, layer, 1, width)?)?;
+        let gain = vector(&self.gain(name, layer, width)?)?;
         match self.model.norm {
             NormKind::Rms => Ok(Norm::Rms { gain, epsilon }),
             NormKind::Layer => {
@@ -147,10 +155,23 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn head_norms(&mut self, names: [&str; 2], layer: usize) -> Result<HeadNorms<B::Vector>, Error> {
-        let (dim, epsilon) = (self.model.heads.dim, self.model.epsilon);
-        let query = self.backend.vector(&self.tensor(names[0], layer, 1, dim)?)?;
-        let key = self.backend.vector(&self.tensor(names[1], layer, 1, dim)?)?;
+        let (heads, epsilon) = (self.model.heads, self.model.epsilon);
+        let together = if self.model.joint_norms { [heads.heads, heads.kv_heads] } else { [1, 1] };
+        let [query, key] = together.map(|heads_of| heads_of * heads.dim);
+        let query = self.backend.vector(&self.gain(names[0], layer, query)?)?;
+        let key = self.backend.vector(&self.gain(names[1], layer, key)?)?;
         Ok(HeadNorms { query, key, epsilon })
+    }
+
+    /// The gains of a norm, with what the file leaves out.
+    fn gain(&mut self, name: &str, layer: usize, numbers: usize) -> Result<Tensor, Error> {
+        let gain = self.tensor(name, layer, 1, numbers)?;
+        if self.model.gain_offset == 0.0 {
+            return Ok(gain);
+        }
+        let whole = dequantized(&gain)?.into_iter().map(|gain| gain + self.model.gain_offset);
+        let data = Bytes::from_iter(whole.flat_map(f32::to_le_bytes));
+        Ok(Tensor::new(gain.name, DType::F32, 1, numbers, data)?)
     }
 
     pub(super) fn tensor(

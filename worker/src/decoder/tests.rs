@@ -265,7 +265,7 @@ fn a_gpu_draws_what_the_cpu_draws_from_its_logits() {
     let table = cpu.table(&table).unwrap();
     let mut buffer = cpu.buffer(56, 288, Content::Logits).unwrap();
     let mut batch = Batch::new((0..56).collect(), vec![]);
-    cpu.embed(&mut batch, &table, None, &mut buffer);
+    cpu.embed(&mut batch, &table, 1.0, None, &mut buffer);
     let expected = cpu.draw(&mut batch, &mut buffer, &draws).unwrap().wait().unwrap();
     for ((drawn, expected), draw) in drawn.iter().zip(&expected).zip(&draws) {
         assert_eq!((drawn.token, drawn.mirostat), (expected.token, expected.mirostat), "{draw:?}");

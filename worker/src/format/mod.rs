@@ -55,6 +55,13 @@ impl Weights {
         }
     }
 
+    /// Keeps the tensors whose names begin so, under the rest of their names.
+    pub(crate) fn keep(&mut self, prefix: &str) {
+        let all = std::mem::take(&mut self.tensors).into_iter();
+        let stripped = |(name, tensor): (String, _)| Some((name.strip_prefix(prefix)?.to_owned(), tensor));
+        self.tensors = all.filter_map(stripped).collect();
+    }
+
     /// Those that a test made up.
     #[cfg(test)]
     pub(crate) fn of(tensors: Vec<Tensor>) -> Self {

@@ -1,17 +1,13 @@
 //! A description from GGUF metadata.
 
-use volley_kernels::{DType, Rope};
+use volley_kernels::Rope;
 
 use super::{
-    Bias, Description, NormKind, Sizes, family,
-    rope::{Scaling, frequencies},
+    Bias, Description, NormKind, Sizes, Windows,
+    family::{self, Family},
+    gguf_rope::Rotations,
 };
 use crate::{Error, format::gguf::Gguf};
-
-/// Divisors of the rotation frequencies, one per pair, in files of Llama 3.1 and later.
-const ROPE_FACTORS: &str = "rope_freqs.weight";
-/// The same where they depend on a text's length (longrope).
-const LONGROPE_FACTORS: &str = "rope_factors_short.weight";
 
 /// Describes the model in a file.
 pub(super) fn describe(gguf: &Gguf) -> Result<Description, Error> {
@@ -53,20 +49,39 @@ pub(super) fn describe(gguf: &Gguf) -> Result<Description, Error> {
         NormKind::Layer => "attention.layer_norm_epsilon",
     });
     let learned = family.gguf_names.positions.is_some();
-    let frequencies = if learned { vec![] } else { rope(gguf, architecture, head_dim)? };
-    let window = gguf.u64(&key("attention.sliding_window"))?.filter(|window| *window > 0);
+    let rotations = Rotations { gguf, family, architecture, head_dim, context: sizes.context };
+    let rope = |local: bool| match learned {
+        true => Ok(Rope { frequencies: vec![], pairing: family.gguf_pairing, magnitude: 1.0 }),
+        false => rotations.rope(local),
+    };
+    let sizes = Sizes { context: rotations.context()?, ..sizes };
+    sizes.check(&gguf.file)?;
+    let windows = windows(gguf, family, architecture, sizes.layers)?;
+    let [attention_cap, softcap] = softcaps(gguf, family, architecture)?;
+    let mut heads = sizes.heads(&windows);
+    heads.softcap = attention_cap;
+    if let Some(scale) = above_zero(gguf, &key("attention.scale"))? {
+        heads.scale = scale;
+    } else if family.wide_scale == Some(sizes.layers) {
+        heads.scale = (sizes.width as f32 / sizes.heads as f32).powf(-0.5);
+    }
     Ok(Description {
         architecture: family.name.to_owned(),
         layers: sizes.layers as usize,
         width: width as usize,
         hidden: sizes.hidden as usize,
-        heads: sizes.heads(window),
+        heads,
+        local: sizes.local(&windows, || rope(true))?,
         vocab: sizes.vocab as usize,
         context: sizes.context as usize,
         positions: learned.then_some(sizes.context as usize),
         norm: family.norm,
         epsilon: gguf.f64(&epsilon)?.ok_or_else(|| gguf.missing(&epsilon))? as f32,
-        rope: Rope { frequencies, pairing: family.gguf_pairing },
+        gain_offset: 0.0,
+        joint_norms: family.joint_norms,
+        embedding_scale: if family.gemma { (width as f32).sqrt() } else { 1.0 },
+        softcap,
+        rope: rope(false)?,
         activation: family.activation,
         qkv_bias: family.qkv_bias,
         output_bias: family.bias,
@@ -76,46 +91,38 @@ pub(super) fn describe(gguf: &Gguf) -> Result<Description, Error> {
     })
 }
 
-fn rope(gguf: &Gguf, architecture: &str, head_dim: u64) -> Result<Vec<f32>, Error> {
-    let key = |name: &str| format!("{architecture}.rope.{name}");
-    let dims = gguf.u64(&key("dimension_count"))?.unwrap_or(head_dim);
-    if dims == 0 || dims > head_dim || dims % 2 != 0 {
-        let problem = format!("{dims}; expected an even number up to the head dimension {head_dim}");
-        return Err(Error::malformed(&gguf.file, format!("key {}", key("dimension_count")), problem));
+/// A number above 0, if the key is there.
+fn above_zero(gguf: &Gguf, key: &str) -> Result<Option<f32>, Error> {
+    match gguf.f64(key)?.map(|number| number as f32) {
+        Some(number) if !(number.is_finite() && number > 0.0) => {
+            let problem = format!("{number}; expected a number above 0");
+            Err(Error::malformed(&gguf.file, format!("key {key}"), problem))
+        }
+        number => Ok(number),
     }
-    let base = gguf.f64(&key("freq_base"))?.unwrap_or(10_000.0);
-    let scaling_key = key("scaling.type");
-    let scaling = match gguf.str(&scaling_key)? {
-        None | Some("none") => Scaling::None,
-        Some("linear") => {
-            let factor = gguf.f64(&key("scaling.factor"))?.unwrap_or(1.0);
-            Scaling::Linear { factor }
-        }
-        Some(other) => {
-            let problem = format!("{other}; supported: none, linear, and {ROPE_FACTORS}");
-            return Err(Error::unsupported(&gguf.file, format!("key {scaling_key}"), problem));
-        }
+}
+
+/// The window, and the layers that have it.
+fn windows(gguf: &Gguf, family: &Family, architecture: &str, layers: u64) -> Result<Windows, Error> {
+    let key = |name: &str| format!("{architecture}.attention.{name}");
+    let window = gguf.u64(&key("sliding_window"))?;
+    let pattern = key("sliding_window_pattern");
+    if family.joint_norms && window.is_some() {
+        let problem = "OLMo 3 is not supported";
+        return Err(Error::unsupported(&gguf.file, format!("key {}", key("sliding_window")), problem));
+    }
+    match gguf.u64(&pattern)?.or(family.pattern) {
+        Some(0) => Err(Error::malformed(&gguf.file, format!("key {pattern}"), "0; expected 1 or more")),
+        every => Ok(Windows::every(window, layers, every)),
+    }
+}
+
+/// Of attention's scores and of logits.
+fn softcaps(gguf: &Gguf, family: &Family, architecture: &str) -> Result<[Option<f32>; 2], Error> {
+    let cap = |name: &str, usual: Option<f64>| {
+        let cap = above_zero(gguf, &format!("{architecture}.{name}"))?;
+        Ok::<_, Error>(cap.or(usual.map(|cap| cap as f32)))
     };
-    if gguf.weights.contains(LONGROPE_FACTORS) {
-        let problem = format!("longrope is not supported; supported: none, linear, and {ROPE_FACTORS}");
-        return Err(Error::unsupported(&gguf.file, format!("tensor {LONGROPE_FACTORS}"), problem));
-    }
-    let mut rope = frequencies(dims as usize, base, scaling);
-    if let Some(factors) = gguf.weights.find(ROPE_FACTORS, 1, rope.len())? {
-        if factors.dtype != DType::F32 {
-            let problem = format!("stored as {:?}; expected F32", factors.dtype);
-            return Err(Error::unsupported(&gguf.file, format!("tensor {ROPE_FACTORS}"), problem));
-        }
-        for (frequency, factor) in rope.iter_mut().zip(factors.data.chunks_exact(4)) {
-            *frequency /= f32::from_le_bytes([factor[0], factor[1], factor[2], factor[3]]);
-        }
-    }
-    if rope.iter().any(|frequency| !frequency.is_finite()) {
-        return Err(Error::malformed(
-            &gguf.file,
-            "rope",
-            "base, factor or rope_freqs give no finite frequencies",
-        ));
-    }
-    Ok(rope)
+    let [scores, logits] = family.softcaps.map_or([None, None], |caps| caps.map(Some));
+    Ok([cap("attn_logit_softcapping", scores)?, cap("final_logit_softcapping", logits)?])
 }

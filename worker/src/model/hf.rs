@@ -1,15 +1,15 @@
 //! A description from config.json.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use volley_kernels::{Activation, Rope, RopePairing};
 
 use super::{
-    Bias, Description, Sizes, cap_to_window,
-    family::{self, Family},
-    rope::{Scaling, frequencies},
+    Bias, Description, Sizes, Windows,
+    family::{self, Family, MULTIMODAL},
+    hf_rope::{RopeParameters, Usual},
 };
 use crate::{Error, format::directory::Directory};
 
@@ -25,6 +25,8 @@ struct Config {
     head_dim: Option<u64>,
     vocab_size: u64,
     max_position_embeddings: u64,
+    /// Phi's, before it was stretched.
+    original_max_position_embeddings: Option<f64>,
     rms_norm_eps: f32,
     hidden_act: Option<String>,
     #[serde(default)]
@@ -44,32 +46,22 @@ struct Config {
     /// Qwen's first layers have none.
     max_window_layers: Option<u64>,
     layer_types: Option<Vec<String>>,
+    /// Gemma's: one layer of so many sees everything.
+    sliding_window_pattern: Option<u64>,
+    use_bidirectional_attention: Option<bool>,
+    /// Scores are divided by its root; else by that of a head's dimensions.
+    query_pre_attn_scalar: Option<f64>,
+    attn_logit_softcapping: Option<f64>,
+    final_logit_softcapping: Option<f64>,
     rope_theta: Option<f64>,
+    /// Of layers with a window.
+    rope_local_base_freq: Option<f64>,
     /// Of a head's dimensions, so many turn.
     partial_rotary_factor: Option<f64>,
     /// Up to transformers 4.
     rope_scaling: Option<RopeParameters>,
     /// From transformers 5: base and scaling together.
     rope_parameters: Option<RopeParameters>,
-}
-
-#[derive(Clone, Default, Deserialize)]
-struct RopeParameters {
-    #[serde(alias = "type")]
-    rope_type: Option<String>,
-    rope_theta: Option<f64>,
-    partial_rotary_factor: Option<f64>,
-    factor: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    original_max_position_embeddings: Option<f64>,
-}
-
-/// Which layers see no further back than a window.
-enum Windows {
-    None,
-    Some(u64),
-    All(u64),
 }
 
 /// Describes the model in a directory.
@@ -104,30 +96,51 @@ pub(super) fn describe(directory: &Directory) -> Result<Description, Error> {
         context: config.max_position_embeddings,
     };
     sizes.check(&file)?;
-    let (window, context) = match config.windows() {
-        Windows::None => (None, sizes.context),
-        Windows::All(window) => (Some(window), sizes.context),
-        Windows::Some(window) => (None, cap_to_window(sizes.context, Some(window))),
-    };
+    let windows = config.windows(family, &file)?;
     let bias = |usual: Bias| match usual {
         Bias::Always if config.use_bias != Some(false) => Bias::Always,
         _ if config.attention_bias => Bias::Always,
         _ => Bias::Never,
     };
     let learned = family.hf_names.positions.is_some();
-    let frequencies = if learned { vec![] } else { config.rope(file, sizes.head_dim)? };
+    let rope = |local: bool| {
+        let (parameters, usual) = config.rope(family, &file, sizes.head_dim, local);
+        match learned {
+            true => Ok(Rope { frequencies: vec![], pairing: RopePairing::Halves, magnitude: 1.0 }),
+            false => parameters.rope(&usual),
+        }
+    };
+    let (parameters, usual) = config.rope(family, &file, sizes.head_dim, false);
+    let sizes = Sizes { context: parameters.context(&usual)?, ..sizes };
+    sizes.check(&file)?;
+    let positive = |value: Option<f64>, key: &str| match value {
+        Some(value) if !(value.is_finite() && value > 0.0) => {
+            Err(Error::malformed(&file, format!("key {key}"), format!("{value}; expected a number above 0")))
+        }
+        value => Ok(value.map(|value| value as f32)),
+    };
+    let mut heads = sizes.heads(&windows);
+    heads.softcap = positive(config.attn_logit_softcapping, "attn_logit_softcapping")?;
+    if let Some(scalar) = positive(config.query_pre_attn_scalar, "query_pre_attn_scalar")? {
+        heads.scale = scalar.powf(-0.5);
+    }
     Ok(Description {
         architecture: family.name.to_owned(),
         layers: sizes.layers as usize,
         width: sizes.width as usize,
         hidden: sizes.hidden as usize,
-        heads: sizes.heads(window),
+        heads,
+        local: sizes.local(&windows, || rope(true))?,
         vocab: sizes.vocab as usize,
-        context: context as usize,
+        context: sizes.context as usize,
         positions: learned.then_some(sizes.context as usize),
         norm: family.norm,
         epsilon: config.rms_norm_eps,
-        rope: Rope { frequencies, pairing: RopePairing::Halves },
+        gain_offset: if family.gemma { 1.0 } else { 0.0 },
+        joint_norms: family.joint_norms,
+        embedding_scale: if family.gemma { (sizes.width as f32).sqrt() } else { 1.0 },
+        softcap: positive(config.final_logit_softcapping, "final_logit_softcapping")?,
+        rope: rope(false)?,
         activation,
         qkv_bias: bias(family.qkv_bias),
         output_bias: bias(family.bias),
@@ -135,6 +148,17 @@ pub(super) fn describe(directory: &Directory) -> Result<Description, Error> {
         tied: config.tie_word_embeddings || !directory.weights.contains(family.hf_names.output),
         names: family.hf_names,
     })
+}
+
+/// Leaves of a model that reads more than text what reads text.
+pub(super) fn only_text(directory: &mut Directory) {
+    let architecture = directory.config["architectures"][0].as_str();
+    let Some(model) = MULTIMODAL.iter().find(|model| architecture == Some(model.hf)) else { return };
+    directory.config = directory.config["text_config"].take();
+    if let Some(config) = directory.config.as_object_mut() {
+        config.insert("architectures".to_owned(), json!([model.text]));
+    }
+    directory.weights.keep(model.prefix);
 }
 
 /// The configuration under the names that most families use.
@@ -145,6 +169,11 @@ fn renamed(mut config: Value, family: &Family) -> Value {
                 config.insert((*ours).to_owned(), value);
             }
         }
+        for (key, number) in family.hf_defaults {
+            let whole = number.fract() == 0.0;
+            let number = if whole { json!(*number as u64) } else { json!(number) };
+            config.entry(*key).or_insert(number);
+        }
     }
     config
 }
@@ -152,22 +181,41 @@ fn renamed(mut config: Value, family: &Family) -> Value {
 // === impl Config ===
 
 impl Config {
-    fn windows(&self) -> Windows {
-        let Some(window) =
-            self.sliding_window.filter(|window| *window > 0 && self.use_sliding_window != Some(false))
-        else {
-            return Windows::None;
+    /// The window, and the layers that have it.
+    fn windows(&self, family: &Family, file: &Path) -> Result<Windows, Error> {
+        let window = self.sliding_window.filter(|_| self.use_sliding_window != Some(false));
+        let layers = self.num_hidden_layers;
+        let Some(types) = &self.layer_types else {
+            let pattern = match self.sliding_window_pattern.or(family.pattern) {
+                Some(0) => {
+                    return Err(Error::malformed(
+                        file,
+                        "key sliding_window_pattern",
+                        "0; expected 1 or more",
+                    ));
+                }
+                pattern => pattern,
+            };
+            let mut windows = Windows::every(window, layers, pattern);
+            let without = self.max_window_layers.unwrap_or(0).min(layers) as usize;
+            windows.layers[..without].fill(false);
+            return Ok(windows);
         };
-        let (without, layers) = match &self.layer_types {
-            Some(types) => {
-                (types.iter().filter(|kind| *kind == "full_attention").count() as u64, types.len() as u64)
+        let local = |kind: &String| match kind.as_str() {
+            "sliding_attention" => Some(true),
+            "full_attention" => Some(false),
+            _ => None,
+        };
+        match types.iter().map(local).collect::<Option<Vec<_>>>() {
+            Some(local) if local.len() as u64 == layers => Ok(Windows { window, layers: local }),
+            Some(_) => {
+                let problem = format!("{} entries for {layers} layers", types.len());
+                Err(Error::malformed(file, "key layer_types", problem))
             }
-            None => (self.max_window_layers.unwrap_or(0), self.num_hidden_layers),
-        };
-        match without {
-            0 => Windows::All(window),
-            without if without >= layers => Windows::None,
-            _ => Windows::Some(window),
+            None => {
+                let problem = "expected sliding_attention and full_attention only";
+                Err(Error::unsupported(file, "key layer_types", problem))
+            }
         }
     }
 
@@ -180,6 +228,9 @@ impl Config {
         if self.mlp_bias {
             return unsupported("mlp_bias", false);
         }
+        if self.use_bidirectional_attention == Some(true) {
+            return unsupported("use_bidirectional_attention", false);
+        }
         if self.multi_query == Some(false) {
             return unsupported("multi_query", true);
         }
@@ -189,39 +240,31 @@ impl Config {
         Ok(())
     }
 
-    fn rope(&self, file: PathBuf, head_dim: u64) -> Result<Vec<f32>, Error> {
-        let parameters =
+    /// What the rotation follows from: of the layers that have a window where others have none, or of the others.
+    fn rope<'a>(
+        &self,
+        family: &Family,
+        file: &'a Path,
+        head_dim: u64,
+        local: bool,
+    ) -> (RopeParameters, Usual<'a>) {
+        let mut parameters =
             self.rope_parameters.as_ref().or(self.rope_scaling.as_ref()).cloned().unwrap_or_default();
-        let base = parameters.rope_theta.or(self.rope_theta).unwrap_or(10_000.0);
-        let need = |value: Option<f64>, key: &str| {
-            value.filter(|value| value.is_finite() && *value > 0.0).ok_or_else(|| {
-                Error::malformed(&file, format!("rope scaling: {key}"), "expected a number above 0")
-            })
-        };
-        let scaling = match parameters.rope_type.as_deref() {
-            None | Some("default") => Scaling::None,
-            Some("linear") => Scaling::Linear { factor: need(parameters.factor, "factor")? },
-            Some("llama3") => Scaling::Llama3 {
-                factor: need(parameters.factor, "factor")?,
-                low: need(parameters.low_freq_factor, "low_freq_factor")?,
-                high: need(parameters.high_freq_factor, "high_freq_factor")?,
-                original_context: need(
-                    parameters.original_max_position_embeddings,
-                    "original_max_position_embeddings",
-                )?,
-            },
-            Some(other) => {
-                let problem = format!("{other}; supported: default, linear, llama3");
-                return Err(Error::unsupported(&file, "rope scaling", problem));
-            }
-        };
-        let base = need(Some(base), "rope_theta")?;
-        let part = parameters.partial_rotary_factor.or(self.partial_rotary_factor).unwrap_or(1.0);
-        let dims = (head_dim as f64 * part) as u64;
-        if dims == 0 || dims > head_dim || !dims.is_multiple_of(2) {
-            let problem = format!("{part}; expected an even number of the {head_dim} dimensions of a head");
-            return Err(Error::malformed(&file, "key partial_rotary_factor", problem));
+        let of_kind = if local { &mut parameters.sliding_attention } else { &mut parameters.full_attention };
+        let mut base = self.rope_theta;
+        if let Some(of_kind) = of_kind.take() {
+            parameters = *of_kind;
+        } else if let (Some(usual), true) = (family.local_base, local) {
+            (parameters, base) = (RopeParameters::default(), self.rope_local_base_freq.or(Some(usual)));
         }
-        Ok(frequencies(dims as usize, base, scaling))
+        let usual = Usual {
+            base: base.unwrap_or(10_000.0),
+            part: self.partial_rotary_factor.unwrap_or(1.0),
+            head_dim,
+            context: self.max_position_embeddings,
+            original_context: self.original_max_position_embeddings,
+            file,
+        };
+        (parameters, usual)
     }
 }

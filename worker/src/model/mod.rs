@@ -5,12 +5,14 @@
 //! names.rs    what their files call tensors
 //! gguf.rs     a description from GGUF metadata
 //! hf.rs       a description from config.json
-//! rope.rs     rotation frequencies and their scalings
+//! rope.rs     rotation frequencies and their scalings, out of hf_rope.rs or gguf_rope.rs
 //! ```
 
 mod family;
 mod gguf;
+mod gguf_rope;
 mod hf;
+mod hf_rope;
 mod names;
 mod rope;
 #[cfg(test)]
@@ -37,7 +39,10 @@ pub(crate) struct Description {
     pub(crate) width: usize,
     /// Columns before the down projection.
     pub(crate) hidden: usize,
+    /// Of all layers, or of those that [`local`](Self::local) doesn't name.
     pub(crate) heads: Heads,
+    /// The layers that see no further back than others.
+    pub(crate) local: Option<Local>,
     pub(crate) vocab: usize,
     /// Tokens that a sequence can have.
     pub(crate) context: usize,
@@ -45,6 +50,14 @@ pub(crate) struct Description {
     pub(crate) positions: Option<usize>,
     pub(crate) norm: NormKind,
     pub(crate) epsilon: f32,
+    /// Added to gains as the file has them: Gemma's checkpoints leave out a 1.
+    pub(crate) gain_offset: f32,
+    /// Whether the norms of queries and keys are of all heads together.
+    pub(crate) joint_norms: bool,
+    /// Multiplies embeddings.
+    pub(crate) embedding_scale: f32,
+    /// Bounds logits: `cap · tanh(logit / cap)`.
+    pub(crate) softcap: Option<f32>,
     pub(crate) rope: Rope,
     pub(crate) activation: Activation,
     pub(crate) qkv_bias: Bias,
@@ -53,6 +66,16 @@ pub(crate) struct Description {
     /// Whether the output matrix is the embedding table.
     pub(crate) tied: bool,
     pub(crate) names: &'static Names,
+}
+
+/// Layers with a window, among others without, and how they turn.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Local {
+    /// Keys that a token sees there, itself included.
+    pub(crate) window: usize,
+    pub(crate) rope: Rope,
+    /// Which they are.
+    pub(crate) layers: Vec<bool>,
 }
 
 /// Whether a projection has biases.
@@ -66,7 +89,7 @@ pub(crate) enum Bias {
     Always,
 }
 
-/// How the residual stream is normed before each part of a layer, and at the end.
+/// How the residual stream, or what is added to it, is normed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NormKind {
     /// By its root mean square.
@@ -85,15 +108,33 @@ pub(crate) struct Model {
     pub(crate) files: Vec<PathBuf>,
 }
 
+// === impl Description ===
+
+impl Description {
+    /// The layer's window and rotation, if it is one of those that have their own.
+    pub(crate) fn local(&self, layer: usize) -> Option<&Local> {
+        self.local.as_ref().filter(|local| local.layers.get(layer) == Some(&true))
+    }
+
+    /// How the layer's attention is laid out.
+    pub(crate) fn heads_of(&self, layer: usize) -> Heads {
+        match self.local(layer) {
+            None => self.heads,
+            Some(local) => Heads { window: Some(local.window), ..self.heads },
+        }
+    }
+}
+
 // === impl Model ===
 
 impl Model {
     /// Opens a GGUF file or a Hugging Face directory.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         if path.is_dir() {
-            let directory = Directory::open(path)?;
-            let description = hf::describe(&directory)?;
+            let mut directory = Directory::open(path)?;
             let text = text::directory::read(&directory)?;
+            hf::only_text(&mut directory);
+            let description = hf::describe(&directory)?;
             let Directory { shards: files, weights, .. } = directory;
             return Ok(Self { description, weights, text, files });
         }
@@ -168,29 +209,48 @@ impl Sizes {
         Ok(())
     }
 
-    /// Query heads, key/value heads, their scale and what they see.
-    fn heads(&self, window: Option<u64>) -> Heads {
+    /// Query heads, key/value heads and their scale, with `windows` as the layers have them.
+    fn heads(&self, windows: &Windows) -> Heads {
+        let all = windows.layers.iter().all(|local| *local);
         Heads {
             heads: self.heads as usize,
             kv_heads: self.kv_heads as usize,
             dim: self.head_dim as usize,
             scale: (self.head_dim as f32).powf(-0.5),
-            window: window.filter(|window| *window < self.context).map(|window| window as usize),
+            window: self.window(windows).filter(|_| all),
+            softcap: None,
         }
+    }
+
+    /// The layers that have a window, where others have none.
+    fn local(
+        &self,
+        windows: &Windows,
+        rope: impl FnOnce() -> Result<Rope, Error>,
+    ) -> Result<Option<Local>, Error> {
+        let mixed = windows.layers.contains(&true) && windows.layers.contains(&false);
+        let Some(window) = self.window(windows).filter(|_| mixed) else { return Ok(None) };
+        Ok(Some(Local { window, rope: rope()?, layers: windows.layers.clone() }))
+    }
+
+    /// One that a sequence can't fill is none.
+    fn window(&self, windows: &Windows) -> Option<usize> {
+        windows.window.filter(|window| *window > 0 && *window < self.context).map(|window| window as usize)
     }
 }
 
-/// Where only some layers have a window: sequences stay within it, where it makes no difference.
-fn cap_to_window(context: u64, window: Option<u64>) -> u64 {
-    match window {
-        Some(window) if window < context => {
-            tracing::warn!(
-                context,
-                window,
-                "some of the model's layers see less than its context; sequences are kept within their window"
-            );
-            window
-        }
-        _ => context,
+/// A window as a file states it, and which layers have it.
+struct Windows {
+    window: Option<u64>,
+    layers: Vec<bool>,
+}
+
+// === impl Windows ===
+
+impl Windows {
+    /// In all layers, or in all but every `pattern`th.
+    fn every(window: Option<u64>, layers: u64, pattern: Option<u64>) -> Self {
+        let local = |layer: u64| pattern.is_none_or(|pattern| !(layer + 1).is_multiple_of(pattern));
+        Self { window, layers: (0..layers).map(local).collect() }
     }
 }

@@ -6,14 +6,20 @@ pub(crate) struct Names {
     pub(crate) embedding: &'static str,
     /// Where positions are learned, not rotated.
     pub(crate) positions: Option<&'static str>,
-    pub(crate) attention_norm: &'static str,
+    /// Before attention.
+    pub(crate) attention_norm: Option<&'static str>,
     pub(crate) qkv: Qkv,
-    /// Norms of query heads and key heads.
+    /// Norms of queries and keys.
     pub(crate) head_norms: Option<[&'static str; 2]>,
     pub(crate) attention_output: &'static str,
-    pub(crate) mlp_norm: &'static str,
+    /// After attention, before it is added.
+    pub(crate) attention_post_norm: Option<&'static str>,
+    /// Before the feed-forward layer.
+    pub(crate) mlp_norm: Option<&'static str>,
     pub(crate) mlp: Mlp,
     pub(crate) down: &'static str,
+    /// After the feed-forward layer, before it is added.
+    pub(crate) mlp_post_norm: Option<&'static str>,
     pub(crate) final_norm: &'static str,
     pub(crate) output: &'static str,
 }
@@ -41,19 +47,33 @@ pub(crate) enum Mlp {
 pub(super) const GGUF: Names = Names {
     embedding: "token_embd.weight",
     positions: None,
-    attention_norm: "blk.{}.attn_norm.weight",
+    attention_norm: Some("blk.{}.attn_norm.weight"),
     qkv: Qkv::Apart(["blk.{}.attn_q.weight", "blk.{}.attn_k.weight", "blk.{}.attn_v.weight"]),
     head_norms: None,
     attention_output: "blk.{}.attn_output.weight",
-    mlp_norm: "blk.{}.ffn_norm.weight",
+    attention_post_norm: None,
+    mlp_norm: Some("blk.{}.ffn_norm.weight"),
     mlp: Mlp::Gated(["blk.{}.ffn_gate.weight", "blk.{}.ffn_up.weight"]),
     down: "blk.{}.ffn_down.weight",
+    mlp_post_norm: None,
     final_norm: "output_norm.weight",
     output: "output.weight",
 };
 
 pub(super) const GGUF_HEAD_NORMS: Names =
     Names { head_norms: Some(["blk.{}.attn_q_norm.weight", "blk.{}.attn_k_norm.weight"]), ..GGUF };
+
+/// Gemma 2.
+pub(super) const GGUF_POST_NORMS: Names = Names {
+    attention_post_norm: Some("blk.{}.post_attention_norm.weight"),
+    mlp_post_norm: Some("blk.{}.post_ffw_norm.weight"),
+    ..GGUF
+};
+
+/// Gemma 3.
+pub(super) const GGUF_ALL_NORMS: Names = Names { head_norms: GGUF_HEAD_NORMS.head_norms, ..GGUF_POST_NORMS };
+
+pub(super) const GGUF_OLMO2: Names = Names { attention_norm: None, mlp_norm: None, ..GGUF_ALL_NORMS };
 
 pub(super) const GGUF_PLAIN: Names = Names { mlp: Mlp::Plain("blk.{}.ffn_up.weight"), ..GGUF };
 
@@ -69,7 +89,7 @@ pub(super) const GGUF_PHI3: Names =
 pub(super) const HF: Names = Names {
     embedding: "model.embed_tokens.weight",
     positions: None,
-    attention_norm: "model.layers.{}.input_layernorm.weight",
+    attention_norm: Some("model.layers.{}.input_layernorm.weight"),
     qkv: Qkv::Apart([
         "model.layers.{}.self_attn.q_proj.weight",
         "model.layers.{}.self_attn.k_proj.weight",
@@ -77,9 +97,11 @@ pub(super) const HF: Names = Names {
     ]),
     head_norms: None,
     attention_output: "model.layers.{}.self_attn.o_proj.weight",
-    mlp_norm: "model.layers.{}.post_attention_layernorm.weight",
+    attention_post_norm: None,
+    mlp_norm: Some("model.layers.{}.post_attention_layernorm.weight"),
     mlp: Mlp::Gated(["model.layers.{}.mlp.gate_proj.weight", "model.layers.{}.mlp.up_proj.weight"]),
     down: "model.layers.{}.mlp.down_proj.weight",
+    mlp_post_norm: None,
     final_norm: "model.norm.weight",
     output: "lm_head.weight",
 };
@@ -88,6 +110,19 @@ pub(super) const HF_HEAD_NORMS: Names = Names {
     head_norms: Some(["model.layers.{}.self_attn.q_norm.weight", "model.layers.{}.self_attn.k_norm.weight"]),
     ..HF
 };
+
+/// Gemma 2.
+pub(super) const HF_POST_NORMS: Names = Names {
+    attention_post_norm: Some("model.layers.{}.post_attention_layernorm.weight"),
+    mlp_norm: Some("model.layers.{}.pre_feedforward_layernorm.weight"),
+    mlp_post_norm: Some("model.layers.{}.post_feedforward_layernorm.weight"),
+    ..HF
+};
+
+/// Gemma 3.
+pub(super) const HF_ALL_NORMS: Names = Names { head_norms: HF_HEAD_NORMS.head_norms, ..HF_POST_NORMS };
+
+pub(super) const HF_OLMO2: Names = Names { attention_norm: None, mlp_norm: None, ..HF_ALL_NORMS };
 
 pub(super) const HF_STARCODER2: Names = Names {
     mlp: Mlp::Plain("model.layers.{}.mlp.c_fc.weight"),
@@ -104,13 +139,15 @@ pub(super) const HF_PHI3: Names = Names {
 pub(super) const HF_BIGCODE: Names = Names {
     embedding: "transformer.wte.weight",
     positions: Some("transformer.wpe.weight"),
-    attention_norm: "transformer.h.{}.ln_1.weight",
+    attention_norm: Some("transformer.h.{}.ln_1.weight"),
     qkv: Qkv::Stacked("transformer.h.{}.attn.c_attn.weight"),
     head_norms: None,
     attention_output: "transformer.h.{}.attn.c_proj.weight",
-    mlp_norm: "transformer.h.{}.ln_2.weight",
+    attention_post_norm: None,
+    mlp_norm: Some("transformer.h.{}.ln_2.weight"),
     mlp: Mlp::Plain("transformer.h.{}.mlp.c_fc.weight"),
     down: "transformer.h.{}.mlp.c_proj.weight",
+    mlp_post_norm: None,
     final_norm: "transformer.ln_f.weight",
     output: "lm_head.weight",
 };

@@ -84,6 +84,13 @@ fn push_new(tokens: &mut Vec<u32>, token: u32) {
 fn ends_a_turn(text: &str) -> bool {
     matches!(
         text,
-        "<|im_end|>" | "<|eot_id|>" | "<|eom_id|>" | "<|endoftext|>" | "<|end_of_text|>" | "<|end|>" | "</s>"
+        "<|im_end|>"
+            | "<|eot_id|>"
+            | "<|eom_id|>"
+            | "<|endoftext|>"
+            | "<|end_of_text|>"
+            | "<|end|>"
+            | "</s>"
+            | "<end_of_turn>"
     )
 }

@@ -2,7 +2,7 @@
 
 use volley_kernels::cuda::{
     Memory,
-    ops::{Edit, EditLogits, PenaltyRow, RestoreLogits, logits_edit, logits_restore},
+    ops::{Edit, EditLogits, PenaltyRow, RestoreLogits, logits_cap, logits_edit, logits_restore},
 };
 
 use super::Operation;
@@ -14,7 +14,7 @@ const BANNED: f32 = 12345.0;
 pub(super) fn operation() -> Operation {
     Operation {
         name: "logits_edit",
-        kernels: &["logits_edit", "logits_restore"],
+        kernels: &["logits_cap", "logits_edit", "logits_restore"],
         cases,
         any,
         speeds: || Vec::<Speed>::new(),
@@ -24,7 +24,25 @@ pub(super) fn operation() -> Operation {
 fn cases(random: &mut Random) -> Vec<Case> {
     let mut cases = vec![case(1, 5, 0), case(1, 5, 5), case(3, 300, 129)];
     cases.extend((0..3).map(|_| any(random)));
+    cases.push(capped(1, 30.0));
+    cases.push(capped(300, 2.5));
     cases
+}
+
+/// Soft caps, to f32's own precision nearly.
+fn capped(fours: usize, cap: f32) -> Case {
+    Case::small(format!("{fours} × 4, capped at {cap}"), move |random| {
+        let mut logits = random.f32(4 * fours, 40.0);
+        logits[..4].copy_from_slice(&[0.0, 1e30, -1e30, 1e-3]);
+        let cap_of = |x: &f32| f64::from(cap) * (f64::from(*x) / f64::from(cap)).tanh();
+        let expected = logits.iter().map(cap_of).collect();
+        Trial::new(move |device| {
+            let mut logits = Memory::from_slice(device, &logits)?;
+            logits_cap(&**device, logits.view_mut(), cap)?;
+            Ok(vec![Output::new("capped", &logits.read()?)])
+        })
+        .expect("capped", expected, 1e-5)
+    })
 }
 
 fn any(random: &mut Random) -> Case {

@@ -17,6 +17,7 @@ const TOLERANCE: f64 = 4e-3;
 /// … or to three bits of fraction: by 2⁻⁴ of it.
 const E4M3_TOLERANCE: f64 = 0.0625;
 const EPSILON: f32 = 1e-6;
+const MAGNITUDE: f32 = 1.25;
 const K_SCALE: f32 = 0.05;
 const V_SCALE: f32 = 0.25;
 
@@ -151,6 +152,7 @@ fn trial(random: &mut Random, shape: Shape) -> Trial {
                 slots: slots.view(),
                 positions: positions.view(),
                 frequencies: frequencies.view(),
+                magnitude: MAGNITUDE,
                 pairing: if shape.adjacent { RopePairing::Adjacent } else { RopePairing::Halves },
                 heads: shape.heads,
                 kv_heads: shape.kv_heads,
@@ -223,6 +225,7 @@ fn turn(x: &mut [f64], position: u32, frequencies: &[f32], adjacent: bool) {
     for (i, frequency) in frequencies.iter().enumerate() {
         // The angle is rounded to f32, as models are trained.
         let (sine, cosine) = f64::from(position as f32 * frequency).sin_cos();
+        let (sine, cosine) = (sine * f64::from(MAGNITUDE), cosine * f64::from(MAGNITUDE));
         let (a, b) = if adjacent { (2 * i, 2 * i + 1) } else { (i, i + frequencies.len()) };
         (x[a], x[b]) = (x[a] * cosine - x[b] * sine, x[b] * cosine + x[a] * sine);
     }
@@ -263,6 +266,7 @@ fn speeds() -> Vec<Speed> {
                         positions: positions.view(),
                         frequencies: frequencies.view(),
                         pairing: RopePairing::Halves,
+                        magnitude: 1.0,
                         heads,
                         kv_heads,
                         dim,

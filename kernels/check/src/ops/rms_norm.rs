@@ -3,7 +3,7 @@
 use half::bf16;
 use volley_kernels::cuda::{
     Memory,
-    ops::{RmsNorm, rms_norm},
+    ops::{RmsNorm, RmsNormWithin, rms_norm, rms_norm_within},
 };
 
 use super::Operation;
@@ -31,6 +31,8 @@ fn cases(random: &mut Random) -> Vec<Case> {
     }
     cases.extend((0..6).map(|_| any(random)));
     cases.push(alone_and_among_others(4096));
+    cases.push(within(3, 40, 24, 8));
+    cases.push(within(2, 5120, 4096, 512));
     cases
 }
 
@@ -41,6 +43,26 @@ fn any(random: &mut Random) -> Case {
 fn case(rows: usize, columns: usize, residual: bool) -> Case {
     let label = format!("{rows} × {columns}{}", if residual { ", residual" } else { "" });
     Case::small(label, move |random| trial(random, rows, columns, residual))
+}
+
+/// Some columns of wider rows, where they stand; the others stay.
+fn within(rows: usize, stride: usize, columns: usize, first: usize) -> Case {
+    Case::small(format!("{columns} of {rows} × {stride}"), move |random| {
+        let (x, gain) = (random.bf16(rows * stride, 2.0), random.bf16(columns, 1.0));
+        let mut expected: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
+        for (row, numbers) in expected.chunks_mut(stride).enumerate() {
+            let (_, normed) = reference(&x[row * stride + first..][..columns], None, &gain);
+            numbers[first..first + columns].copy_from_slice(&normed);
+        }
+        Trial::new(move |device| {
+            let (mut all, gain) = (Memory::from_slice(device, &x)?, Memory::from_slice(device, &gain)?);
+            let x = all.slice_mut(first..(rows - 1) * stride + first + columns);
+            let op = RmsNormWithin { x, stride, gain: gain.view(), rows, epsilon: EPSILON };
+            rms_norm_within(&**device, &op)?;
+            Ok(vec![Output::new("out", &all.read()?)])
+        })
+        .expect("out", expected, TOLERANCE)
+    })
 }
 
 fn trial(random: &mut Random, rows: usize, columns: usize, residual: bool) -> Trial {

@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::tile::{TILE, TILE_BLOCKS, factors, finish, fold, scores, values, weights};
 use crate::cpu::cache::{Cache, Element, Precision};
 use crate::cpu::simd::{Kernel, Lanes, WIDTH};
+use crate::cpu::softcap::soft_cap;
 use crate::{BLOCK_TOKENS, BlockId};
 
 /// With more rows than this, a tile's halves are converted once for all of them.
@@ -26,6 +27,8 @@ pub(super) struct Rows<'a> {
     pub(super) scale: f32,
     /// Keys that a row sees, its own included; none: all before it.
     pub(super) window: Option<usize>,
+    /// Bounds scores.
+    pub(super) softcap: Option<f32>,
     /// Absolute position of the first.
     pub(super) position: usize,
     pub(super) positions: usize,
@@ -363,6 +366,11 @@ impl Task<'_> {
             for row in row..row + R {
                 let seen = self.seen(row, tile.start);
                 let scores = memory.weights.add(row * TILE);
+                if let Some(cap) = self.rows.softcap {
+                    for at in (0..vectors).map(|column| scores.add(column * WIDTH)) {
+                        soft_cap(L::load(at), L::splat(cap)).store(at);
+                    }
+                }
                 for i in 0..self.hidden(row, tile.start) {
                     scores.add(i).write(f32::NEG_INFINITY);
                 }

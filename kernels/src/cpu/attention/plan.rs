@@ -164,7 +164,7 @@ mod tests {
             window in proptest::option::of(1usize..2000),
             threads in 1usize..9,
         ) {
-            let heads = Heads { heads: group * kv_heads, kv_heads, dim: 8, scale: 1.0, window };
+            let heads = Heads { heads: group * kv_heads, kv_heads, dim: 8, scale: 1.0, window, softcap: None };
             let plan = Plan::new(&sequences, heads, threads);
             for (i, sequence) in sequences.iter().enumerate() {
                 for kv_head in 0..kv_heads {
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_long_decode_is_shared_by_all_threads() {
-        let heads = Heads { heads: 9, kv_heads: 3, dim: 64, scale: 1.0, window: None };
+        let heads = Heads { heads: 9, kv_heads: 3, dim: 64, scale: 1.0, window: None, softcap: None };
         let blocks = vec![BlockId(0); 512];
         let long = Sequence { first_row: 0, rows: 1, position: 8191, blocks };
         assert!(Plan::new(&[long], heads, 16).tasks.len() >= 64);

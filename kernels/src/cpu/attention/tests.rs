@@ -9,7 +9,7 @@ use crate::{BlockId, Rope, RopePairing, Sequence};
 const LAYERS: usize = 2;
 const LAYER: usize = 1;
 /// No rotation: attention sees the numbers as they are.
-const ROPE: Rope = Rope { frequencies: Vec::new(), pairing: RopePairing::Halves };
+const ROPE: Rope = Rope { frequencies: Vec::new(), pairing: RopePairing::Halves, magnitude: 1.0 };
 
 /// Q, K and V of one sequence: `[tokens][heads + 2 kv_heads][dim]`.
 #[derive(Clone, Debug)]
@@ -64,7 +64,7 @@ impl Text {
 
     /// Attention by its definition, in f64, over what a cache of that precision holds.
     fn reference(&self, precision: Precision) -> Vec<f64> {
-        let Heads { heads, kv_heads, dim, scale, window } = self.heads;
+        let Heads { heads, kv_heads, dim, scale, window, softcap } = self.heads;
         let at = |token: usize, head: usize| &self.qkv[token * self.stride() + head * dim..][..dim];
         let stored = |x: &f32| match precision {
             Precision::Half => f16::from_f32(*x).to_f64(),
@@ -76,7 +76,9 @@ impl Text {
                 let (q, kv) = (at(token, head), head / (heads / kv_heads));
                 let score = |past: usize| -> f64 {
                     let k = at(past, heads + kv);
-                    q.iter().zip(k).map(|(q, k)| f64::from(*q) * stored(k)).sum::<f64>() * f64::from(scale)
+                    let product = q.iter().zip(k).map(|(q, k)| f64::from(*q) * stored(k)).sum::<f64>();
+                    let score = product * f64::from(scale);
+                    softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh())
                 };
                 let first = window.map_or(0, |window| (token + 1).saturating_sub(window));
                 let scores: Vec<f64> = (first..=token).map(score).collect();
@@ -163,12 +165,14 @@ fn heads() -> impl Strategy<Value = Heads> {
     let dim = prop_oneof![Just(8), Just(16), Just(24), Just(64), Just(80), Just(128), Just(256)];
     let group = prop_oneof![7 => 1usize..8, 1 => Just(48)];
     let window = prop_oneof![2 => Just(None), 1 => (1usize..200).prop_map(Some)];
-    (1usize..4, group, dim, window).prop_map(|(kv_heads, group, dim, window)| Heads {
+    let softcap = prop_oneof![2 => Just(None), 1 => (0.5f32..20.0).prop_map(Some)];
+    (1usize..4, group, dim, window, softcap).prop_map(|(kv_heads, group, dim, window, softcap)| Heads {
         heads: kv_heads * group,
         kv_heads,
         dim,
         scale: 2.0 * (dim as f32).powf(-0.5),
         window,
+        softcap,
     })
 }
 
@@ -241,7 +245,7 @@ proptest! {
 
 #[test]
 fn a_long_decode_has_the_same_bits_on_any_number_of_threads() {
-    let heads = Heads { heads: 6, kv_heads: 2, dim: 32, scale: 0.3, window: None };
+    let heads = Heads { heads: 6, kv_heads: 2, dim: 32, scale: 0.3, window: None, softcap: None };
     let text = Text::new(heads, 3000, 7);
     let decode = |threads: usize| {
         let mut run = Run::new(Isa::detect(), threads, heads, 3000, 7);
@@ -260,7 +264,7 @@ fn a_long_decode_has_the_same_bits_on_any_number_of_threads() {
 
 #[test]
 fn a_batch_that_does_not_fit_its_memory_is_refused() {
-    let heads = Heads { heads: 2, kv_heads: 1, dim: 8, scale: 1.0, window: None };
+    let heads = Heads { heads: 2, kv_heads: 1, dim: 8, scale: 1.0, window: None, softcap: None };
     let cache = Cache::new(Shape::new(1, heads, Precision::Half), 1).unwrap();
     // Two rows of 32 numbers in, of 16 out.
     let fits = |heads: Heads, rows: usize, blocks: usize, qkv: usize, out: usize| {

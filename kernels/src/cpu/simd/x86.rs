@@ -76,6 +76,7 @@ impl Lanes for Avx512 {
     method!(add(self, b: Self) -> Self { Self(_mm512_add_ps(self.0, b.0)) });
     method!(sub(self, b: Self) -> Self { Self(_mm512_sub_ps(self.0, b.0)) });
     method!(mul(self, b: Self) -> Self { Self(_mm512_mul_ps(self.0, b.0)) });
+    method!(div(self, b: Self) -> Self { Self(_mm512_div_ps(self.0, b.0)) });
     method!(fma(self, b: Self, c: Self) -> Self { Self(_mm512_fmadd_ps(self.0, b.0, c.0)) });
     method!(max(self, b: Self) -> Self { Self(_mm512_max_ps(self.0, b.0)) });
     method!(min(self, b: Self) -> Self { Self(_mm512_min_ps(self.0, b.0)) });
@@ -139,6 +140,7 @@ impl Lanes for Avx2 {
     method!(add(self, b: Self) -> Self { Self(_mm256_add_ps(self.0, b.0), _mm256_add_ps(self.1, b.1)) });
     method!(sub(self, b: Self) -> Self { Self(_mm256_sub_ps(self.0, b.0), _mm256_sub_ps(self.1, b.1)) });
     method!(mul(self, b: Self) -> Self { Self(_mm256_mul_ps(self.0, b.0), _mm256_mul_ps(self.1, b.1)) });
+    method!(div(self, b: Self) -> Self { Self(_mm256_div_ps(self.0, b.0), _mm256_div_ps(self.1, b.1)) });
     method!(fma(self, b: Self, c: Self) -> Self {
         Self(_mm256_fmadd_ps(self.0, b.0, c.0), _mm256_fmadd_ps(self.1, b.1, c.1))
     });

@@ -16,7 +16,7 @@ use crate::{
         Device, Memory, View, ViewMut,
         ops::{
             self, Activate, Attention, Embed, Factors, Function, Gemm, GemmOutput, HeadNorms, LayerNorm,
-            PackedGemm, QkvStore, RmsNorm, Skinny, SkinnyOut, SkinnyWeights,
+            PackedGemm, QkvStore, RmsNorm, RmsNormWithin, Skinny, SkinnyOut, SkinnyWeights,
         },
     },
 };
@@ -47,20 +47,21 @@ impl CudaBackend {
         &self,
         step: &mut Step,
         table: &Table,
+        scale: f32,
         positions: Option<&Table>,
         x: &mut Buffer,
     ) -> Result<(), Error> {
         x.pending = false;
         let (rows, columns) = (step.rows.count(), table.columns);
         let drawn = Some(step.draws.drawn());
-        let gather = |tokens: View<'_, u32>, table: &Table, out: ViewMut<'_, bf16>| {
+        let gather = |tokens: View<'_, u32>, table: &Table, out: ViewMut<'_, bf16>, scale: f32| {
             let table = table.numbers.view();
-            ops::embed(self.device(), &Embed { tokens, drawn, table, out, columns, scale: 1.0 })
+            ops::embed(self.device(), &Embed { tokens, drawn, table, out, columns, scale })
         };
-        gather(step.rows.tokens(), table, x.activations_mut(rows)?)?;
+        gather(step.rows.tokens(), table, x.activations_mut(rows)?, scale)?;
         if let Some(positions) = positions {
             let addend = x.addend.as_mut().ok_or_else(|| no_residual("embed"))?;
-            gather(step.rows.positions(), positions, addend.slice_mut(0..rows * columns))?;
+            gather(step.rows.positions(), positions, addend.slice_mut(0..rows * columns), 1.0)?;
             x.pending = true;
         }
         Ok(())
@@ -70,14 +71,14 @@ impl CudaBackend {
         &self,
         step: &mut Step,
         x: &mut Buffer,
-        norm: &Norm<Vector>,
+        norm: Option<&Norm<Vector>>,
         w: &Linear,
         out: &mut Buffer,
     ) -> Result<(), Error> {
         let rows = step.rows.count();
-        self.normalize(step, x, norm)?;
-        let normed = step.normed.slice(0..rows * x.cols);
-        self.product(&mut step.scratch, rows, normed, w, Out::Activations(out.activations_mut(rows)?))
+        self.prepare(step, x, norm)?;
+        let prepared = prepared(&step.normed, rows, norm, x)?;
+        self.product(&mut step.scratch, rows, prepared, w, Out::Activations(out.activations_mut(rows)?))
     }
 
     pub(super) fn run_rope_and_store(
@@ -89,10 +90,17 @@ impl CudaBackend {
         qkv: &mut Buffer,
         cache: &mut Cache,
     ) -> Result<(), Error> {
+        let (rows, columns) = (step.rows.count(), qkv.cols);
+        // Heads that are normed together are so first; the operation below knows them one by one.
+        let apart = norms.filter(|norms| norms.query.0.len() == heads.dim && norms.key.0.len() == heads.dim);
+        if let (Some(norms), None) = (norms, apart) {
+            let all = qkv.activations_mut(rows)?;
+            self.norm_together(all, rows, columns, [&norms.query, &norms.key], norms.epsilon)?;
+        }
         let op = QkvStore {
             qkv: ops::Queries::InPlace(qkv.activations_mut(step.rows.count())?),
             bias: None,
-            norms: norms.map(|norms| HeadNorms {
+            norms: apart.map(|norms| HeadNorms {
                 q: norms.query.0.view(),
                 k: norms.key.0.view(),
                 epsilon: norms.epsilon,
@@ -102,6 +110,7 @@ impl CudaBackend {
             positions: step.rows.positions(),
             frequencies: rope.frequencies.view(),
             pairing: rope.pairing,
+            magnitude: rope.magnitude,
             heads: heads.heads,
             kv_heads: heads.kv_heads,
             dim: heads.dim,
@@ -118,13 +127,15 @@ impl CudaBackend {
         cache: &Cache,
         out: &mut Buffer,
     ) -> Result<(), Error> {
-        if heads != step.limits.heads {
-            let problem = format!("{heads:?} in a step for {:?}", step.limits.heads);
+        let local = step.limits.local.filter(|_| heads.window == step.limits.local);
+        let known = Heads { window: local.or(step.limits.heads.window), ..step.limits.heads };
+        if heads != known {
+            let problem = format!("{heads:?} in a step for {:?}", step.limits);
             return Err(Error::Arguments { operation: "attention", problem });
         }
         let rows = step.rows.count();
         step.pages = cache.pages_of_a_layer();
-        for planned in step.rows.plans() {
+        for planned in step.rows.plans(heads.window) {
             let op = Attention {
                 planned,
                 q: qkv.activations(rows)?,
@@ -144,25 +155,33 @@ impl CudaBackend {
         step: &mut Step,
         a: &Buffer,
         w: &Linear,
+        norm: Option<&Norm<Vector>>,
         x: &mut Buffer,
     ) -> Result<(), Error> {
         let rows = step.rows.count();
         self.settle(step, x)?;
-        let (a, numbers) = (a.activations(rows)?, rows * x.cols);
+        let (a, columns, numbers) = (a.activations(rows)?, x.cols, rows * x.cols);
         let Some(addend) = &mut x.addend else {
             return Err(no_residual("linear_add"));
         };
+        // What is to be normed first waits where normed rows are.
+        let Step { normed, part, scratch, .. } = step;
+        let sum = if norm.is_some() { &mut *normed } else { &mut *addend };
         if let (Some(peers), None) = (&self.peers, &self.sums) {
-            let out = Out::Parts(step.part.slice_mut(0..numbers), x.cols);
-            self.product(&mut step.scratch, rows, a, w, out)?;
-            group::sum(peers, &step.part, numbers, addend)?;
+            let out = Out::Parts(part.slice_mut(0..numbers), columns);
+            self.product(scratch, rows, a, w, out)?;
+            group::sum(peers, part, numbers, sum)?;
         } else {
-            let out = Out::Activations(addend.slice_mut(0..numbers));
-            self.product(&mut step.scratch, rows, a, w, out)?;
+            let out = Out::Activations(sum.slice_mut(0..numbers));
+            self.product(scratch, rows, a, w, out)?;
         }
         if let (Some(peers), Some(sums)) = (&self.peers, &self.sums) {
-            let summed = sums.sum(addend, numbers);
+            let summed = sums.sum(sum, numbers);
             summed.or_else(|error| peers.check().and(Err(error)))?; // the first to fail says why
+        }
+        if let Some(norm) = norm {
+            let (x, out) = (normed.slice(0..numbers), addend.slice_mut(0..numbers));
+            Rows { x, residual: None, out, count: rows, columns }.norm(self.device(), norm)?;
         }
         x.pending = true;
         Ok(())
@@ -172,16 +191,16 @@ impl CudaBackend {
         &self,
         step: &mut Step,
         x: &mut Buffer,
-        norm: &Norm<Vector>,
+        norm: Option<&Norm<Vector>>,
         w: &Linear,
         activation: Activation,
         out: &mut Buffer,
     ) -> Result<(), Error> {
         let rows = step.rows.count();
-        self.normalize(step, x, norm)?;
-        let normed = step.normed.slice(0..rows * x.cols);
+        self.prepare(step, x, norm)?;
+        let prepared = prepared(&step.normed, rows, norm, x)?;
         let pairs = step.pairs.slice_mut(0..rows * w.outputs);
-        self.product(&mut step.scratch, rows, normed, w, Out::Activations(pairs))?;
+        self.product(&mut step.scratch, rows, prepared, w, Out::Activations(pairs))?;
         let columns = out.cols;
         let op = Activate {
             x: step.pairs.slice(0..rows * w.outputs),
@@ -244,11 +263,38 @@ impl CudaBackend {
         }
     }
 
-    /// Norms the step's rows of `x`, with what was to be added to it.
-    fn normalize(&self, step: &mut Step, x: &mut Buffer, norm: &Norm<Vector>) -> Result<(), Error> {
+    /// Norms the step's rows of `x`, with what was to be added to it; or only adds that.
+    fn prepare(&self, step: &mut Step, x: &mut Buffer, norm: Option<&Norm<Vector>>) -> Result<(), Error> {
+        let Some(norm) = norm else { return self.settle(step, x) };
         let (rows, normed) = (step.rows.count(), &mut step.normed);
         x.settled(rows, normed)?.norm(self.device(), norm)?;
         x.pending = false;
+        Ok(())
+    }
+
+    /// Norms all queries of a row together, and all its keys.
+    fn norm_together(
+        &self,
+        mut qkv: ViewMut<'_, bf16>,
+        rows: usize,
+        stride: usize,
+        gains: [&Vector; 2],
+        epsilon: f32,
+    ) -> Result<(), Error> {
+        let mut first = 0;
+        for gain in gains {
+            let columns = gain.0.len();
+            let end = (rows.max(1) - 1) * stride + first + columns;
+            let op = RmsNormWithin {
+                x: qkv.slice(first..end.min(qkv.len())),
+                stride,
+                gain: gain.0.view(),
+                rows,
+                epsilon,
+            };
+            ops::rms_norm_within(self.device(), &op)?;
+            first += columns;
+        }
         Ok(())
     }
 
@@ -304,6 +350,19 @@ impl CudaBackend {
         let bias = w.bias.as_ref().map(|bias| bias.view());
         let mut op = Skinny { x, x_stride: w.inputs, weights, bias, out, out_stride, tokens: rows, scratch };
         ops::skinny(self.device(), &mut op)
+    }
+}
+
+/// The rows that [`CudaBackend::prepare`] has made ready.
+fn prepared<'a>(
+    normed: &'a Memory<bf16>,
+    rows: usize,
+    norm: Option<&Norm<Vector>>,
+    x: &'a Buffer,
+) -> Result<View<'a, bf16>, Error> {
+    match norm {
+        Some(_) => Ok(normed.slice(0..rows * x.cols)),
+        None => x.activations(rows),
     }
 }
 

@@ -36,7 +36,7 @@ pub use self::{
     weights::{Linear, Rotation, Table, Vector},
 };
 use self::{draws::Rows, transfer::Transfer, weights::Tables};
-use super::{Device, Element, Memory};
+use super::{Device, Element, Memory, ops};
 use crate::{
     Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawing, Error, Heads, Norm, Peers,
     Rope, Rotary, StepLimits, Tensor,
@@ -233,15 +233,15 @@ impl Backend for CudaBackend {
         self.run_pass(step, pass);
     }
 
-    fn embed(&self, step: &mut Step, table: &Table, positions: Option<&Table>, x: &mut Buffer) {
-        self.start(|| self.run_embed(step, table, positions, x));
+    fn embed(&self, step: &mut Step, table: &Table, scale: f32, positions: Option<&Table>, x: &mut Buffer) {
+        self.start(|| self.run_embed(step, table, scale, positions, x));
     }
 
     fn norm_linear(
         &self,
         step: &mut Step,
         x: &mut Buffer,
-        norm: &Norm<Vector>,
+        norm: Option<&Norm<Vector>>,
         w: &Linear,
         out: &mut Buffer,
     ) {
@@ -272,15 +272,22 @@ impl Backend for CudaBackend {
         self.start(|| self.run_attention(step, layer, heads, qkv, cache, out));
     }
 
-    fn linear_add(&self, step: &mut Step, a: &Buffer, w: &Linear, x: &mut Buffer) {
-        self.start(|| self.run_linear_add(step, a, w, x));
+    fn linear_add(
+        &self,
+        step: &mut Step,
+        a: &Buffer,
+        w: &Linear,
+        norm: Option<&Norm<Vector>>,
+        x: &mut Buffer,
+    ) {
+        self.start(|| self.run_linear_add(step, a, w, norm, x));
     }
 
     fn activated_linear(
         &self,
         step: &mut Step,
         x: &mut Buffer,
-        norm: &Norm<Vector>,
+        norm: Option<&Norm<Vector>>,
         w: &Linear,
         activation: Activation,
         out: &mut Buffer,
@@ -298,6 +305,13 @@ impl Backend for CudaBackend {
         out: &mut Buffer,
     ) {
         self.start(|| self.run_logits(step, rows, x, norm, w, out));
+    }
+
+    fn cap_logits(&self, _: &mut Step, cap: f32, rows: usize, logits: &mut Buffer) {
+        self.start(|| {
+            let numbers = rows * logits.stride;
+            ops::logits_cap(self.device(), logits.logits_mut()?.slice_mut(0..numbers), cap)
+        });
     }
 
     fn draw(&self, step: &mut Step, logits: &mut Buffer, draws: &[Draw]) -> Result<Drawing, Error> {

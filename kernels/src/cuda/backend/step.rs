@@ -65,8 +65,9 @@ pub(super) struct Rows {
     plans: Vec<Planned>,
 }
 
-/// A plan, and where its lists lie.
+/// A plan, for layers of which window, and where its lists lie.
 struct Planned {
+    window: Option<usize>,
     plan: AttentionPlan,
     capacity: AttentionCapacity,
     words: Part,
@@ -121,6 +122,12 @@ impl Step {
     }
 }
 
+/// The windows that layers have.
+fn windows(limits: &StepLimits) -> impl Iterator<Item = Option<usize>> {
+    let local = limits.local.map(Some).filter(|&local| local != limits.heads.window);
+    [limits.heads.window].into_iter().chain(local)
+}
+
 /// Numbers that the sums of a part take, of the smallest tile.
 fn part(heads: Heads) -> usize {
     TILE_ROWS * heads.kv_heads.max(1) * (heads.dim + 2)
@@ -148,18 +155,19 @@ impl Rows {
         let StepLimits { rows, sequences, blocks, heads, .. } = *limits;
         let tiles = (rows * heads.heads).div_ceil(heads.kv_heads.max(1) * TILE_ROWS) + sequences;
         let words = sequences * (SEQUENCE_WORDS + blocks) + ITEM_WORDS * (tiles + PLANS * parts(heads));
+        let windows = windows(limits).count();
         // A fixed layout has room for more than there is.
         let most = rows.min(graphs::MOST_ROWS);
         let fixed = (SEQUENCE_WORDS + ITEM_WORDS) * most + ITEM_WORDS * more_parts(heads, &**device);
-        let bytes = rows * (4 + 4 + 8) + 4 * (words + fixed + PLANS);
+        let bytes = rows * (4 + 4 + 8) + windows * 4 * (words + fixed + PLANS);
         Ok(Self {
             count: 0,
             fixed: false,
-            staging: Staging::new(device, bytes, 3 + PLANS)?,
+            staging: Staging::new(device, bytes, 3 + windows * PLANS)?,
             tokens: Part::default(),
             positions: Part::default(),
             slots: Part::default(),
-            plans: Vec::with_capacity(PLANS),
+            plans: Vec::with_capacity(windows * PLANS),
         })
     }
 
@@ -196,11 +204,16 @@ impl Rows {
         self.tokens = self.staging.put(&tokens)?;
         self.positions = self.staging.put(&positions)?;
         self.slots = self.staging.put(&slots)?;
-        self.plan(device, batch.sequences.iter().partition(|sequence| decodes(sequence)), step, limits)?;
+        self.plans.clear();
+        for window in windows(step) {
+            let sequences = batch.sequences.iter().partition(|sequence| decodes(sequence));
+            let step = StepLimits { heads: Heads { window, ..step.heads }, ..*step };
+            self.plan(device, sequences, &step, limits)?;
+        }
         self.staging.upload()
     }
 
-    /// Sequences that decode are planned apart from those with many new tokens.
+    /// For layers of one window. Sequences that decode are planned apart from those with many new tokens.
     fn plan(
         &mut self,
         device: &dyn Device,
@@ -217,10 +230,9 @@ impl Rows {
             page_tokens: BLOCK_TOKENS,
             e4m3: false,
             window: heads.window,
-            softcap: None,
+            softcap: heads.softcap,
             scale: heads.scale,
         };
-        self.plans.clear();
         for planned in [decodes, others].iter().filter(|planned| !planned.is_empty()) {
             let tables: Vec<Vec<u32>> = planned
                 .iter()
@@ -248,7 +260,7 @@ impl Rows {
                 };
             }
             let words = self.staging.put(&plan.words(&capacity)?)?;
-            self.plans.push(Planned { plan, capacity, words });
+            self.plans.push(Planned { window: heads.window, plan, capacity, words });
         }
         Ok(())
     }
@@ -281,9 +293,9 @@ impl Rows {
         self.staging.view(&self.slots)
     }
 
-    /// Launches of attention that cover all rows.
-    pub(super) fn plans(&self) -> impl Iterator<Item = PlannedView<'_>> {
-        self.plans.iter().map(|planned| {
+    /// Launches of attention that cover all rows, in layers of such a window.
+    pub(super) fn plans(&self, window: Option<usize>) -> impl Iterator<Item = PlannedView<'_>> {
+        self.plans.iter().filter(move |planned| planned.window == window).map(|planned| {
             PlannedView::new(&planned.plan, &planned.capacity, self.staging.view(&planned.words))
         })
     }

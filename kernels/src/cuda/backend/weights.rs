@@ -41,6 +41,7 @@ pub struct Vector(pub(super) Memory<bf16>);
 pub struct Rotation {
     pub(super) frequencies: Memory<f32>,
     pub(super) pairing: RopePairing,
+    pub(super) magnitude: f32,
 }
 
 /// Embedding tables, which may be output matrices too: the file's bytes, and where they went.
@@ -179,6 +180,11 @@ impl Vector {
 
 impl Rotation {
     pub(super) fn new(device: &Arc<dyn Device>, rope: &Rope) -> Result<Self, Error> {
-        Ok(Self { frequencies: Memory::from_slice(device, &rope.frequencies)?, pairing: rope.pairing })
+        let Rope { frequencies, pairing, magnitude } = rope;
+        Ok(Self {
+            frequencies: Memory::from_slice(device, frequencies)?,
+            pairing: *pairing,
+            magnitude: *magnitude,
+        })
     }
 }

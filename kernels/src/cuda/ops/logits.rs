@@ -1,7 +1,7 @@
-//! Penalties, bias and bans, and log-probabilities.
+//! Penalties, bias and bans, a soft cap, and log-probabilities.
 
 use super::{
-    int, require, require_len,
+    int, require, require_aligned, require_len,
     sample::{check_logits, selection_bytes},
 };
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
 
 const EDIT: &str = "logits_edit";
 const RESTORE: &str = "logits_restore";
+const CAP: &str = "logits_cap";
 const LOGPROBS: &str = "logprobs";
 const THREADS: usize = 128;
 /// Most alternatives of an entry.
@@ -174,6 +175,28 @@ pub fn logits_restore(device: &dyn Device, op: &RestoreLogits<'_>) -> Result<(),
         ],
     };
     // SAFETY: as for the edit.
+    unsafe { device.launch(&launch) }
+}
+
+/// `logit = cap · tanh(logit / cap)` of a multiple of 4 logits.
+pub fn logits_cap(device: &dyn Device, logits: ViewMut<'_, f32>, cap: f32) -> Result<(), Error> {
+    let n = logits.len() / 4;
+    require(CAP, logits.len().is_multiple_of(4), || {
+        format!("{} logits: expected whole fours", logits.len())
+    })?;
+    require(CAP, cap.is_finite() && cap > 0.0, || format!("a cap of {cap}"))?;
+    require_aligned(CAP, &[("logits", logits.address())])?;
+    if n == 0 {
+        return Ok(());
+    }
+    let launch = Launch {
+        kernel: "logits_cap",
+        grid: [int(CAP, "logits", n)?.unsigned_abs().div_ceil(THREADS as u32), 1, 1],
+        block: [THREADS as u32, 1, 1],
+        shared: 0,
+        arguments: &[(&logits).into(), (n as u64).into(), cap.into()],
+    };
+    // SAFETY: so many logits are there.
     unsafe { device.launch(&launch) }
 }
 

@@ -30,11 +30,11 @@ pub use gemm::{Factors, Gemm, GemmOutput, gemm};
 pub use gemm_packed::{PackedGemm, gemm_packed};
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use logits::{
-    Asked, Edit, EditLogits, Logprobs, MAX_ALTERNATIVES, PenaltyRow, RestoreLogits, logits_edit,
+    Asked, Edit, EditLogits, Logprobs, MAX_ALTERNATIVES, PenaltyRow, RestoreLogits, logits_cap, logits_edit,
     logits_restore, logprobs,
 };
 pub use qkv::{HeadNorms, KvCache, KvNumbers, QkvStore, Queries, qkv_store};
-pub use rms_norm::{RmsNorm, rms_norm};
+pub use rms_norm::{RmsNorm, RmsNormWithin, rms_norm, rms_norm_within};
 pub use sample::{DrawRow, Sample, sample};
 pub use skinny::{DeviceWeights, Skinny, SkinnyOut, SkinnyScratch, SkinnyWeights, skinny};
 

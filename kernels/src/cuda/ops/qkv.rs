@@ -28,6 +28,8 @@ pub struct QkvStore<'a> {
     pub frequencies: View<'a, f32>,
     /// Which dimensions turn together.
     pub pairing: RopePairing,
+    /// Multiplies what turns.
+    pub magnitude: f32,
     /// Query heads.
     pub heads: usize,
     /// Key/value heads.
@@ -138,6 +140,7 @@ pub fn qkv_store(device: &dyn Device, op: &QkvStore<'_>) -> Result<(), Error> {
             op.norms.map_or(0.0, |norms| norms.epsilon).into(),
             k_scale.into(),
             v_scale.into(),
+            op.magnitude.into(),
         ],
     };
     // SAFETY: the views are as long as the kernel reads and writes, as checked above; it checks the slots itself.
