@@ -74,16 +74,6 @@ pub(super) fn describe(directory: &Directory) -> Result<Description, Error> {
     let config: Config = serde_json::from_value(renamed(directory.config.clone(), family))
         .map_err(|e| Error::malformed(&file, "configuration", e.to_string()))?;
     config.check(&file)?;
-    let activation = match config.hidden_act.as_deref() {
-        None => family.activation,
-        Some("silu" | "swish") => Activation::Silu,
-        Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast") => Activation::GeluTanh,
-        Some("gelu") => Activation::GeluErf,
-        Some(other) => {
-            let problem = format!("{other}; supported: silu, gelu, gelu_pytorch_tanh");
-            return Err(Error::unsupported(&file, "key hidden_act", problem));
-        }
-    };
     let heads = config.num_attention_heads;
     let sizes = Sizes {
         layers: config.num_hidden_layers,
@@ -113,15 +103,9 @@ pub(super) fn describe(directory: &Directory) -> Result<Description, Error> {
     let (parameters, usual) = config.rope(family, &file, sizes.head_dim, false);
     let sizes = Sizes { context: parameters.context(&usual)?, ..sizes };
     sizes.check(&file)?;
-    let positive = |value: Option<f64>, key: &str| match value {
-        Some(value) if !(value.is_finite() && value > 0.0) => {
-            Err(Error::malformed(&file, format!("key {key}"), format!("{value}; expected a number above 0")))
-        }
-        value => Ok(value.map(|value| value as f32)),
-    };
     let mut heads = sizes.heads(&windows);
-    heads.softcap = positive(config.attn_logit_softcapping, "attn_logit_softcapping")?;
-    if let Some(scalar) = positive(config.query_pre_attn_scalar, "query_pre_attn_scalar")? {
+    heads.softcap = positive(config.attn_logit_softcapping, "attn_logit_softcapping", &file)?;
+    if let Some(scalar) = positive(config.query_pre_attn_scalar, "query_pre_attn_scalar", &file)? {
         heads.scale = scalar.powf(-0.5);
     }
     Ok(Description {
@@ -139,15 +123,25 @@ pub(super) fn describe(directory: &Directory) -> Result<Description, Error> {
         gain_offset: if family.gemma { 1.0 } else { 0.0 },
         joint_norms: family.joint_norms,
         embedding_scale: if family.gemma { (sizes.width as f32).sqrt() } else { 1.0 },
-        softcap: positive(config.final_logit_softcapping, "final_logit_softcapping")?,
+        softcap: positive(config.final_logit_softcapping, "final_logit_softcapping", &file)?,
         rope: rope(false)?,
-        activation,
+        activation: config.activation(family, &file)?,
         qkv_bias: bias(family.qkv_bias),
         output_bias: bias(family.bias),
         mlp_bias: if family.bias == Bias::Always { bias(family.bias) } else { Bias::Never },
         tied: config.tie_word_embeddings || !directory.weights.contains(family.hf_names.output),
         names: family.hf_names,
     })
+}
+
+/// A number above 0, if there is one.
+fn positive(value: Option<f64>, key: &str, file: &Path) -> Result<Option<f32>, Error> {
+    match value.map(|value| value as f32) {
+        Some(value) if !(value.is_finite() && value > 0.0) => {
+            Err(Error::malformed(file, format!("key {key}"), format!("{value}; expected a number above 0")))
+        }
+        value => Ok(value),
+    }
 }
 
 /// Leaves of a model that reads more than text what reads text.
@@ -181,6 +175,19 @@ fn renamed(mut config: Value, family: &Family) -> Value {
 // === impl Config ===
 
 impl Config {
+    fn activation(&self, family: &Family, file: &Path) -> Result<Activation, Error> {
+        match self.hidden_act.as_deref() {
+            None => Ok(family.activation),
+            Some("silu" | "swish") => Ok(Activation::Silu),
+            Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast") => Ok(Activation::GeluTanh),
+            Some("gelu") => Ok(Activation::GeluErf),
+            Some(other) => {
+                let problem = format!("{other}; supported: silu, gelu, gelu_pytorch_tanh");
+                Err(Error::unsupported(file, "key hidden_act", problem))
+            }
+        }
+    }
+
     /// The window, and the layers that have it.
     fn windows(&self, family: &Family, file: &Path) -> Result<Windows, Error> {
         let window = self.sliding_window.filter(|_| self.use_sliding_window != Some(false));
