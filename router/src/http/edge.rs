@@ -123,6 +123,7 @@ pub(crate) async fn serve(routes: Router, request: Request) -> Result<Response, 
             said.filter(|(name, _)| *name == header::ALLOW || name.as_str().starts_with("x-ratelimit-"));
         rendered.headers_mut().extend(kept.map(|(name, value)| (name.clone(), value.clone())));
         response = rendered;
+        exchange.fail(error);
     }
     finish_headers(response.headers_mut(), &exchange, origin);
     if response.extensions().get::<Streamed>().is_none() {
