@@ -5,6 +5,7 @@
 //! backend.rs   the coarse, fused operations that the decoder is written against
 //! peers.rs     tensor-parallel groups: what ranks tell each other
 //! draw.rs      what a draw can ask for besides the filters
+//! drawing.rs   draws that a device may still be at
 //! cpu/         the CPU backend: quantized weights computed on directly, SIMD chosen at run time
 //! cuda/        launching the kernels of kernels/cuda on a GPU
 //! ```
@@ -17,12 +18,14 @@ mod backend;
 pub mod cpu;
 pub mod cuda;
 mod draw;
+mod drawing;
 mod error;
 mod peers;
 mod tensor;
 
 pub use backend::*;
 pub use draw::{History, Mirostat, Penalties, Seen};
+pub use drawing::{Drawing, Waiter};
 pub use error::Error;
 pub use peers::Peers;
 pub use tensor::{DType, Tensor};
