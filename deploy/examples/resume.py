@@ -81,7 +81,9 @@ def events(routers, path, body):
 if __name__ == "__main__":
     *addresses, question = sys.argv[1:]
     try:
-        ask = {"model": model(addresses), "messages": [{"role": "user", "content": question}], "stream": True}
+        turn = {"role": "user", "content": question}
+        # At temperature 0 two runs say the same, whatever becomes of their routers.
+        ask = {"model": model(addresses), "messages": [turn], "stream": True, "temperature": 0}
         for chunk in events(addresses, "/v1/chat/completions", ask):
             for choice in chunk["choices"]:
                 print(choice["delta"].get("content", ""), end="", flush=True)
