@@ -50,7 +50,7 @@ def whole(chunks):
 def script(*routers):
     """The example, as a user runs it."""
     command = [sys.executable, SCRIPT, *routers, QUESTION]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def said(process, before=b""):

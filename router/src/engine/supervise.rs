@@ -107,7 +107,7 @@ impl<S: Sink> Links<S> {
         }
         self.cluster.add(link.clone());
         let error = link.read(inbound, batches, || self.cluster.models_changed()).await;
-        self.cluster.remove(link);
+        self.cluster.remove(link, !self.shutdown.is_cancelled());
         error
     }
 }
