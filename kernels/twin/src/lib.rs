@@ -52,6 +52,7 @@ pub enum Order {
 pub struct Twin {
     properties: Properties,
     recording: Mutex<Option<Vec<Recorded>>>,
+    makes_graphs: bool,
     stream: Arc<Stream>,
     memory: Mutex<Room>,
 }
@@ -174,6 +175,7 @@ impl Twin {
         Self {
             properties,
             recording: Mutex::default(),
+            makes_graphs: true,
             stream: Arc::new(Stream {
                 schedule,
                 queue: Mutex::default(),
@@ -212,6 +214,11 @@ impl Twin {
     /// Graphs that were launched.
     pub fn graphs(&self) -> usize {
         lock(&self.stream.queue).graphs
+    }
+
+    /// Which fails to make a graph of what it has recorded.
+    pub fn without_graphs(self) -> Self {
+        Self { makes_graphs: false, ..self }
     }
 
     /// With so many bytes of memory, to see what happens when it is full.
@@ -556,6 +563,9 @@ impl Device for Twin {
         let worked = work();
         let recorded = set(None).unwrap_or_default();
         worked?;
+        if !self.makes_graphs {
+            return Err(Error::Memory { bytes: recorded.len(), what: "graphs" });
+        }
         Ok(Box::new(TwinGraph { stream: self.stream.clone(), recorded }))
     }
 
