@@ -13,7 +13,7 @@ use volley_proto::v1::{
 use volley_twin::{Schedule, Twin};
 
 use super::{
-    driver::{Driver, Request, next},
+    driver::{Driver, Request, first_step, next},
     exactness::{alone, continues_from_a_copy, request},
     guided,
 };
@@ -272,22 +272,6 @@ fn embeddings_of_a_deterministic_gpu_depend_on_their_prompt_alone() {
         assert!(together.embedding.len() == 64 && together.embedding.iter().any(|x| *x != 0.0));
     }
     gpu.stop();
-}
-
-/// A sequence of three tokens, and its first step.
-fn first_step() -> StepPlan {
-    StepPlan {
-        step_id: 1,
-        admit: vec![NewSequence {
-            kind: Kind::Generate.into(),
-            tokens: vec![1, 2, 3],
-            prompt_tokens: 3,
-            ..Default::default()
-        }],
-        append: vec![BlockAppend { slot: 0, group: 0, blocks: vec![0] }],
-        run: vec![SlotRun { slot: 0, tokens: 3, drafts: 0 }],
-        ..Default::default()
-    }
 }
 
 #[test]
