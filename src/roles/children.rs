@@ -28,6 +28,12 @@ pub(super) struct Child {
     gpu_memory_fraction: f64,
 }
 
+/// What is to be loaded.
+pub(super) struct Models {
+    pub(super) model: Model,
+    pub(super) draft: Option<std::path::PathBuf>,
+}
+
 /// The worker processes; none: a worker in this process.
 pub(super) fn share(args: &ServeArgs, machine: Machine) -> Vec<Child> {
     let (engine, Machine { gpus, cores, memory }) = (&args.engine, machine);
@@ -58,12 +64,6 @@ pub(super) fn share(args: &ServeArgs, machine: Machine) -> Vec<Child> {
         Child { device, threads, kv_cache_gb, gpu_memory_fraction: engine.gpu_memory_fraction / beside }
     };
     (0..count).map(child).collect()
-}
-
-/// What is to be loaded.
-pub(super) struct Models {
-    pub(super) model: Model,
-    pub(super) draft: Option<std::path::PathBuf>,
 }
 
 // === impl Child ===
@@ -113,6 +113,9 @@ impl Child {
         if_given("--otlp-endpoint", telemetry.otlp_endpoint.clone());
         if let Some(home) = &engine.home {
             flag("--home", home);
+        }
+        if engine.no_cuda_graphs {
+            command.push("--no-cuda-graphs".into());
         }
         if engine.deterministic {
             command.push("--deterministic".into());
@@ -182,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_childs_command_line_is_understood() {
-        let flags = "--workers 4 --kv-cache-gb 2 --threads 3 --home /h --pooling last --deterministic --step-limit 9 \
+        let flags = "--workers 4 --kv-cache-gb 2 --threads 3 --home /h --pooling last --deterministic --no-cuda-graphs --step-limit 9 \
                      --tensor-parallel 1";
         let (args, telemetry) = serve(flags);
         let model = Model { path: "/m.gguf".into(), name: "m".into(), weights_hash: None };
@@ -197,6 +200,7 @@ mod tests {
         assert_eq!(engine.draft_model.as_deref(), Some("/d.gguf"));
         assert_eq!((engine.home, engine.device), (Some("/h".into()), Device::Cuda(Some(1))));
         assert_eq!((engine.gpu_memory_fraction, engine.deterministic), (0.45, true));
+        assert!(engine.no_cuda_graphs);
         // What was left to defaults is left to the child's, which follow from its device.
         assert_eq!((engine.step_limit, engine.max_batch_tokens, engine.max_sequences), (Some(9), None, None));
     }
