@@ -181,6 +181,8 @@ impl Rows {
     ) -> Result<(), Error> {
         let (rows, group) = (batch.tokens.len(), step.heads.heads / step.heads.kv_heads.max(1));
         let decodes = |sequence: &Sequence| sequence.rows == 1 || sequence.rows * group <= TILE_ROWS;
+        // Where there are two plans, the second has no fixed place: it is behind the block tables of the first.
+        let graphs = graphs && windows(step).count() == 1;
         self.fixed = graphs && rows <= graphs::MOST_ROWS && batch.sequences.iter().all(decodes);
         self.count = if self.fixed { graphs::size(rows).min(step.rows) } else { rows };
         self.staging.clear()?;
