@@ -2,8 +2,8 @@
 //! start it (`tests/e2e/test_twin.py`).
 //!
 //! `twin --etcd URL --model FOLDER [--deterministic true] [--step-limit SECONDS] [--schedule 0…7] [--max-sequences N]
-//! [--paper true]`; at SIGUSR1 its device hangs, at SIGUSR2 it breaks down. On paper it runs no kernel, and what it says
-//! is nonsense: that is to measure the host (`tests/bench/host`).
+//! [--paper MILLISECONDS]`; at SIGUSR1 its device hangs, at SIGUSR2 it breaks down. On paper a step takes so long, runs no
+//! kernel, and what it says is nonsense: that is to measure the host (`tests/bench/host`).
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -30,7 +30,11 @@ async fn main() -> ExitCode {
     let number = |name: &str| options.get(name).map(|text| text.parse::<u64>().unwrap());
 
     let twin = Twin::new(Schedule::ALL[number("--schedule").unwrap_or(0) as usize]);
-    let twin = Arc::new(if options.contains_key("--paper") { twin.on_paper() } else { twin });
+    let twin = match number("--paper") {
+        Some(step) => twin.on_paper(Duration::from_millis(step)),
+        None => twin,
+    };
+    let twin = Arc::new(twin);
     let max_sequences = number("--max-sequences").unwrap_or(16) as u32;
     let deterministic = options.contains_key("--deterministic");
     let gpu =

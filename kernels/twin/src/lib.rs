@@ -53,7 +53,7 @@ pub struct Twin {
     properties: Properties,
     recording: Mutex<Option<Vec<Recorded>>>,
     makes_graphs: bool,
-    on_paper: bool,
+    on_paper: Option<Duration>,
     stream: Arc<Stream>,
     memory: Mutex<Room>,
 }
@@ -109,6 +109,8 @@ struct Download {
     to: Address,
     from: Address,
     bytes: usize,
+    /// How long it takes.
+    step: Duration,
     done: Once,
 }
 
@@ -177,7 +179,7 @@ impl Twin {
             properties,
             recording: Mutex::default(),
             makes_graphs: true,
-            on_paper: false,
+            on_paper: None,
             stream: Arc::new(Stream {
                 schedule,
                 queue: Mutex::default(),
@@ -223,9 +225,10 @@ impl Twin {
         Self { makes_graphs: false, ..self }
     }
 
-    /// Which takes no time for kernels, since it runs none: what is left is what the host does. Its memory is all 0.
-    pub fn on_paper(self) -> Self {
-        Self { on_paper: true, ..self }
+    /// Which runs no kernel, and is done with all it has when a thread has slept for so long: what is left is what the
+    /// host does. Its memory is all 0.
+    pub fn on_paper(self, step: Duration) -> Self {
+        Self { on_paper: Some(step), ..self }
     }
 
     /// With so many bytes of memory, to see what happens when it is full.
@@ -260,7 +263,7 @@ impl Twin {
             recording.push(what);
             return Ok(());
         }
-        if self.on_paper && matches!(what, Recorded::Launch(_)) {
+        if self.on_paper.is_some() && matches!(what, Recorded::Launch(_)) {
             return Ok(());
         }
         // SAFETY: the caller's promise.
@@ -458,7 +461,7 @@ impl Device for Twin {
         if address.is_null() {
             return Err(full);
         }
-        if self.on_paper {
+        if self.on_paper.is_some() {
             // SAFETY: so many bytes were allocated.
             unsafe { address.cast::<u8>().write_bytes(0, bytes) };
         }
@@ -508,8 +511,9 @@ impl Device for Twin {
 
     unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<Arc<dyn Event>, Error> {
         self.stream.works()?;
+        let step = self.on_paper.unwrap_or_default();
         let to_address = Address(to.as_mut_ptr() as u64);
-        let download = Arc::new(Download { to: to_address, from, bytes: to.len(), done: Once::new() });
+        let download = Arc::new(Download { to: to_address, from, bytes: to.len(), step, done: Once::new() });
         lock(&self.stream.queue).downloads.push(download.clone());
         if self.stream.schedule.early {
             self.stream.finish()?;
@@ -580,7 +584,7 @@ impl Device for Twin {
         if !self.makes_graphs {
             return Err(Error::Memory { bytes: recorded.len(), what: "graphs" });
         }
-        let recorded = if self.on_paper { Vec::new() } else { recorded };
+        let recorded = if self.on_paper.is_some() { Vec::new() } else { recorded };
         Ok(Box::new(TwinGraph { stream: self.stream.clone(), recorded }))
     }
 
@@ -632,6 +636,7 @@ impl Download {
     fn run(&self) {
         // SAFETY: both places exist until somebody has waited for this, or for all work.
         self.done.call_once(|| unsafe {
+            std::thread::sleep(self.step);
             std::ptr::copy_nonoverlapping(self.from.0 as *const u8, self.to.0 as *mut u8, self.bytes);
         });
     }

@@ -296,7 +296,9 @@ fn steps_that_decode_find_room_in_their_graphs_whatever_their_lengths() {
         testing::families().into_iter().zip([true, false].into_iter().cycle())
     {
         model.description.context = 8192;
-        let twin = Arc::new(Twin::with_arch(Schedule::ALL[0], [80, 90][below(2)]).on_paper());
+        let twin = Arc::new(
+            Twin::with_arch(Schedule::ALL[0], [80, 90][below(2)]).on_paper(std::time::Duration::ZERO),
+        );
         let backend = testing::cuda(twin.clone(), deterministic);
         let mut gpu = testing::decoder(backend, &model, Capacity { rows: 96, sequences: 64 }, 600);
         let most = (16 * model.description.heads.kv_heads / model.description.heads.heads).clamp(1, 3);
