@@ -1,9 +1,10 @@
 //! From GGUF's blocks.
 
-use super::{PackedFormat, PackedWeights, invalid, threads};
+use super::{PackedFormat, PackedWeights, invalid};
 use crate::{
     DType, Error, Tensor,
     cpu::formats::{self, BLOCK, Scales},
+    threads,
 };
 
 impl PackedWeights {
@@ -20,8 +21,8 @@ impl PackedWeights {
             if tensor.cols != cols {
                 return Err(invalid(format!("{} has {} inputs, not {cols}", tensor.name, tensor.cols)));
             }
-            if matches!(tensor.dtype, DType::F32 | DType::F16 | DType::BF16) {
-                let problem = format!("{:?} is not quantized", tensor.dtype);
+            if tensor.is_plain() || tensor.scales.is_some() {
+                let problem = format!("{:?} has no blocks", tensor.dtype);
                 return Err(Error::Tensor { name: tensor.name.clone(), problem });
             }
         }
@@ -41,12 +42,15 @@ impl PackedWeights {
             });
             rest = after;
         }
-        let code = |row: usize, col: usize| blocks[row * groups + col / BLOCK].codes[col % BLOCK];
+        let codes = |row: usize, out: &mut [u8]| {
+            let blocks = &blocks[row * groups..][..groups];
+            out.as_chunks_mut::<BLOCK>().0.iter_mut().zip(blocks).for_each(|(out, block)| *out = block.codes);
+        };
         let scale = |row: usize, group: usize| {
             let block = &blocks[row * groups + group];
             (block.scale, block.offset)
         };
-        Self::by_group(format, (rows, cols), BLOCK, code, scale)
+        Self::by_group(format, (rows, cols), BLOCK, codes, scale)
     }
 }
 

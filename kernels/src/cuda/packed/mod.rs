@@ -3,7 +3,8 @@
 //! ```text
 //! mod.rs         the order (that of `kernels/cuda/include/skinny.cuh`), packing and unpacking
 //! gguf.rs        from GGUF's Q4_0, Q4_1, Q4_K and Q8_0
-//! checkpoint.rs  from GPTQ's, AWQ's, and plain int8 and fp8 checkpoints
+//! scaled.rs      from codes with scales beside them, as checkpoints have them
+//! checkpoint.rs  from slices of codes and scales
 //! ```
 //!
 //! Packing is done once, on the host, when a model is loaded. Codes are kept as they are; what a format's scales,
@@ -11,16 +12,17 @@
 
 mod checkpoint;
 mod gguf;
+mod scaled;
 #[cfg(test)]
 mod tests;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use half::f16;
 
-use super::threads;
+pub use checkpoint::GptqTensors;
 
-pub use checkpoint::{AwqTensors, GptqTensors};
-
-use crate::Error;
+use crate::{Error, threads};
 
 /// Rows of a tile: the m16 of the matrix instruction.
 const TILE_ROWS: usize = 16;
@@ -98,45 +100,31 @@ impl PackedWeights {
         self.codes.len() / self.rows.div_ceil(TILE_ROWS)
     }
 
-    /// Packs codes (`[rows, cols]`) with a scale per row.
+    /// Packs codes with a scale per row: `codes(row, out)` says a row's.
     pub(super) fn by_row(
         format: PackedFormat,
         cols: usize,
-        codes: &[u8],
         scales: Vec<f32>,
+        codes: impl Fn(usize, &mut [u8]) + Sync,
     ) -> Result<Self, Error> {
         let mut packed = Self::zeros(format, scales.len(), cols, 0)?;
         packed.row_scales = scales;
-        packed.fill(|row, col| codes[row * cols + col]);
+        packed.fill(codes);
         Ok(packed)
     }
 
-    /// Packs codes with a scale and an offset per group of `group` inputs.
+    /// Packs codes with a scale and an offset per group of `group` inputs: `codes(row, out)` says a row's codes,
+    /// `scale(row, group)` these two.
     pub(super) fn by_group(
         format: PackedFormat,
         (rows, cols): (usize, usize),
         group: usize,
-        code: impl Fn(usize, usize) -> u8 + Sync,
-        scale: impl Fn(usize, usize) -> (f32, f32),
+        codes: impl Fn(usize, &mut [u8]) + Sync,
+        scale: impl Fn(usize, usize) -> (f32, f32) + Sync,
     ) -> Result<Self, Error> {
         let mut packed = Self::zeros(format, rows, cols, group)?;
-        let groups = cols.div_ceil(group);
-        for row in 0..rows {
-            let pairs: Vec<(f32, f32)> = (0..groups).map(|group| scale(row, group)).collect();
-            let largest = pairs.iter().fold(0.0f32, |most, (s, o)| most.max(s.abs()).max(o.abs()));
-            if !largest.is_finite() {
-                return Err(invalid(format!("row {row} has a scale that is no number")));
-            }
-            // A power of two, so that scales that f16 holds exactly stay exact.
-            let exponent = if largest > 0.0 { largest.log2().floor() as i32 - SCALE_EXPONENT } else { 0 };
-            packed.row_scales[row] = (exponent as f32).exp2();
-            for (group, (s, o)) in pairs.into_iter().enumerate() {
-                let half = |x: f32| u32::from(f16::from_f32(x * (-exponent as f32).exp2()).to_bits());
-                let at = packed.scale_place(row, group);
-                packed.group_scales[at] = half(s) | half(o) << 16;
-            }
-        }
-        packed.fill(code);
+        packed.fill_scales(scale)?;
+        packed.fill(codes);
         Ok(packed)
     }
 
@@ -149,7 +137,7 @@ impl PackedWeights {
             return Err(invalid(format!("groups of {group} inputs: only 32, 64, 128 … can be packed")));
         }
         let (tiles, steps) = (rows.div_ceil(TILE_ROWS), cols.div_ceil(STEP));
-        let units = if format.grouped() { (steps * STEP).div_ceil(group).div_ceil(2) } else { 0 };
+        let units = if format.grouped() { units(cols, group) } else { 0 };
         Ok(Self {
             format,
             rows,
@@ -162,23 +150,47 @@ impl PackedWeights {
     }
 
     /// On several threads, each a tile of rows at a time.
-    fn fill(&mut self, code: impl Fn(usize, usize) -> u8 + Sync) {
+    fn fill(&mut self, codes: impl Fn(usize, &mut [u8]) + Sync) {
         let Self { format, rows, cols, .. } = *self;
         let tile = self.tile_bytes();
-        threads::share(self.codes.chunks_mut(tile).enumerate(), |(tile, codes)| {
-            let first = tile * TILE_ROWS;
+        threads::share(self.codes.chunks_mut(tile).enumerate(), |(tile, out)| {
+            let (first, mut of_row) = (tile * TILE_ROWS, vec![0; cols]);
             for row in first..rows.min(first + TILE_ROWS) {
-                for col in 0..cols {
-                    let place = place(format, cols, row - first, col);
-                    codes[place.byte] |= code(row, col) << place.shift;
-                }
+                codes(row, &mut of_row);
+                scatter(format, row - first, &of_row, out);
             }
         });
     }
 
-    fn scale_place(&self, row: usize, group: usize) -> usize {
-        let units = (self.cols.div_ceil(STEP) * STEP).div_ceil(self.group).div_ceil(2);
-        ((row / TILE_ROWS * units + group / 2) * 8 + row % 8) * 4 + group % 2 * 2 + row / 8 % 2
+    /// Likewise.
+    fn fill_scales(&mut self, scale: impl Fn(usize, usize) -> (f32, f32) + Sync) -> Result<(), Error> {
+        let Self { rows, cols, group, .. } = *self;
+        let (groups, units) = (cols.div_ceil(group), units(cols, group));
+        let wrong = AtomicUsize::new(usize::MAX);
+        let tiles = self.group_scales.chunks_mut(units * 32).zip(self.row_scales.chunks_mut(TILE_ROWS));
+        threads::share(tiles.enumerate(), |(tile, (group_scales, row_scales))| {
+            let first = tile * TILE_ROWS;
+            for row in first..rows.min(first + TILE_ROWS) {
+                let pairs: Vec<(f32, f32)> = (0..groups).map(|group| scale(row, group)).collect();
+                let largest = pairs.iter().fold(0.0f32, |most, (s, o)| most.max(s.abs()).max(o.abs()));
+                if !largest.is_finite() || pairs.iter().any(|(s, o)| s.is_nan() || o.is_nan()) {
+                    wrong.fetch_min(row, Ordering::Relaxed);
+                    return;
+                }
+                // A power of two, so that scales that f16 holds exactly stay exact.
+                let exponent = if largest > 0.0 { largest.log2().floor() as i32 - SCALE_EXPONENT } else { 0 };
+                let (up, down) = ((exponent as f32).exp2(), (-exponent as f32).exp2());
+                row_scales[row - first] = up;
+                for (group, (s, o)) in pairs.into_iter().enumerate() {
+                    let half = |x: f32| u32::from(f16::from_f32(x * down).to_bits());
+                    group_scales[scale_place(row - first, units, group)] = half(s) | half(o) << 16;
+                }
+            }
+        });
+        match wrong.into_inner() {
+            usize::MAX => Ok(()),
+            row => Err(invalid(format!("row {row} has a scale that is no number"))),
+        }
     }
 
     /// The weight at (row, col), as the kernels compute it but for rounding.
@@ -187,7 +199,8 @@ impl PackedWeights {
         let byte = self.codes[place.byte];
         let (mut scale, mut offset) = (1.0, 0.0);
         if self.format.grouped() {
-            let pair = self.group_scales[self.scale_place(row, col / self.group)];
+            let at = scale_place(row, units(self.cols, self.group), col / self.group);
+            let pair = self.group_scales[at];
             scale = f16::from_bits(pair as u16).to_f64();
             offset = f16::from_bits((pair >> 16) as u16).to_f64();
         }
@@ -197,6 +210,27 @@ impl PackedWeights {
             PackedFormat::Int8 | PackedFormat::Int8Grouped => f64::from(byte as i8),
         };
         f64::from(self.row_scales[row]) * (scale * code + offset)
+    }
+}
+
+/// Pairs of groups in a row.
+fn units(cols: usize, group: usize) -> usize {
+    (cols.div_ceil(STEP) * STEP).div_ceil(group).div_ceil(2)
+}
+
+fn scale_place(row: usize, units: usize, group: usize) -> usize {
+    ((row / TILE_ROWS * units + group / 2) * 8 + row % 8) * 4 + group % 2 * 2 + row / 8 % 2
+}
+
+/// Puts the codes of a row of a tile where they belong in it, which was zero.
+fn scatter(format: PackedFormat, row: usize, codes: &[u8], tile: &mut [u8]) {
+    // All steps are alike.
+    let places: [Place; STEP] = std::array::from_fn(|col| place(format, STEP, row, col));
+    let steps = tile.chunks_exact_mut(TILE_ROWS * STEP * format.bits() / 8);
+    for (codes, step) in codes.chunks(STEP).zip(steps) {
+        for (code, place) in codes.iter().zip(&places) {
+            step[place.byte] |= code << place.shift;
+        }
     }
 }
 
