@@ -198,11 +198,11 @@ impl Layer<'_> {
         self.words(weights, "qweight", shape)
     }
 
-    /// The numbers of a plain tensor, its rows and columns.
-    fn numbers(self, weights: &Weights, what: &str) -> Result<Option<(Vec<f32>, [usize; 2])>, Error> {
+    /// A plain tensor, if there is one of that name.
+    fn plain<'a>(self, weights: &'a Weights, what: &str) -> Result<Option<&'a Tensor>, Error> {
         match weights.entry(&self.tensor(what)) {
             None => Ok(None),
-            Some(Entry::Tensor(tensor)) => Ok(Some((dequantized(tensor)?, [tensor.rows, tensor.cols]))),
+            Some(Entry::Tensor(tensor)) => Ok(Some(tensor)),
             Some(Entry::Raw(raw)) => {
                 let problem = format!("stored as {}; supported: F32 F16 BF16", raw.dtype);
                 Err(self.unsupported(weights, what, problem))
@@ -216,11 +216,12 @@ impl Layer<'_> {
         let Self { rows, cols, .. } = self;
         let mut found = None;
         for what in ["weight_scale", "weight_scale_inv"] {
-            found = found.or(self.numbers(weights, what)?.map(|numbers| (what, numbers)));
+            found = found.or(self.plain(weights, what)?.map(|tensor| (what, tensor)));
         }
-        let Some((what, (numbers, shape))) = found else {
+        let Some((what, tensor)) = found else {
             return Err(self.malformed(weights, "weight_scale", "is missing"));
         };
+        let (numbers, shape) = (dequantized(tensor)?, [tensor.rows, tensor.cols]);
         let blocks = block.map(|[high, wide]| [rows.div_ceil(high), cols.div_ceil(wide)]);
         let scales = match shape {
             shape if blocks == Some(shape) => {
@@ -254,25 +255,21 @@ impl Layer<'_> {
         let four_bits = weights
             .raw(&self.tensor("weight_packed"))
             .is_some_and(|codes| codes.shape.last() == Some(&(self.cols / 8)));
-        if raw.dtype == "I8" {
-            // Once they weren't packed.
-            let zeros = self.shaped(weights, what, raw, [rows, groups], 1)?;
-            return match four_bits {
-                true => Ok(Some(zeros.iter().map(|zero| zero.wrapping_add(8) & 15).collect())),
-                false if zeros.iter().all(|&zero| zero == 0) => Ok(None),
-                false => Err(self.unsupported(
-                    weights,
-                    what,
-                    "8-bit codes with zero points; supported: 4-bit ones",
-                )),
-            };
-        }
-        if !four_bits {
-            return Err(self.unsupported(
-                weights,
-                what,
-                "8-bit codes with zero points; supported: 4-bit ones",
-            ));
+        // Once they weren't packed.
+        let bytes = match raw.dtype.as_str() {
+            "I8" => Some(self.shaped(weights, what, raw, [rows, groups], 1)?),
+            _ => None,
+        };
+        match bytes {
+            Some(zeros) if four_bits => {
+                return Ok(Some(zeros.iter().map(|zero| zero.wrapping_add(8) & 15).collect()));
+            }
+            Some(zeros) if zeros.iter().all(|&zero| zero == 0) => return Ok(None),
+            None if four_bits => (),
+            _ => {
+                let problem = "8-bit codes with zero points; supported: 4-bit ones";
+                return Err(self.unsupported(weights, what, problem));
+            }
         }
         let packed = self.words(weights, what, [rows.div_ceil(8), groups])?;
         let zero = |i: usize| packed.code(i / groups / 8 * groups + i % groups, i / groups % 8);
@@ -283,9 +280,10 @@ impl Layer<'_> {
     /// word an output is, and `more` is added to zero points.
     fn columns(self, weights: &Weights, place: fn(usize) -> usize, more: u8) -> Result<Scales, Error> {
         let Self { rows, cols, .. } = self;
-        let Some((numbers, [groups, n])) = self.numbers(weights, "scales")? else {
+        let Some(tensor) = self.plain(weights, "scales")? else {
             return Err(self.malformed(weights, "scales", "is missing"));
         };
+        let (numbers, groups, n) = (dequantized(tensor)?, tensor.rows, tensor.cols);
         if n != rows || groups == 0 || !cols.is_multiple_of(groups) || !rows.is_multiple_of(8) {
             let problem =
                 format!("has {groups} × {n} scales; expected groups of {cols} inputs × {rows} outputs");
