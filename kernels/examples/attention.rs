@@ -74,12 +74,12 @@ impl Bench {
         let columns = (HEADS.heads + 2 * HEADS.kv_heads) * HEADS.dim;
         let table = self.backend.table(&random("rows", 2048, columns))?;
         let tokens: Vec<u32> = (0..2048).collect();
-        let mut rows = Batch { tokens: tokens.clone(), sequences: Vec::new() };
+        let mut rows = Batch::new(tokens.clone(), Vec::new());
         self.backend.embed(&mut rows, &table, None, &mut self.qkv);
         for block in (0..4096).step_by(128) {
             let blocks = (block..block + 128).map(BlockId).collect();
             let sequences = vec![Sequence { first_row: 0, rows: 2048, position: 0, blocks }];
-            let mut batch = Batch { tokens: tokens.clone(), sequences };
+            let mut batch = Batch::new(tokens.clone(), sequences);
             for layer in 0..LAYERS {
                 let Self { backend, rope, qkv, cache, .. } = self;
                 backend.rope_and_store(&mut batch, layer, HEADS, Rotary { rope, norms: None }, qkv, cache);
@@ -143,7 +143,7 @@ fn norms(backend: &CpuBackend) -> Result<(), Error> {
     let mut x = backend.buffer(1024, 576, Content::Residual)?;
     let mut out = backend.buffer(1024, 16, Content::Activations)?;
     for rows in [1, 16, 64, 512] {
-        let mut batch = Batch { tokens: (0..rows as u32).collect(), sequences: Vec::new() };
+        let mut batch = Batch::new((0..rows as u32).collect(), Vec::new());
         backend.embed(&mut batch, &table, None, &mut x);
         let time = time(|| backend.norm_linear(&mut batch, &mut x, &norm, &tiny, &mut out));
         println!("norm {rows:4} rows of 576 → 16    {:9.2} µs", time.as_secs_f64() * 1e6);
@@ -155,7 +155,7 @@ fn draws(backend: &CpuBackend) -> Result<(), Error> {
     println!();
     let table = backend.table(&random_logits())?;
     let mut logits = backend.buffer(64, VOCABULARY, Content::Logits)?;
-    let mut batch = Batch { tokens: (0..64).collect(), sequences: Vec::new() };
+    let mut batch = Batch::new((0..64).collect(), Vec::new());
     backend.embed(&mut batch, &table, None, &mut logits);
     let greedy = Draw::default();
     let mut history = History::default();

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::{Error, Mirostat, Peers, Penalties, Tensor};
+use crate::{Drawing, Error, Mirostat, Peers, Penalties, Tensor};
 
 /// Tokens per KV block, on every backend.
 pub const BLOCK_TOKENS: usize = 16;
@@ -23,6 +23,9 @@ pub struct Batch {
     pub tokens: Vec<u32>,
     /// The sequences, in row order: together they cover all rows.
     pub sequences: Vec<Sequence>,
+    /// Rows whose token the step before is still drawing, and the number of the draw; `tokens` may have anything there.
+    /// Only where that step's [`Drawing`] is under way.
+    pub drawn: Vec<(usize, usize)>,
 }
 
 /// The consecutive rows of one sequence.
@@ -266,8 +269,13 @@ pub trait Backend: Send + Sync + 'static {
     /// The device's memory, if it has its own.
     fn memory(&self) -> Result<Option<DeviceMemory>, Error>;
 
-    /// Lays out the rows that the operations from here on are about. The step before it has [`finish`](Self::finish)ed.
+    /// Lays out the rows that the operations from here on are about.
     fn begin(&self, step: &mut Self::Step, batch: Batch);
+    /// Does `pass`, or what it did in a step of the same kind before: it must ask for the same operations on the same
+    /// buffers in every step, whatever the rows.
+    fn pass(&self, step: &mut Self::Step, pass: &mut dyn FnMut(&mut Self::Step)) {
+        pass(step);
+    }
     /// `x[row] = table[tokens[row]]`, plus `positions[position of the row]` where positions are learned.
     fn embed(
         &self,
@@ -329,13 +337,15 @@ pub trait Backend: Send + Sync + 'static {
         w: &Self::Linear,
         out: &mut Self::Buffer,
     );
-    /// Draws from row `i` of `logits` as `draws[i]` says, and may leave other logits behind.
+    /// Draws from row `i` of `logits` as `draws[i]` says, and may leave other logits behind. When the [`Drawing`] is done,
+    /// so is all that was asked before; where it is under way, the next step may begin meanwhile, and the one after that
+    /// once it is done.
     fn draw(
         &self,
         step: &mut Self::Step,
         logits: &mut Self::Buffer,
         draws: &[Draw],
-    ) -> Result<Vec<Drawn>, Error>;
+    ) -> Result<Drawing, Error>;
     /// Waits until all that was asked is done.
     fn finish(&self, step: &mut Self::Step) -> Result<(), Error>;
     /// Copies whole blocks, in every layer, one after the other.
@@ -352,6 +362,11 @@ pub trait Backend: Send + Sync + 'static {
 // === impl Batch ===
 
 impl Batch {
+    /// Rows whose tokens are known.
+    pub fn new(tokens: Vec<u32>, sequences: Vec<Sequence>) -> Self {
+        Self { tokens, sequences, drawn: Vec::new() }
+    }
+
     /// The absolute position of each row.
     pub fn positions(&self) -> impl Iterator<Item = usize> {
         self.sequences.iter().flat_map(|sequence| sequence.position..sequence.position + sequence.rows)

@@ -6,6 +6,7 @@
 //! backend.rs   the coarse, fused operations that the decoder is written against
 //! peers.rs     tensor-parallel groups: what ranks tell each other
 //! draw.rs      what a draw can ask for besides the filters
+//! drawing.rs   draws that a device may still be at
 //! cpu/         the CPU backend: quantized weights computed on directly, SIMD chosen at run time
 //! cuda/        launching the kernels of kernels/cuda on a GPU
 //! threads.rs   what several threads of the host do at a start
@@ -19,6 +20,7 @@ mod backend;
 pub mod cpu;
 pub mod cuda;
 mod draw;
+mod drawing;
 mod error;
 mod peers;
 mod scaled;
@@ -27,6 +29,7 @@ pub mod threads;
 
 pub use backend::*;
 pub use draw::{History, Mirostat, Penalties, Seen};
+pub use drawing::{Drawing, Waiter};
 pub use error::Error;
 pub use peers::Peers;
 pub use scaled::Scales;

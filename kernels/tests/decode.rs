@@ -321,7 +321,7 @@ fn a_step_ends_in_draws() -> Result<(), Error> {
     let mut model = Model::cpu(2, Activations::Int8, None)?;
     let rows = model.step(&batch(&[(0, 3, 0)]));
     let draw = Draw { logprobs: Some(1), ..Draw::default() };
-    let drawn = model.backend.draw(&mut model.step, &mut model.logits, &vec![draw; 3])?;
+    let drawn = model.backend.draw(&mut model.step, &mut model.logits, &vec![draw; 3])?.wait()?;
     // `step` gives rows in order; the logits were picked in reverse.
     for (drawn, row) in drawn.iter().zip(rows.iter().rev()) {
         let best = row.iter().copied().fold(f32::MIN, f32::max);

@@ -30,7 +30,8 @@ async fn main() -> ExitCode {
 
     let twin = Arc::new(Twin::new(Schedule::ALL[number("--schedule").unwrap_or(0) as usize]));
     let deterministic = options.contains_key("--deterministic");
-    let gpu = CudaBackend::new(twin.clone(), CudaOptions { deterministic, staging: 1 << 14 });
+    let gpu =
+        CudaBackend::new(twin.clone(), CudaOptions { deterministic, staging: 1 << 14, ..Default::default() });
     let id = format!("twin-{}", std::process::id());
     let config = Config {
         id: id.clone(),

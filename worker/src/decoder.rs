@@ -16,7 +16,7 @@ mod tests;
 use std::ops::Range;
 
 use volley_kernels::{
-    BLOCK_TOKENS, Backend, Batch, BlockId, Content, Draw, Drawn, HeadNorms, Norm, Rotary, StepLimits,
+    BLOCK_TOKENS, Backend, Batch, BlockId, Content, Draw, Drawing, HeadNorms, Norm, Rotary, StepLimits,
     cpu::formats::dequantized,
 };
 
@@ -153,32 +153,46 @@ impl<B: Backend> Decoder<B> {
         let Buffers { x, qkv, attention, hidden, .. } = buffers;
         let heads = model.heads;
         backend.begin(step, batch);
-        backend.embed(step, &self.embedding, self.positions.as_ref(), x);
-        for (index, layer) in self.layers.iter().enumerate() {
-            backend.norm_linear(step, x, &layer.attention_norm, &layer.qkv, qkv);
-            let rotary = Rotary { rope: &*rope, norms: layer.head_norms.as_ref() };
-            backend.rope_and_store(step, index, heads, rotary, qkv, cache);
-            backend.attention(step, index, heads, qkv, cache, attention);
-            backend.linear_add(step, attention, &layer.attention_output, x);
-            backend.activated_linear(step, x, &layer.mlp_norm, &layer.mlp, model.activation, hidden);
-            backend.linear_add(step, hidden, &layer.down, x);
-        }
+        backend.pass(step, &mut |step| {
+            backend.embed(step, &self.embedding, self.positions.as_ref(), x);
+            for (index, layer) in self.layers.iter().enumerate() {
+                backend.norm_linear(step, x, &layer.attention_norm, &layer.qkv, qkv);
+                let rotary = Rotary { rope: &*rope, norms: layer.head_norms.as_ref() };
+                backend.rope_and_store(step, index, heads, rotary, qkv, cache);
+                backend.attention(step, index, heads, qkv, cache, attention);
+                backend.linear_add(step, attention, &layer.attention_output, x);
+                backend.activated_linear(step, x, &layer.mlp_norm, &layer.mlp, model.activation, hidden);
+                backend.linear_add(step, hidden, &layer.down, x);
+            }
+        });
     }
 
-    /// Draws from, or scores, rows of the last forward pass: `draws[i]` belongs to row `rows[i]`.
-    pub(crate) fn draw(&mut self, rows: &[usize], draws: &[Draw]) -> Result<Vec<Drawn>, Error> {
-        let mut drawn = Vec::with_capacity(draws.len());
-        let slice = self.capacity.logits_rows();
+    /// Draws from, or scores, rows of the last forward pass: `draws[i]` belongs to row `rows[i]`. When they are done, so is
+    /// the step.
+    pub(crate) fn draw(&mut self, rows: &[usize], draws: &[Draw]) -> Result<Drawing, Error> {
+        let slice = self.draws_at_once();
+        let (first_rows, rows) = rows.split_at(slice.min(rows.len()));
+        let (first_draws, draws) = draws.split_at(slice.min(draws.len()));
+        let mut drawing = self.draw_slice(first_rows, first_draws)?;
         for (rows, draws) in rows.chunks(slice).zip(draws.chunks(slice)) {
-            self.compute_logits(rows);
-            drawn.extend(self.backend.draw(&mut self.step, &mut self.buffers.logits, draws)?);
+            drawing = drawing.and(self.draw_slice(rows, draws)?);
         }
-        Ok(drawn)
+        Ok(drawing)
+    }
+
+    fn draw_slice(&mut self, rows: &[usize], draws: &[Draw]) -> Result<Drawing, Error> {
+        self.compute_logits(rows);
+        Ok(self.backend.draw(&mut self.step, &mut self.buffers.logits, draws)?)
+    }
+
+    /// Draws whose tokens the next step may take while they are under way.
+    pub(crate) fn draws_at_once(&self) -> usize {
+        self.capacity.logits_rows()
     }
 
     /// What another rank does while the first draws.
     pub(crate) fn join_logits(&mut self, rows: &[usize]) {
-        rows.chunks(self.capacity.logits_rows()).for_each(|rows| self.compute_logits(rows));
+        rows.chunks(self.draws_at_once()).for_each(|rows| self.compute_logits(rows));
     }
 
     /// Waits for the step's end. After an error the device is of no more use.
@@ -226,7 +240,7 @@ impl<B: Backend> Decoder<B> {
 impl<B: Backend> Decoder<B> {
     /// Logits of rows of the last forward pass.
     pub(crate) fn logits(&mut self, rows: &[usize]) -> Vec<f32> {
-        let slice = self.capacity.logits_rows();
+        let slice = self.draws_at_once();
         let mut logits = |rows: &[usize]| {
             self.compute_logits(rows);
             self.backend.read(&self.buffers.logits, rows.len()).unwrap()

@@ -18,7 +18,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use volley_kernels::{self as kernels, Backend, Batch, BlockId, Draw, Drawn};
+use volley_kernels::{self as kernels, Backend, Batch, BlockId, Draw, Drawing};
 
 use crate::{Error, decoder::Decoder};
 
@@ -101,10 +101,20 @@ impl<B: Backend> Group<B> {
         self.first.forward(batch);
     }
 
-    /// As [`Decoder::draw`].
-    pub(crate) fn draw(&mut self, rows: &[usize], draws: &[Draw]) -> Result<Vec<Drawn>, Error> {
+    /// As [`Decoder::draw`], but several ranks end their step first.
+    pub(crate) fn draw(&mut self, rows: &[usize], draws: &[Draw]) -> Result<Drawing, Error> {
+        if self.others.is_empty() {
+            return self.first.draw(rows, draws);
+        }
         self.tell(|| Command::Logits(rows.to_vec()));
-        self.first.draw(rows, draws)
+        let drawn = self.first.draw(rows, draws)?.wait()?;
+        self.finish()?;
+        Ok(Drawing::done(drawn))
+    }
+
+    /// As [`Decoder::draws_at_once`].
+    pub(crate) fn draws_at_once(&self) -> usize {
+        self.first.draws_at_once()
     }
 
     /// As [`Decoder::hidden`]: every rank has the whole residual stream.

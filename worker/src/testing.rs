@@ -105,7 +105,11 @@ pub(crate) fn cpus(ranks: usize, activations: Activations) -> Vec<CpuBackend> {
 
 /// The CUDA backend over a twin of a GPU. Weights go there in many pieces.
 pub(crate) fn cuda(twin: impl Into<Arc<Twin>>, deterministic: bool) -> CudaBackend {
-    CudaBackend::new(twin.into(), CudaOptions { deterministic, staging: 2048 })
+    cuda_with(twin, CudaOptions { deterministic, ..CudaOptions::default() })
+}
+
+pub(crate) fn cuda_with(twin: impl Into<Arc<Twin>>, options: CudaOptions) -> CudaBackend {
+    CudaBackend::new(twin.into(), CudaOptions { staging: 2048, ..options })
 }
 
 /// What stands for NCCL in tests: sums over the twins of a group, in whatever order.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use volley_grammar::{Compiler, Vocabulary};
@@ -25,7 +25,7 @@ use crate::{
     config::{Config, Quantization},
     decoder::Capacity,
     device::{self, Device},
-    engine::{self, DraftModel, Engine, Guides, Job, Limits, Running, WAITING_JOBS, Watch},
+    engine::{self, DraftModel, Engine, Guides, Jobs, Limits, Running, Watch},
     group::Group,
     model::Model,
     plan::Plan,
@@ -46,7 +46,7 @@ pub struct Worker {
     hello: WorkerHello,
     files: Arc<BTreeMap<&'static str, Bytes>>,
     /// What the step thread runs; hides which backend it is.
-    steps: Box<dyn FnOnce(mpsc::Receiver<Job>) -> Result<(), Error> + Send>,
+    steps: Box<dyn FnOnce(Jobs) -> Result<(), Error> + Send>,
     card: ModelCard,
     watch: Watch,
     /// Where steps run, for people, and how long one may take.
@@ -218,7 +218,7 @@ impl Worker {
     /// Serves schedulers until `shutdown`; then ends their connections, and the step thread.
     pub async fn serve(self, incoming: Incoming, shutdown: CancellationToken) -> Result<(), Error> {
         engine::describe();
-        let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
+        let (jobs, waiting) = Jobs::queue();
         let (ended, mut thread) = oneshot::channel::<Result<(), Error>>();
         let steps = self.steps;
         std::thread::Builder::new()

@@ -29,7 +29,7 @@ fn sizes_that_dont_fit_are_named() {
 
     let mut embedding = |columns| {
         let (table, out) = (numbers.view(), out.view_mut());
-        embed(&*device, &Embed { tokens: tokens.view(), table, out, columns, scale: 1.0 })
+        embed(&*device, &Embed { tokens: tokens.view(), drawn: None, table, out, columns, scale: 1.0 })
     };
     assert!(embedding(16).is_ok());
     says(embedding(12), "multiple of 8");
@@ -144,7 +144,7 @@ fn attention_stays_within_its_cache() {
     };
     let plan = |shape: AttentionShape, pages: &[u32]| {
         let sequence = AttentionSequence { first_row: 0, tokens: 1, position: 17, pages };
-        let limits = AttentionLimits { invariant: false, scratch: 0 };
+        let limits = AttentionLimits { invariant: false, scratch: 0, items: usize::MAX };
         AttentionPlan::new(&shape, &[sequence], &limits, device.properties())
     };
     let mut attend = |pages: &[u32], from, q_stride| {

@@ -16,8 +16,8 @@ use super::rope::{Gains, Rotations};
 use super::scratch::{self, Shared};
 use super::{sample, simd};
 use crate::{
-    Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawn, Error, Heads, Norm, Peers, Rope,
-    Rotary, StepLimits, Tensor,
+    Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawing, Error, Heads, Norm, Peers,
+    Rope, Rotary, StepLimits, Tensor,
 };
 
 /// Rows that a task normalizes and quantizes.
@@ -362,9 +362,10 @@ impl Backend for CpuBackend {
         let _ = peers.exchange(count * w.outputs(), product, gather); // the error stays with the group
     }
 
-    fn draw(&self, _: &mut Batch, logits: &mut Buffer, draws: &[Draw]) -> Result<Vec<Drawn>, Error> {
+    fn draw(&self, _: &mut Batch, logits: &mut Buffer, draws: &[Draw]) -> Result<Drawing, Error> {
         self.check()?;
-        Ok(sample::draw(&self.pool, self.isa, logits.rows(draws.len()), logits.cols, draws))
+        let rows = logits.rows(draws.len());
+        Ok(Drawing::done(sample::draw(&self.pool, self.isa, rows, logits.cols, draws)))
     }
 
     fn finish(&self, _: &mut Batch) -> Result<(), Error> {

@@ -231,7 +231,7 @@ mod tests {
     fn batch() -> Batch {
         let blocks = vec![BlockId(2), BlockId(0)];
         let sequence = Sequence { first_row: 0, rows: 11, position: 9, blocks };
-        Batch { tokens: vec![0; 11], sequences: vec![sequence] }
+        Batch::new(vec![0; 11], vec![sequence])
     }
 
     fn rows() -> Vec<f32> {

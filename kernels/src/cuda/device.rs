@@ -1,6 +1,6 @@
 //! What a launcher needs of a device: memory, kernels by name, graphs and timing, in one order of execution.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crate::{DeviceMemory, Error};
 
@@ -160,6 +160,16 @@ pub trait Device: Send + Sync {
     /// this one writes.
     unsafe fn launch_dependent(&self, launch: &Launch<'_>) -> Result<(), Error>;
 
+    /// Starts copying to this machine's memory after the work so far, beside what is started later; the event is its end.
+    ///
+    /// # Safety
+    /// As many bytes from `from` on lie in an allocation, and both places outlive the copy. Nobody reads or writes `to`
+    /// before somebody has waited for the event, or for all work.
+    unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<Arc<dyn Event>, Error>;
+
+    /// The end of the work so far.
+    fn mark(&self) -> Result<Arc<dyn Event>, Error>;
+
     /// Describes a matrix for kernels that copy tiles of it.
     fn tensor_map(&self, tile: &Tile) -> Result<TensorMap, Error>;
 
@@ -173,8 +183,17 @@ pub trait Device: Send + Sync {
     fn time(&self, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<Duration, Error>;
 }
 
+/// A point in a device's work.
+pub trait Event: Send + Sync {
+    /// Waits until the device gets there; errors of the work before it are reported here.
+    fn wait(&self) -> Result<(), Error>;
+
+    /// What is started from here on waits for it.
+    fn hold(&self) -> Result<(), Error>;
+}
+
 /// Work that is launched as one.
-pub trait Graph {
+pub trait Graph: Send {
     /// Starts all of it after the work so far.
     ///
     /// # Safety

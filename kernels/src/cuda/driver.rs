@@ -13,7 +13,7 @@ use std::{
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use super::{
-    device::{Address, Device, ElementType, Graph, Launch, Properties, TensorMap, Tile},
+    device::{Address, Device, ElementType, Event, Graph, Launch, Properties, TensorMap, Tile},
     fatbins::FATBINS,
     faults::{self, failed},
 };
@@ -22,10 +22,11 @@ use crate::{DeviceMemory, Error};
 /// Dynamic shared memory that a kernel may have without asking.
 const SHARED_BY_DEFAULT: usize = 48 << 10;
 
-/// A GPU: one stream of work, and all kernels that were compiled for it.
+/// A GPU: one stream of work, one of copies beside it, and all kernels that were compiled for it.
 pub struct Cuda {
     properties: Properties,
     stream: Arc<CudaStream>,
+    copies: Arc<CudaStream>,
     kernels: HashMap<&'static str, Kernel>,
 }
 
@@ -40,10 +41,23 @@ struct CudaGraph {
     stream: Arc<CudaStream>,
 }
 
+/// An event that a thread sleeps for.
+struct CudaEvent {
+    event: sys::CUevent,
+    /// The stream of work.
+    stream: Arc<CudaStream>,
+}
+
 // SAFETY: driver handles may be used from any thread that has the context bound, as `Cuda::bind` does.
 unsafe impl Send for Cuda {}
 // SAFETY: likewise; the driver serializes calls on one stream.
 unsafe impl Sync for Cuda {}
+// SAFETY: as for `Cuda`; a graph may be launched by one thread at a time, which its owner sees to.
+unsafe impl Send for CudaGraph {}
+// SAFETY: as for `Cuda`.
+unsafe impl Send for CudaEvent {}
+// SAFETY: as for `Cuda`; once recorded, an event is only waited for.
+unsafe impl Sync for CudaEvent {}
 
 // === impl Cuda ===
 
@@ -84,6 +98,7 @@ impl Cuda {
         let properties = properties(&context)?;
         faults::check_architecture(&properties.name, properties.arch)?;
         let stream = context.new_stream().map_err(failed("making a stream"))?;
+        let copies = context.new_stream().map_err(failed("making a stream"))?;
         let mut kernels = HashMap::new();
         for fatbin in FATBINS {
             // SAFETY: the image is a whole fatbin, as the compiler wrote it.
@@ -110,7 +125,7 @@ impl Cuda {
                 properties.name, properties.arch
             )));
         }
-        Ok(Self { properties, stream, kernels })
+        Ok(Self { properties, stream, copies, kernels })
     }
 
     /// Kernels that were compiled for it.
@@ -127,6 +142,20 @@ impl Cuda {
     pub(super) fn bind(&self) -> Result<sys::CUstream, Error> {
         self.stream.context().bind_to_thread().map_err(failed("binding the GPU to a thread"))?;
         Ok(self.stream.cu_stream())
+    }
+
+    /// An event at the end of what a stream has got so far.
+    fn record(&self, stream: &Arc<CudaStream>) -> Result<CudaEvent, Error> {
+        use sys::CUevent_flags::{CU_EVENT_BLOCKING_SYNC, CU_EVENT_DISABLE_TIMING};
+        self.bind()?;
+        let mut event = std::ptr::null_mut();
+        let flags = CU_EVENT_BLOCKING_SYNC as u32 | CU_EVENT_DISABLE_TIMING as u32;
+        // SAFETY: writes the handle.
+        unsafe { sys::cuEventCreate(&raw mut event, flags) }.result().map_err(failed("making an event"))?;
+        let event = CudaEvent { event, stream: self.stream.clone() };
+        // SAFETY: the event was just made, and the stream is of the same context.
+        unsafe { result::event::record(event.event, stream.cu_stream()) }.map_err(failed("an event"))?;
+        Ok(event)
     }
 
     /// Starts a kernel; a `dependent` one perhaps before the end of the one before it.
@@ -305,6 +334,23 @@ impl Device for Cuda {
         unsafe { self.start(launch, dependent) }
     }
 
+    unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<Arc<dyn Event>, Error> {
+        let before = self.record(&self.stream)?;
+        let copies = self.copies.cu_stream();
+        // SAFETY: the event was recorded, and both streams live as long as `self`; the copy is the caller's promise.
+        unsafe {
+            let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+            result::stream::wait_event(copies, before.event, flags)
+                .map_err(failed("copying from the GPU"))?;
+            result::memcpy_dtoh_async(to, from.0, copies).map_err(failed("copying from the GPU"))?;
+        }
+        Ok(Arc::new(self.record(&self.copies)?))
+    }
+
+    fn mark(&self) -> Result<Arc<dyn Event>, Error> {
+        Ok(Arc::new(self.record(&self.stream)?))
+    }
+
     fn tensor_map(&self, tile: &Tile) -> Result<TensorMap, Error> {
         use sys::{
             CUtensorMapDataType_enum as Type, CUtensorMapFloatOOBfill_enum as Fill,
@@ -351,8 +397,11 @@ impl Device for Cuda {
 
     fn synchronize(&self) -> Result<(), Error> {
         let stream = self.bind()?;
-        // SAFETY: the stream lives as long as `self`.
-        unsafe { result::stream::synchronize(stream) }.map_err(failed("work on the GPU"))
+        // SAFETY: both streams live as long as `self`.
+        unsafe {
+            result::stream::synchronize(stream).map_err(failed("work on the GPU"))?;
+            result::stream::synchronize(self.copies.cu_stream()).map_err(failed("copying from the GPU"))
+        }
     }
 
     fn capture(&self, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<Box<dyn Graph>, Error> {
@@ -412,6 +461,33 @@ impl Drop for CudaGraph {
         // SAFETY: nothing else holds the handle.
         if let Err(error) = unsafe { result::graph::exec_destroy(self.executable) } {
             tracing::error!(%error, "a graph could not be destroyed");
+        }
+    }
+}
+
+// === impl CudaEvent ===
+
+impl Event for CudaEvent {
+    fn wait(&self) -> Result<(), Error> {
+        self.stream.context().bind_to_thread().map_err(failed("binding the GPU to a thread"))?;
+        // SAFETY: the handle lives as long as `self`.
+        unsafe { result::event::synchronize(self.event) }.map_err(failed("work on the GPU"))
+    }
+
+    fn hold(&self) -> Result<(), Error> {
+        self.stream.context().bind_to_thread().map_err(failed("binding the GPU to a thread"))?;
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both handles live as long as `self`.
+        unsafe { result::stream::wait_event(self.stream.cu_stream(), self.event, flags) }
+            .map_err(failed("waiting for a copy"))
+    }
+}
+
+impl Drop for CudaEvent {
+    fn drop(&mut self) {
+        // SAFETY: nothing else holds the handle; the driver keeps what is still waited for.
+        if let Err(error) = unsafe { result::event::destroy(self.event) } {
+            tracing::error!(%error, "an event could not be destroyed");
         }
     }
 }

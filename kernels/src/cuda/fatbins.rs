@@ -97,7 +97,7 @@ pub static FATBINS: &[Fatbin] = &[
     },
     Fatbin {
         source: "embed",
-        hash: "86e4bd61cdc15d96b707ee60fccdc2acd6c9c1fbeef2796066abefd554732e38",
+        hash: "c7477a0cdcfd58e36fd1543199017ff61bb9315305358261cd46286189bb9c39",
         kernels: &[
             "embed",
         ],

@@ -1,7 +1,7 @@
 //! Kernels for NVIDIA GPUs, and what launches them.
 //!
 //! ```text
-//! device.rs    the launch trait: memory, kernels by name, graphs, timing
+//! device.rs    the launch trait: memory, kernels by name, events, graphs, timing
 //! memory.rs    typed memory on a device, and views of it
 //! cublas.rs    matrix products by cublasLt, to compare with
 //! driver.rs    the trait over the CUDA driver, found at run time
@@ -32,7 +32,7 @@ pub use backend::{
     AllReduce, Buffer, Cache, CudaBackend, CudaOptions, Linear, Rotation, Step, Table, Vector,
 };
 pub use cublas::{CublasLt, MatMul};
-pub use device::{Address, Argument, Device, ElementType, Graph, Launch, Properties, TensorMap, Tile};
+pub use device::{Address, Argument, Device, ElementType, Event, Graph, Launch, Properties, TensorMap, Tile};
 pub use driver::Cuda;
 pub use fatbins::{FATBINS, Fatbin};
 pub use memory::{Element, Memory, Pinned, View, ViewMut};

@@ -12,10 +12,10 @@
 mod ffi;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ffi::{CStr, c_int, c_void},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -23,7 +23,7 @@ use std::{
 
 use volley_kernels::{
     DeviceMemory, Error,
-    cuda::{Address, Argument, Device, Graph, Launch, Properties, TensorMap, Tile},
+    cuda::{Address, Argument, Device, Event, Graph, Launch, Properties, TensorMap, Tile},
 };
 
 /// The order in which a block's threads (and a grid's blocks) run, and when asynchronous work is done.
@@ -32,7 +32,8 @@ pub struct Schedule {
     /// Who is next.
     pub order: Order,
     /// Copies land when they are issued, the tensor cores multiply as late as they may, and a dependent launch starts
-    /// before the one before it. Otherwise all of it the other way around.
+    /// before the one before it. Otherwise all of it the other way around: nothing is done before somebody waits, and then
+    /// all that was started, copies beside it last.
     pub early: bool,
 }
 
@@ -50,14 +51,35 @@ pub enum Order {
 /// A GPU that is none.
 pub struct Twin {
     properties: Properties,
-    schedule: Schedule,
     recording: Mutex<Option<Vec<Recorded>>>,
-    /// A launch and the dependent ones behind it, put off until it is known that no more of them come.
-    chain: Arc<Mutex<Vec<Recorded>>>,
-    launched: Mutex<BTreeSet<&'static str>>,
+    stream: Arc<Stream>,
     memory: Mutex<Room>,
+}
+
+/// Work in its order.
+struct Stream {
+    schedule: Schedule,
+    queue: Mutex<Queue>,
+    /// Whoever works has it.
+    turn: Mutex<()>,
     broken: AtomicBool,
-    hung: AtomicBool,
+    hung: Mutex<bool>,
+    /// Told when more was started, and when it goes on.
+    news: Condvar,
+}
+
+/// What is yet to be done.
+#[derive(Default)]
+struct Queue {
+    work: Vec<Recorded>,
+    /// How often each kernel was started.
+    started: BTreeMap<&'static str, usize>,
+    /// How many graphs were.
+    graphs: usize,
+    /// Copies out of the device's memory, of which nobody has waited for the end.
+    downloads: Vec<Arc<Download>>,
+    /// What went wrong.
+    failed: Option<String>,
 }
 
 /// The twin's memory.
@@ -68,12 +90,27 @@ struct Room {
 }
 
 /// A launch or a copy that is yet to be done.
+#[derive(Clone)]
 enum Recorded {
     Launch(Started),
-    Copy { to: Address, from: Address, bytes: usize },
-    Upload { to: Address, from: Address, bytes: usize },
+    Copy {
+        to: Address,
+        from: Address,
+        bytes: usize,
+    },
+    /// Waits for a copy beside the work.
+    Hold(Arc<Download>),
 }
 
+/// A copy beside the work.
+struct Download {
+    to: Address,
+    from: Address,
+    bytes: usize,
+    done: Once,
+}
+
+#[derive(Clone)]
 struct Started {
     kernel: &'static str,
     grid: [u32; 3],
@@ -84,9 +121,13 @@ struct Started {
 }
 
 struct TwinGraph {
-    schedule: Schedule,
-    chain: Arc<Mutex<Vec<Recorded>>>,
+    stream: Arc<Stream>,
     recorded: Vec<Recorded>,
+}
+
+struct TwinEvent {
+    stream: Arc<Stream>,
+    download: Option<Arc<Download>>,
 }
 
 // === impl Schedule ===
@@ -132,24 +173,45 @@ impl Twin {
         };
         Self {
             properties,
-            schedule,
             recording: Mutex::default(),
-            chain: Arc::default(),
-            launched: Mutex::default(),
+            stream: Arc::new(Stream {
+                schedule,
+                queue: Mutex::default(),
+                turn: Mutex::default(),
+                broken: AtomicBool::new(false),
+                hung: Mutex::default(),
+                news: Condvar::new(),
+            }),
             memory: Mutex::new(Room { total: 80 << 30, taken: HashMap::new() }),
-            broken: AtomicBool::new(false),
-            hung: AtomicBool::new(false),
         }
     }
 
     /// From now on nothing works, as after a fault on a GPU.
     pub fn break_down(&self) {
-        self.broken.store(true, Relaxed);
+        self.stream.broken.store(true, Relaxed);
     }
 
     /// From now on nothing ends, as behind a kernel that waits for what never comes.
     pub fn hang(&self) {
-        self.hung.store(true, Relaxed);
+        *lock(&self.stream.hung) = true;
+    }
+
+    /// What it waited for has come.
+    pub fn go_on(&self) {
+        *lock(&self.stream.hung) = false;
+        self.stream.news.notify_all();
+    }
+
+    /// Waits, a minute at most, until a kernel was started so often, be it done or not.
+    pub fn has_started(&self, kernel: &str, times: usize) -> bool {
+        let fewer = |queue: &mut Queue| queue.started.get(kernel).is_none_or(|started| *started < times);
+        let (queue, minute) = (lock(&self.stream.queue), Duration::from_secs(60));
+        self.stream.news.wait_timeout_while(queue, minute, fewer).is_ok_and(|(_, late)| !late.timed_out())
+    }
+
+    /// Graphs that were launched.
+    pub fn graphs(&self) -> usize {
+        lock(&self.stream.queue).graphs
     }
 
     /// With so many bytes of memory, to see what happens when it is full.
@@ -172,49 +234,72 @@ impl Twin {
 
     /// The names of the kernels that this twin was asked to launch.
     pub fn launched(&self) -> BTreeSet<&'static str> {
-        self.launched.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.stream.queue).started.keys().copied().collect()
     }
 
-    /// Adds to the graph being recorded, if one is; else it is done, or a launch put off.
+    /// Adds to the graph being recorded, if one is; else to the work.
     ///
     /// # Safety
     /// As for [`Device::launch`] and [`Device::copy`].
     unsafe fn start(&self, what: Recorded) -> Result<(), Error> {
-        if self.broken.load(Relaxed) {
-            return Err(Error::Device("the twin has broken down".into()));
-        }
         if let Some(recording) = lock(&self.recording).as_mut() {
             recording.push(what);
             return Ok(());
         }
-        // Only launches are overtaken. Uploads may be late, and then see what the host did in the meantime.
-        let is_upload = |what: &Recorded| matches!(what, Recorded::Upload { .. });
-        let waits_too = is_upload(&what) && lock(&self.chain).iter().all(is_upload);
-        if !what.is_dependent() && !waits_too {
-            self.finish()?;
-        }
-        let now = match what {
-            Recorded::Launch(_) => false,
-            Recorded::Copy { .. } => true,
-            Recorded::Upload { .. } => self.schedule.early,
-        };
-        lock(&self.chain).push(what);
-        if now { self.finish() } else { Ok(()) }
-    }
-
-    fn finish(&self) -> Result<(), Error> {
-        while self.hung.load(Relaxed) {
-            std::thread::park();
-        }
-        finish(self.schedule, &self.chain)
+        // SAFETY: the caller's promise.
+        unsafe { self.stream.start(what) }
     }
 }
 
-/// Does what was put off.
-fn finish(schedule: Schedule, chain: &Mutex<Vec<Recorded>>) -> Result<(), Error> {
-    let chain = std::mem::take(&mut *lock(chain));
-    // SAFETY: who started it promised that its memory exists, which is not given back before this.
-    unsafe { run_chain(schedule, &chain) }
+// === impl Stream ===
+
+impl Stream {
+    /// # Safety
+    /// As for [`Device::launch`] and [`Device::copy`].
+    unsafe fn start(&self, what: Recorded) -> Result<(), Error> {
+        self.works()?;
+        let (is_launch, is_dependent) = (matches!(what, Recorded::Launch(_)), what.is_dependent());
+        // A launch is put off until it is known that no more that depend on it come.
+        if self.schedule.early && !is_dependent {
+            self.finish()?;
+        }
+        {
+            let mut queue = lock(&self.queue);
+            if let Recorded::Launch(launch) = &what {
+                *queue.started.entry(launch.kernel).or_default() += 1;
+            }
+            queue.work.push(what);
+        }
+        self.news.notify_all();
+        if self.schedule.early && !is_launch { self.finish() } else { Ok(()) }
+    }
+
+    fn works(&self) -> Result<(), Error> {
+        match self.broken.load(Relaxed) {
+            true => Err(Error::Device("the twin has broken down".into())),
+            false => Ok(()),
+        }
+    }
+
+    /// Does all that was put off.
+    fn finish(&self) -> Result<(), Error> {
+        self.run()?;
+        let downloads = std::mem::take(&mut lock(&self.queue).downloads);
+        downloads.iter().for_each(|download| download.run());
+        Ok(())
+    }
+
+    /// Does all work.
+    fn run(&self) -> Result<(), Error> {
+        drop(self.news.wait_while(lock(&self.hung), |hung| *hung));
+        let _turn = lock(&self.turn);
+        let work = std::mem::take(&mut lock(&self.queue).work);
+        let is_one =
+            |before: &Recorded, next: &Recorded| next.is_dependent() && matches!(before, Recorded::Launch(_));
+        // SAFETY: who started it promised that its memory exists, which is not given back before this.
+        let done = work.chunk_by(is_one).try_for_each(|chain| unsafe { run_chain(self.schedule, chain) });
+        done.inspect_err(|error| lock(&self.queue).failed = Some(error.to_string()))
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -267,9 +352,13 @@ unsafe fn run_chain(schedule: Schedule, chain: &[Recorded]) -> Result<(), Error>
     let ran = match last {
         // SAFETY: the caller's promise.
         Recorded::Launch(launch) => unsafe { run(schedule, launch, &mut before) },
-        Recorded::Copy { to, from, bytes } | Recorded::Upload { to, from, bytes } => {
+        Recorded::Copy { to, from, bytes } => {
             // SAFETY: the caller's promise.
             unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, to.0 as *mut u8, *bytes) };
+            Ok(())
+        }
+        Recorded::Hold(download) => {
+            download.run();
             Ok(())
         }
     };
@@ -357,7 +446,7 @@ impl Device for Twin {
     }
 
     unsafe fn free(&self, address: Address) {
-        let finished = self.finish();
+        let finished = self.stream.finish();
         assert!(finished.is_ok() || std::thread::panicking(), "{finished:?}");
         lock(&self.memory).taken.remove(&address.0);
         // SAFETY: the caller's promise.
@@ -367,7 +456,7 @@ impl Device for Twin {
     }
 
     unsafe fn write(&self, to: Address, bytes: &[u8]) -> Result<(), Error> {
-        self.finish()?;
+        self.stream.finish()?;
         // SAFETY: the caller's promise.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0 as *mut u8, bytes.len()) };
         Ok(())
@@ -393,7 +482,23 @@ impl Device for Twin {
     unsafe fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), Error> {
         let from = Address(bytes.as_ptr() as u64);
         // SAFETY: the caller's promise.
-        unsafe { self.start(Recorded::Upload { to, from, bytes: bytes.len() }) }
+        unsafe { self.start(Recorded::Copy { to, from, bytes: bytes.len() }) }
+    }
+
+    unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<Arc<dyn Event>, Error> {
+        self.stream.works()?;
+        let to_address = Address(to.as_mut_ptr() as u64);
+        let download = Arc::new(Download { to: to_address, from, bytes: to.len(), done: Once::new() });
+        lock(&self.stream.queue).downloads.push(download.clone());
+        if self.stream.schedule.early {
+            self.stream.finish()?;
+        }
+        Ok(Arc::new(TwinEvent { stream: self.stream.clone(), download: Some(download) }))
+    }
+
+    fn mark(&self) -> Result<Arc<dyn Event>, Error> {
+        self.stream.works()?;
+        Ok(Arc::new(TwinEvent { stream: self.stream.clone(), download: None }))
     }
 
     fn memory(&self) -> Result<DeviceMemory, Error> {
@@ -403,7 +508,7 @@ impl Device for Twin {
     }
 
     unsafe fn read(&self, from: Address, bytes: &mut [u8]) -> Result<(), Error> {
-        self.finish()?;
+        self.stream.finish()?;
         // SAFETY: the caller's promise.
         unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
@@ -415,13 +520,11 @@ impl Device for Twin {
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
-        lock(&self.launched).insert(launch.kernel);
         // SAFETY: the caller's promise.
         unsafe { self.start(Recorded::launch(launch, false)) }
     }
 
     unsafe fn launch_dependent(&self, launch: &Launch<'_>) -> Result<(), Error> {
-        lock(&self.launched).insert(launch.kernel);
         // SAFETY: the caller's promise.
         unsafe { self.start(Recorded::launch(launch, true)) }
     }
@@ -444,24 +547,23 @@ impl Device for Twin {
     }
 
     fn synchronize(&self) -> Result<(), Error> {
-        self.finish()
+        self.stream.finish()
     }
 
     fn capture(&self, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<Box<dyn Graph>, Error> {
-        self.finish()?;
         let set = |value| std::mem::replace(&mut *lock(&self.recording), value);
         set(Some(Vec::new()));
         let worked = work();
         let recorded = set(None).unwrap_or_default();
         worked?;
-        Ok(Box::new(TwinGraph { schedule: self.schedule, chain: self.chain.clone(), recorded }))
+        Ok(Box::new(TwinGraph { stream: self.stream.clone(), recorded }))
     }
 
     fn time(&self, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<Duration, Error> {
-        self.finish()?;
+        self.stream.finish()?;
         let start = Instant::now();
         work()?;
-        self.finish()?;
+        self.stream.finish()?;
         Ok(start.elapsed())
     }
 }
@@ -470,12 +572,43 @@ impl Device for Twin {
 
 impl Graph for TwinGraph {
     unsafe fn launch(&self) -> Result<(), Error> {
-        finish(self.schedule, &self.chain)?;
-        let mut chains = self
-            .recorded
-            .chunk_by(|before, next| next.is_dependent() && matches!(before, Recorded::Launch(_)));
+        lock(&self.stream.queue).graphs += 1;
         // SAFETY: the caller's promise.
-        chains.try_for_each(|chain| unsafe { run_chain(self.schedule, chain) })
+        self.recorded.iter().try_for_each(|work| unsafe { self.stream.start(work.clone()) })
+    }
+}
+
+// === impl TwinEvent ===
+
+impl Event for TwinEvent {
+    fn wait(&self) -> Result<(), Error> {
+        self.stream.run()?;
+        self.stream.works()?;
+        let queue = &self.stream.queue;
+        if let Some(download) = &self.download {
+            lock(queue).downloads.retain(|other| !Arc::ptr_eq(other, download));
+            download.run();
+        }
+        lock(queue).failed.clone().map_or(Ok(()), |failed| Err(Error::Device(failed)))
+    }
+
+    fn hold(&self) -> Result<(), Error> {
+        match &self.download {
+            // SAFETY: nothing but the copy, whose memory exists until somebody has waited for it.
+            Some(download) => unsafe { self.stream.start(Recorded::Hold(download.clone())) },
+            None => Ok(()), // there is one stream of work
+        }
+    }
+}
+
+// === impl Download ===
+
+impl Download {
+    fn run(&self) {
+        // SAFETY: both places exist until somebody has waited for this, or for all work.
+        self.done.call_once(|| unsafe {
+            std::ptr::copy_nonoverlapping(self.from.0 as *const u8, self.to.0 as *mut u8, self.bytes);
+        });
     }
 }
 

@@ -5,7 +5,7 @@
 use std::{env, process::Command, sync::Arc};
 
 use half::bf16;
-use volley_kernels::cuda::{Address, Argument, Device, ElementType, Launch, Memory, Tile};
+use volley_kernels::cuda::{Address, Argument, Device, ElementType, Launch, Memory, Pinned, Tile};
 use volley_twin::{Order, Schedule, Twin};
 
 /// What a kernel made of its inputs, or what the twin said of it.
@@ -234,4 +234,44 @@ fn a_graph_runs_what_was_recorded() {
     // SAFETY: both allocations still exist.
     unsafe { graph.launch() }.unwrap();
     assert_eq!(out.read().unwrap()[0], 512.0);
+}
+
+#[test]
+fn copies_beside_the_work_see_what_comes_after_unless_that_waits_for_them() {
+    for schedule in Schedule::ALL {
+        let device = Twin::device(schedule);
+        let numbers = |from: u32| (from..from + 64).collect::<Vec<u32>>();
+        let (first, second) = (Memory::from_slice(&device, &numbers(0)), numbers(100));
+        let (first, second) = (first.unwrap(), Memory::from_slice(&device, &second).unwrap());
+        for waits in [false, true] {
+            let mut memory = Memory::from_slice(&device, &[7u32; 64]).unwrap();
+            let mut back = Pinned::new(&device, 256).unwrap();
+            memory.copy_from(first.view()).unwrap();
+            // SAFETY: both places are as long, and wait for the event before they go.
+            let copied = unsafe { device.download(&mut back, memory.view().address()) }.unwrap();
+            if waits {
+                copied.hold().unwrap();
+            }
+            memory.copy_from(second.view()).unwrap();
+            copied.wait().unwrap();
+            let expected = if waits || schedule.early { 0u32 } else { 100 };
+            assert_eq!(back[..4], expected.to_le_bytes(), "{schedule:?}");
+        }
+    }
+}
+
+#[test]
+fn an_upload_sees_what_the_host_does_before_anybody_waits() {
+    for schedule in Schedule::ALL {
+        let device = Twin::device(schedule);
+        let (memory, mut host) =
+            (Memory::<u8>::filled(&device, 16, 1).unwrap(), Pinned::new(&device, 16).unwrap());
+        // SAFETY: both are as long, and outlive the copy.
+        unsafe { device.upload(memory.view().address(), &host) }.unwrap();
+        let sent = device.mark().unwrap();
+        host[0] = 9;
+        sent.wait().unwrap();
+        host[0] = 5;
+        assert_eq!(memory.read().unwrap()[0], if schedule.early { 0 } else { 9 });
+    }
 }

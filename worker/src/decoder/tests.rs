@@ -1,5 +1,5 @@
 use volley_kernels::{
-    Activation, BLOCK_TOKENS, DType, History, Logprobs, Mirostat, Penalties, Sequence, Tensor,
+    Activation, BLOCK_TOKENS, DType, Drawn, History, Logprobs, Mirostat, Penalties, Sequence, Tensor,
     cpu::{Activations, CpuBackend, CpuOptions, formats::dequantized},
 };
 
@@ -22,7 +22,7 @@ fn logits<B: Backend>(decoder: &mut Decoder<B>, tokens: &[u32], steps: &[usize])
     let (mut position, mut logits) = (0, Vec::new());
     for rows in steps {
         let sequence = Sequence { first_row: 0, rows: *rows, position, blocks: blocks.clone() };
-        let batch = Batch { tokens: tokens[position..position + rows].to_vec(), sequences: vec![sequence] };
+        let batch = Batch::new(tokens[position..position + rows].to_vec(), vec![sequence]);
         decoder.forward(batch);
         logits.extend(decoder.logits(&(0..*rows).collect::<Vec<_>>()));
         decoder.finish().unwrap();
@@ -236,16 +236,16 @@ fn a_gpu_draws_what_the_cpu_draws_from_its_logits() {
         testing::decoder(testing::cuda(twin, false), &model, Capacity { rows: 64, sequences: 1 }, 4);
     let logits = logits(&mut gpu, &tokens(56, 4), &[56]);
     let (rows, draws) = ((0..56).collect::<Vec<_>>(), draws());
-    let drawn = gpu.draw(&rows, &draws).unwrap();
+    let drawn = gpu.draw(&rows, &draws).unwrap().wait().unwrap();
 
     let data = logits.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
     let table = Tensor::new("logits", DType::F32, 56, 288, data.into()).unwrap();
     let cpu = backend();
     let table = cpu.table(&table).unwrap();
     let mut buffer = cpu.buffer(56, 288, Content::Logits).unwrap();
-    let mut batch = Batch { tokens: (0..56).collect(), sequences: vec![] };
+    let mut batch = Batch::new((0..56).collect(), vec![]);
     cpu.embed(&mut batch, &table, None, &mut buffer);
-    let expected = cpu.draw(&mut batch, &mut buffer, &draws).unwrap();
+    let expected = cpu.draw(&mut batch, &mut buffer, &draws).unwrap().wait().unwrap();
     for ((drawn, expected), draw) in drawn.iter().zip(&expected).zip(&draws) {
         assert_eq!((drawn.token, drawn.mirostat), (expected.token, expected.mirostat), "{draw:?}");
         let tokens = |drawn: &Drawn| {

@@ -9,6 +9,7 @@
 //! (`inventory.rs`).
 
 mod draft;
+mod flight;
 mod guide;
 mod inventory;
 mod metrics;
@@ -21,15 +22,14 @@ mod tests;
 mod trace;
 mod watch;
 
-use std::time::Instant;
+use std::{collections::VecDeque, time::Instant};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::DropGuard;
 use tonic::Status;
-use volley_kernels::Backend;
+use volley_kernels::{Backend, Drawing};
 use volley_proto::v1::{self, ResultMessage, StepPlan, StepResult, WorkerHello, result_message::Message};
 
-use self::slots::{PlanError, Step};
 pub(crate) use self::{
     draft::DraftModel,
     guide::Guides,
@@ -37,10 +37,14 @@ pub(crate) use self::{
     slots::Slots,
     watch::{Running, Watch},
 };
+use self::{
+    flight::{Flight, Landings},
+    slots::{PlanError, Step},
+};
 use crate::{Error, config::Pooling, group::Group};
 
 /// Plans that may wait for the step thread: a scheduler is one step ahead.
-pub(crate) const WAITING_JOBS: usize = 4;
+const WAITING_JOBS: usize = 4;
 /// Results that may wait for the scheduler; one that leaves more unread is cut off.
 pub(crate) const WAITING_RESULTS: usize = 64;
 
@@ -79,6 +83,15 @@ pub(crate) enum Job {
     Step { epoch: Epoch, plan: Box<StepPlan> },
     /// The owner's connection is gone.
     End { epoch: Epoch },
+    /// The device is done with that step, which it may be told of late.
+    Landed(u64),
+}
+
+/// Jobs as the step thread gets them.
+pub(crate) struct Jobs {
+    queue: mpsc::Receiver<Job>,
+    /// For its own: it ends when everybody else's are gone.
+    sender: mpsc::WeakSender<Job>,
 }
 
 /// The thread's state.
@@ -91,6 +104,11 @@ pub(crate) struct Engine<B: Backend> {
     epoch: Option<Epoch>,
     /// The connection of that epoch.
     owner: Option<Owner>,
+    /// Steps under way, all of the owner's.
+    flights: VecDeque<Flight>,
+    landings: Option<Landings>,
+    /// When the last step landed.
+    landed: Instant,
     /// Since when there was nothing to do.
     idle_since: Instant,
     metrics: metrics::Metrics,
@@ -120,6 +138,9 @@ impl<B: Backend> Engine<B> {
             slots: Slots::new(limits, guides),
             epoch: None,
             owner: None,
+            flights: VecDeque::new(),
+            landings: None,
+            landed: Instant::now(),
             idle_since: Instant::now(),
             metrics: metrics::Metrics::default(),
             watch: Watch::default(),
@@ -138,19 +159,21 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Works until nobody can send jobs any more, or the device fails: its sequences then go on elsewhere.
-    pub(crate) fn run(mut self, mut jobs: mpsc::Receiver<Job>) -> Result<(), Error> {
+    pub(crate) fn run(mut self, mut jobs: Jobs) -> Result<(), Error> {
         // A step is long; the async threads of the same process must not wait for its end.
         volley_kernels::cpu::lower_priority();
-        while let Some(job) = jobs.blocking_recv() {
+        self.landings = Some(Landings::start(jobs.sender)?);
+        while let Some(job) = jobs.queue.blocking_recv() {
             match job {
                 Job::Claim { epoch, hello, results, alive } => self.claim(epoch, *hello, results, alive),
                 Job::Step { epoch, plan } if Some(epoch) == self.epoch => {
-                    self.watch.begin(Running::of(epoch, &plan));
-                    self.step(epoch, *plan)?;
-                    self.watch.end();
+                    self.step(Running::of(epoch, &plan), *plan)?;
                 }
                 Job::End { epoch } if Some(epoch) == self.epoch => self.disown(None),
-                Job::Step { .. } | Job::End { .. } => {} // of an older epoch
+                Job::Landed(step) if self.flights.front().is_some_and(|f| f.running.step_id == step) => {
+                    self.land()?;
+                }
+                Job::Step { .. } | Job::End { .. } | Job::Landed(_) => {} // of an older epoch
             }
         }
         Ok(())
@@ -171,8 +194,11 @@ impl<B: Backend> Engine<B> {
         self.send(Message::Hello(hello));
     }
 
-    /// Ends the owner's connection, with a reason if it is still there, and empties the slots.
+    /// Ends the owner's connection, with a reason if it is still there, and empties the slots. Nobody wants to know of
+    /// steps under way any more, but they are waited for.
     fn disown(&mut self, reason: Option<Status>) {
+        self.flights.clear();
+        self.watch.end();
         if let (Some(owner), Some(reason)) = (self.owner.take(), reason) {
             let _ = owner.results.try_send(Err(reason)); // else it is gone already
         }
@@ -207,34 +233,55 @@ impl<B: Backend> Engine<B> {
         !self.abort_on.is_empty() && plan.admit.iter().any(|new| poisoned(&new.tokens))
     }
 
-    /// Runs a step; the error is the device's.
-    fn step(&mut self, epoch: Epoch, plan: StepPlan) -> Result<(), Error> {
+    /// Starts a step, before the end of the one before it if nothing of that is needed here; the error is the device's.
+    fn step(&mut self, running: Running, plan: StepPlan) -> Result<(), Error> {
         if self.is_poisoned(&plan) {
             std::process::abort();
         }
-        let Some(owner) = &mut self.owner else { return Ok(()) };
-        let started = Instant::now();
-        let wait = started - self.idle_since;
-        let step_id = plan.step_id;
-        if let Some(last) = owner.last_step.replace(step_id)
-            && step_id != last.wrapping_add(1)
+        let must_see = |flight: &Flight, slots: &Slots| !flight.is_passable || !slots.goes_on_unseen(&plan);
+        while self.flights.len() >= flight::MOST
+            || self.flights.back().is_some_and(|flight| must_see(flight, &self.slots))
         {
-            let problem = format!("step {step_id} after step {last}; expected the next");
+            self.land()?;
+        }
+        let Some(owner) = &mut self.owner else { return Ok(()) };
+        if let Some(last) = owner.last_step.replace(plan.step_id)
+            && plan.step_id != last.wrapping_add(1)
+        {
+            let problem = format!("step {} after step {last}; expected the next", plan.step_id);
             self.disown(Some(Status::invalid_argument(problem)));
             return Ok(());
         }
-        let mut step = match self.lay_out(plan)? {
+        self.watch.begin(self.flights.front().map_or(running, |flight| flight.running));
+        let started = Instant::now();
+        let step = match self.lay_out(plan)? {
             Ok(step) => step,
             Err(error) => {
                 self.disown(Some(Status::invalid_argument(error.to_string())));
                 return Ok(());
             }
         };
+        let flight = self.launch(step, running, started)?;
+        let waiter = flight.drawing.waiter();
+        self.flights.push_back(flight);
+        match (waiter, &self.landings) {
+            (Some(waiter), Some(landings)) => landings.watch(running.step_id, waiter),
+            // It has landed, unless the one before it hasn't: then they land together.
+            _ if self.flights.len() == 1 => self.land()?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Has the device run a step.
+    fn launch(&mut self, mut step: Step, running: Running, started: Instant) -> Result<Flight, Error> {
+        let idle_since = Some(self.idle_since).filter(|_| self.flights.is_empty());
+        let wait = idle_since.map(|since| started.saturating_duration_since(since)).unwrap_or_default();
         if !step.copies.is_empty() {
             self.decoder.copy_blocks(&step.copies);
         }
         let (rows, sequences) = (step.batch.tokens.len(), step.batch.sequences.len());
-        let mut drawn = Vec::new();
+        let (mut drawing, mut is_passable) = (Drawing::done(Vec::new()), true);
         if rows > 0 {
             let forward = Instant::now();
             self.decoder.forward(std::mem::take(&mut step.batch));
@@ -244,26 +291,59 @@ impl<B: Backend> Engine<B> {
                 self.slots.pool(&mut step, &hidden);
             }
             self.slots.guide(&mut step, forward.elapsed());
-            drawn = self.decoder.draw(&step.rows, &step.draws)?;
-            self.decoder.finish()?;
+            drawing = self.decoder.draw(&step.rows, &step.draws)?;
+            is_passable = step.draws.len() <= self.decoder.draws_at_once() && Slots::is_expectable(&step);
+            if is_passable && drawing.waiter().is_some() {
+                self.slots.expect(&step);
+            }
         }
-        let slots = self.slots.settle(step, drawn);
-        let compute = started.elapsed();
-        self.metrics.slots(self.slots.taken());
-        // A plan that only releases slots is no step: the worker is as idle after it as before.
-        if rows > 0 {
-            self.metrics.step(rows, sequences, compute, wait);
-            self.idle_since = started + compute;
+        Ok(Flight { running, step, drawing, rows, sequences, started, wait, is_passable })
+    }
+
+    /// Waits for the oldest step under way and sends what it drew; likewise those after it that are done by themselves. The
+    /// error is the device's.
+    fn land(&mut self) -> Result<(), Error> {
+        while let Some(flight) = self.flights.pop_front() {
+            let drawn = flight.drawing.wait()?;
+            let slots = self.slots.settle(flight.step, drawn);
+            let (now, wait, rows) = (Instant::now(), flight.wait, flight.rows);
+            let compute = now.saturating_duration_since(flight.started.max(self.landed));
+            self.landed = now;
+            self.metrics.slots(self.slots.taken());
+            // A plan that only releases slots is no step: the worker is as idle after it as before.
+            if rows > 0 {
+                self.metrics.step(rows, flight.sequences, compute, wait);
+                self.idle_since = now;
+            }
+            self.send(Message::Result(StepResult {
+                step_id: flight.running.step_id,
+                epoch: Some(flight.running.epoch.into()),
+                slots,
+                rows: rows as u32,
+                compute_us: compute.as_micros() as u64,
+                wait_us: wait.as_micros() as u64,
+            }));
+            match self.flights.front() {
+                Some(next) if next.drawing.waiter().is_some() => {
+                    self.watch.begin(next.running);
+                    return Ok(());
+                }
+                Some(_) => {}
+                None => self.watch.end(),
+            }
         }
-        self.send(Message::Result(StepResult {
-            step_id,
-            epoch: Some(epoch.into()),
-            slots,
-            rows: rows as u32,
-            compute_us: compute.as_micros() as u64,
-            wait_us: wait.as_micros() as u64,
-        }));
         Ok(())
+    }
+}
+
+// === impl Jobs ===
+
+impl Jobs {
+    /// A queue of jobs, and who may add to it.
+    pub(crate) fn queue() -> (mpsc::Sender<Job>, Self) {
+        let (sender, queue) = mpsc::channel(WAITING_JOBS);
+        let jobs = Self { queue, sender: sender.downgrade() };
+        (sender, jobs)
     }
 }
 

@@ -16,9 +16,13 @@ use crate::config::Pooling;
 
 /// Everything that the worker keeps about a sequence between steps.
 pub(super) struct Sequence {
+    /// No other sequence of the worker ever had this number.
+    pub(super) number: u64,
     kind: Kind,
-    /// Known: the prompt, and what was generated.
+    /// Known: the prompt, and what was generated. The last ones may be [`expected`](Self::expect) only, and are 0.
     tokens: Vec<u32>,
+    /// The draw of the last step that gives the last token, where that is under way.
+    expected: Option<usize>,
     /// Of these, in the KV cache.
     computed: usize,
     prompt_tokens: usize,
@@ -48,6 +52,8 @@ pub(super) struct Run {
     /// Position of the first row.
     pub(super) position: usize,
     pub(super) tokens: Vec<u32>,
+    /// The draw that gives the last of them, where that is under way.
+    pub(super) expected: Option<usize>,
     /// Scores of known tokens: row (counted from the run's first) and what to score.
     pub(super) scores: Vec<(usize, Draw)>,
     /// The draw of a new token, if all that is known has run; with a guess, those of the rows after it.
@@ -65,7 +71,12 @@ pub(super) struct Run {
 impl Sequence {
     /// Takes a sequence in. The error is a plan that contradicts itself; what this worker can't do for a
     /// sequence is the sequence's own failure.
-    pub(super) fn admit(mut new: NewSequence, limits: &Limits, guides: &Guides) -> Result<Self, String> {
+    pub(super) fn admit(
+        number: u64,
+        mut new: NewSequence,
+        limits: &Limits,
+        guides: &Guides,
+    ) -> Result<Self, String> {
         let (slot, known) = (new.slot, new.tokens.len());
         let (computed, prompt_tokens) = (new.computed as usize, new.prompt_tokens as usize);
         if computed >= known {
@@ -85,10 +96,12 @@ impl Sequence {
         let sampling = new.sampling.take().unwrap_or_default();
         let prediction = new.prediction.iter().copied().take_while(|&token| (token as usize) < limits.vocab);
         Ok(Self {
+            number,
             drafter: Drafter::new(prediction.collect()),
             kind,
             shaping: Shaping::new(&new, &sampling),
             tokens: new.tokens,
+            expected: None,
             computed,
             prompt_tokens,
             sampling,
@@ -184,12 +197,35 @@ impl Sequence {
         let draws = if samples { 0..guessed.len() + 1 } else { 0..0 };
         let samples = draws.map(|nth| (rows - 1 + nth, self.draw_after(&guessed[..nth], limits))).collect();
         let pooled = self.pool.as_ref().map_or(0, |pool| pool.wants(rows, ends));
-        Ok(Run { position, tokens, scores, samples, guess, pooled, ends })
+        let expected = self.expected.filter(|_| ends);
+        Ok(Run { position, tokens, expected, scores, samples, guess, pooled, ends })
     }
 
-    /// Keeps a drawn token: the next run may start with it.
-    pub(super) fn push(&mut self, drawn: &Drawn) {
-        self.tokens.push(drawn.token);
+    /// Whether it can go on from a draw that is under way: nothing but the device needs to know that token.
+    pub(super) fn goes_on_unseen(&self) -> bool {
+        self.guide.is_none() && !self.shaping.looks_back()
+    }
+
+    /// The next token is what a draw gives, which is under way.
+    pub(super) fn expect(&mut self, draw: usize) {
+        self.tokens.push(0);
+        self.expected = Some(draw);
+    }
+
+    /// Whether a draw of its is under way.
+    pub(super) fn is_expecting(&self) -> bool {
+        self.expected.is_some()
+    }
+
+    /// Keeps the token that was drawn for a position, the next or one that was expected: a run may start with it.
+    pub(super) fn push(&mut self, position: usize, drawn: &Drawn) {
+        match self.tokens.get_mut(position) {
+            Some(token) => *token = drawn.token,
+            None => self.tokens.push(drawn.token),
+        }
+        if position + 1 == self.tokens.len() {
+            self.expected = None;
+        }
         self.shaping.push(drawn);
         if let Some(guide) = &mut self.guide {
             guide.push(drawn.token);

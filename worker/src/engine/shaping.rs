@@ -37,6 +37,11 @@ impl Shaping {
         }
     }
 
+    /// Whether a draw depends on what was drawn before.
+    pub(super) fn looks_back(&self) -> bool {
+        self.penalties.is_some() || self.mirostat.is_some()
+    }
+
     /// A draw that has only its filters yet, after tokens that are known and then `guess`.
     pub(super) fn shape(&self, draw: Draw, guess: &[u32]) -> Draw {
         let mut penalties = self.penalties.clone();

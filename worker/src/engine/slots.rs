@@ -29,6 +29,8 @@ pub(crate) struct Slots {
     limits: Limits,
     guides: Guides,
     slots: Vec<Option<Sequence>>,
+    /// Sequences admitted so far.
+    admitted: u64,
     inventory: Inventory,
 }
 
@@ -57,6 +59,8 @@ pub(crate) struct Step {
     pub(crate) pooled: Vec<Pooled>,
     /// One for each run of the plan, to be filled.
     results: Vec<SlotResult>,
+    /// Beside `results`: which sequence it is, since its slot may be another's by then.
+    numbers: Vec<u64>,
 }
 
 /// A run's part in its sequence's embedding.
@@ -74,7 +78,7 @@ pub(crate) struct Pooled {
 impl Slots {
     pub(crate) fn new(limits: Limits, guides: Guides) -> Self {
         let slots = (0..limits.sequences).map(|_| None).collect();
-        Self { slots, limits, guides, inventory: Inventory::default() }
+        Self { slots, limits, guides, admitted: 0, inventory: Inventory::default() }
     }
 
     /// What plans may ask for.
@@ -137,7 +141,8 @@ impl Slots {
             if self.slot(slot)?.is_some() {
                 return Err(format!("admission to slot {slot}, which is taken"));
             }
-            let sequence = Sequence::admit(new, &limits, &self.guides)?;
+            self.admitted += 1;
+            let sequence = Sequence::admit(self.admitted, new, &limits, &self.guides)?;
             *self.slot(slot)? = Some(sequence);
         }
         for append in plan.append {
@@ -177,6 +182,7 @@ impl Slots {
         let limits = self.limits;
         let sequence = self.sequence(slot)?;
         let mut result = SlotResult { slot, ..SlotResult::default() };
+        step.numbers.push(sequence.number);
         if let Some(failure) = sequence.failure() {
             result.failure = Some(failure.to_owned());
             step.results.push(result);
@@ -194,6 +200,7 @@ impl Slots {
         for block in blocks.get(written).unwrap_or_default() {
             self.inventory.written(0, block.0);
         }
+        step.batch.drawn.extend(run.expected.map(|draw| (first_row + tokens - 1, draw)));
         step.batch.tokens.extend(run.tokens);
         step.batch.sequences.push(kernels::Sequence { first_row, rows, position: run.position, blocks });
         let guess = run.guess.as_ref().map_or(&[][..], |guess| &guess.tokens);
@@ -279,15 +286,41 @@ impl Slots {
         Some(self.slots.get(slot)?.as_ref()?.guide.as_ref()?.readiness())
     }
 
+    /// Whether a step's draws, which are under way, can be [`expect`](Self::expect)ed: none of them is a guess's.
+    pub(crate) fn is_expectable(step: &Step) -> bool {
+        step.results.iter().all(|result| result.drafted.is_none())
+    }
+
+    /// A step's draws are under way: sequences go on from them.
+    pub(crate) fn expect(&mut self, step: &Step) {
+        for (draw, &owner) in step.owners.iter().enumerate() {
+            let sequence = self.slots.get_mut(step.results[owner].slot as usize);
+            if let (None, Some(Some(sequence))) = (step.draws[draw].given, sequence) {
+                sequence.expect(draw);
+            }
+        }
+    }
+
+    /// Whether a plan can be laid out while the draws of the step before it are expected.
+    pub(crate) fn goes_on_unseen(&self, plan: &StepPlan) -> bool {
+        plan.run.iter().all(|run| {
+            let known = self.slots.get(run.slot as usize).and_then(Option::as_ref);
+            let known = known.filter(|_| plan.admit.iter().all(|new| new.slot != run.slot));
+            let seen = known.is_some_and(|sequence| sequence.is_expecting() && !sequence.goes_on_unseen());
+            run.drafts == 0 && !seen
+        })
+    }
+
     /// Keeps what a step drew, up to the first token that was guessed wrong; `drawn` is beside its draws.
     pub(crate) fn settle(&mut self, step: Step, drawn: Vec<Drawn>) -> Vec<SlotResult> {
-        let Step { mut results, owners, draws, guesses, .. } = step;
+        let Step { mut results, owners, draws, guesses, numbers, .. } = step;
         for (((drawn, draw), owner), guess) in drawn.into_iter().zip(draws).zip(owners).zip(guesses) {
             let result = &mut results[owner];
             if draw.given.is_some() {
                 result.scored.extend(drawn.logprobs.map(to_wire));
                 continue;
             }
+            let position = draw.position as usize;
             drop(draw); // it shares the history of tokens, which grows in place
             let accepted = result.drafted.map_or(0, |drafted| drafted.accepted as usize);
             if result.tokens.len() > accepted {
@@ -295,8 +328,9 @@ impl Slots {
             }
             result.tokens.push(drawn.token);
             result.mirostat = drawn.mirostat;
-            if let Some(Some(sequence)) = self.slots.get_mut(result.slot as usize) {
-                sequence.push(&drawn);
+            let sequence = self.slots.get_mut(result.slot as usize).and_then(Option::as_mut);
+            if let Some(sequence) = sequence.filter(|sequence| sequence.number == numbers[owner]) {
+                sequence.push(position, &drawn);
                 if guess == Some(drawn.token) {
                     sequence.accept();
                     result.drafted.iter_mut().for_each(|drafted| drafted.accepted += 1);

@@ -28,7 +28,7 @@ fn logits<B: Backend>(group: &mut Group<B>, steps: &[usize]) -> Vec<f32> {
     for rows in steps {
         let sequence = kernels::Sequence { first_row: 0, rows: *rows, position, blocks: blocks.clone() };
         let tokens = tokens[position..position + rows].to_vec();
-        group.forward(Batch { tokens, sequences: vec![sequence] });
+        group.forward(Batch::new(tokens, vec![sequence]));
         logits.extend(group.logits(&(0..*rows).collect::<Vec<_>>()));
         group.finish().unwrap();
         position += rows;

@@ -3,7 +3,7 @@
 use half::bf16;
 use volley_kernels::cuda::{
     Memory,
-    ops::{Embed, embed},
+    ops::{DRAWN, Embed, embed},
 };
 
 use super::Operation;
@@ -31,6 +31,11 @@ fn case(rows: usize, vocabulary: usize, columns: usize, scale: f32) -> Case {
         if let [_, .., last] = &mut tokens[..] {
             *last = vocabulary as u32;
         }
+        // Every third is what was drawn, and is told by its number.
+        let (mut told, mut drawn) = (tokens.clone(), Vec::new());
+        for token in told.iter_mut().skip(1).step_by(3) {
+            drawn.push(std::mem::replace(token, DRAWN + drawn.len() as u32));
+        }
         let number = |&token: &u32| {
             let row = table.chunks(columns).nth(token as usize).map(<[bf16]>::to_vec);
             row.unwrap_or_else(|| vec![bf16::ZERO; columns])
@@ -38,10 +43,17 @@ fn case(rows: usize, vocabulary: usize, columns: usize, scale: f32) -> Case {
         let scaled = |x: bf16| bf16::from_f32(x.to_f32() * scale).to_f64();
         let out = tokens.iter().flat_map(number).map(scaled).collect();
         Trial::new(move |device| {
-            let (table, tokens) = (Memory::from_slice(device, &table)?, Memory::from_slice(device, &tokens)?);
+            let (table, tokens) = (Memory::from_slice(device, &table)?, Memory::from_slice(device, &told)?);
+            let drawn = Memory::from_slice(device, &drawn)?;
             let mut out = unwritten(device, rows * columns)?;
-            let op =
-                Embed { tokens: tokens.view(), table: table.view(), out: out.view_mut(), columns, scale };
+            let op = Embed {
+                tokens: tokens.view(),
+                drawn: Some(drawn.view()),
+                table: table.view(),
+                out: out.view_mut(),
+                columns,
+                scale,
+            };
             embed(&**device, &op)?;
             Ok(vec![Output::new("out", &out.read()?)])
         })
@@ -61,6 +73,7 @@ fn speeds() -> Vec<Speed> {
         Ok(Box::new(move |_| {
             let op = Embed {
                 tokens: tokens.view(),
+                drawn: None,
                 table: table.view(),
                 out: out.view_mut(),
                 columns,

@@ -266,7 +266,7 @@ fn a_batch_that_does_not_fit_its_memory_is_refused() {
     let fits = |heads: Heads, rows: usize, blocks: usize, qkv: usize, out: usize| {
         let blocks = vec![BlockId(0); blocks];
         let sequences = vec![Sequence { first_row: 0, rows, position: 15, blocks }];
-        let (batch, qkv) = (Batch { tokens: vec![0; rows], sequences }, vec![0.0; qkv]);
+        let (batch, qkv) = (Batch::new(vec![0; rows], sequences), vec![0.0; qkv]);
         let step = Step { batch: &batch, layer: 0, heads, qkv: &qkv, cache: &cache };
         std::panic::catch_unwind(|| step.check(out)).is_ok()
     };

@@ -161,6 +161,11 @@ impl Cache {
         KvCache { numbers, pages: self.blocks, page_tokens: BLOCK_TOKENS }
     }
 
+    /// How many a layer has.
+    pub(super) fn pages_of_a_layer(&self) -> usize {
+        self.blocks
+    }
+
     fn range(&self, layer: usize) -> std::ops::Range<usize> {
         let numbers = self.block * self.blocks;
         layer * numbers..(layer + 1) * numbers

@@ -1,13 +1,19 @@
 //! Draws: on the device where it can, else from logits that are read back.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex},
+};
 
-use super::staging::{Part, Staging};
+use super::{
+    lock,
+    staging::{Part, Staging},
+};
 use crate::{
-    Draw, Drawn, Error, Logprobs,
+    Draw, Drawing, Drawn, Error, Logprobs,
     cpu::{self, Isa, Pool},
     cuda::{
-        Device, Memory, Pinned,
+        Device, Event, Memory, Pinned, View,
         ops::{self, Asked, DrawRow, Edit, EditLogits, MAX_ALTERNATIVES, PenaltyRow, RestoreLogits, Sample},
     },
 };
@@ -21,8 +27,12 @@ pub(super) struct Draws {
     /// What edited logits were.
     raw: Memory<f32>,
     results: Memory<u8>,
-    /// The results, on the host.
-    back: Pinned,
+    /// Room for results on the host.
+    backs: Backs,
+    /// The end of the last copy of results.
+    copied: Option<Arc<dyn Event>>,
+    /// Rows at most.
+    rows: usize,
     /// Draws what the device can't.
     pool: Pool,
     isa: Isa,
@@ -46,6 +56,27 @@ struct Orders {
     asked: Vec<Asked>,
 }
 
+/// Results on their way back.
+struct UnderWay {
+    copied: Arc<dyn Event>,
+    back: Option<Pinned>,
+    backs: Backs,
+    layout: Layout,
+    width: usize,
+    asked: Vec<Asked>,
+    draws: Vec<Ordered>,
+}
+
+/// A draw that was ordered.
+struct Ordered {
+    /// Drawn on the host already.
+    here: Option<Drawn>,
+    logprobs: bool,
+}
+
+/// Pinned memory that no results are on their way to.
+type Backs = Arc<Mutex<Vec<Pinned>>>;
+
 /// Where results lie, in bytes.
 struct Layout {
     tokens: Range<usize>,
@@ -67,7 +98,10 @@ impl Draws {
             staging: Staging::new(device, bytes, 6)?,
             raw: Memory::new(device, edits)?,
             results: Memory::new(device, results)?,
-            back: Pinned::new(device, results)?,
+            // One of the step under way, one of the next.
+            backs: Arc::new(Mutex::new(vec![Pinned::new(device, results)?, Pinned::new(device, results)?])),
+            copied: None,
+            rows,
             pool: Pool::new(1)?,
             isa: Isa::detect(),
         })
@@ -87,46 +121,43 @@ impl Draws {
         &self.staging
     }
 
-    pub(super) fn rested(&mut self) {
-        self.staging.rested();
+    /// What was drawn last, on the device.
+    pub(super) fn drawn(&self) -> View<'_, u32> {
+        self.results.slice(0..4 * self.rows).cast()
     }
 
     /// Draws from row `i` as `draws[i]` says.
     pub(super) fn draw(
         &mut self,
-        device: &dyn Device,
+        device: &Arc<dyn Device>,
         rows: &mut Rows<'_>,
         draws: &[Draw],
-    ) -> Result<Vec<Drawn>, Error> {
-        let (mut orders, mut drawn) = (Orders::default(), Vec::with_capacity(draws.len()));
+    ) -> Result<Drawing, Error> {
+        let (mut orders, mut ordered) = (Orders::default(), Vec::with_capacity(draws.len()));
         for (row, draw) in draws.iter().enumerate() {
             let here =
                 if draws_here(draw, rows.vocab) { Some(self.draw_here(rows, row, draw)?) } else { None };
             orders.add(draw, here.as_ref(), rows.vocab);
-            drawn.push(here);
-        }
-        if drawn.iter().all(Option::is_some) {
-            return Ok(drawn.into_iter().flatten().collect());
+            ordered.push(Ordered { here, logprobs: draw.logprobs.is_some() });
         }
         let width = orders.asked.iter().map(|asked| asked.alternatives).max().unwrap_or(0) as usize;
         let layout = Layout::new(draws.len(), orders.asked.len(), width);
-        self.launch(device, rows, &orders, &layout, width)?;
-        let back = self.back.get_mut(0..layout.top.end).unwrap_or_default();
-        // SAFETY: the results' memory is as long.
-        unsafe { device.read(self.results.slice(0..back.len()).address(), back)? };
-        self.staging.rested();
-        let mut entries = 0..orders.asked.len();
-        let results = drawn.into_iter().zip(draws).enumerate().map(|(i, (here, draw))| {
-            here.unwrap_or_else(|| Drawn {
-                token: word(back, &layout.tokens, i),
-                mirostat: None,
-                logprobs: draw
-                    .logprobs
-                    .and_then(|_| entries.next())
-                    .map(|entry| logprobs(back, &layout, entry, width, &orders)),
-            })
-        });
-        Ok(results.collect())
+        let (mut back, backs) = (lock(&self.backs).pop(), self.backs.clone());
+        let copied = if draws.is_empty() {
+            device.mark()?
+        } else {
+            // The results before these must be on their way no more.
+            self.copied.take().map_or(Ok(()), |copied| copied.hold())?;
+            self.launch(&**device, rows, &orders, &layout, width)?;
+            let to = back.take().map_or_else(|| Pinned::new(device, self.results.len()), Ok)?;
+            let bytes = back.insert(to).get_mut(0..layout.top.end).unwrap_or_default();
+            // SAFETY: the results' memory is as long; `back` is nobody's before `UnderWay` has waited, and it always does.
+            let copied = unsafe { device.download(bytes, self.results.view().address())? };
+            self.copied = Some(copied.clone());
+            copied
+        };
+        let (asked, draws) = (orders.asked, ordered);
+        Ok(Drawing::under_way(Arc::new(UnderWay { copied, back, backs, layout, width, asked, draws })))
     }
 
     /// On the host.
@@ -222,6 +253,51 @@ fn draws_here(draw: &Draw, vocab: usize) -> bool {
     ranked_by_surprise || alternatives || edits > MOST_EDITS.min(vocab)
 }
 
+// === impl UnderWay ===
+
+impl crate::drawing::UnderWay for UnderWay {
+    fn wait(&self) -> Result<(), Error> {
+        self.copied.wait()
+    }
+
+    fn drawn(&self) -> Result<Vec<Drawn>, Error> {
+        self.copied.wait()?;
+        let mut entries = 0..self.asked.len();
+        let drawn = self.draws.iter().enumerate().map(|(i, draw)| {
+            draw.here.clone().unwrap_or_else(|| Drawn {
+                token: self.word(&self.layout.tokens, i),
+                mirostat: None,
+                logprobs: draw.logprobs.then(|| entries.next()).flatten().map(|entry| self.logprobs(entry)),
+            })
+        });
+        Ok(drawn.collect())
+    }
+}
+
+impl UnderWay {
+    fn word(&self, range: &Range<usize>, i: usize) -> u32 {
+        let (bytes, at) = (self.back.as_deref().unwrap_or_default(), range.start + 4 * i);
+        bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_le_bytes)
+    }
+
+    /// Entry `i` of the log-probabilities.
+    fn logprobs(&self, i: usize) -> Logprobs {
+        let float = |range, i| f32::from_bits(self.word(range, i));
+        let (layout, alternatives) = (&self.layout, self.asked[i].alternatives as usize);
+        let top = (i * self.width..i * self.width + alternatives)
+            .map(|at| (self.word(&layout.top_tokens, at), float(&layout.top, at)))
+            .filter(|(token, _)| *token != u32::MAX);
+        Logprobs { logprob: float(&layout.logprobs, i), top: top.collect() }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let _ = self.copied.wait(); // the copy has ended either way
+        lock(&self.backs).extend(self.back.take());
+    }
+}
+
 // === impl Orders ===
 
 impl Orders {
@@ -302,19 +378,4 @@ impl Layout {
         let top = after(top_tokens.end, entries * width);
         Self { tokens, logprobs, top_tokens, top }
     }
-}
-
-fn word(bytes: &[u8], range: &Range<usize>, i: usize) -> u32 {
-    let at = range.start + 4 * i;
-    bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_le_bytes)
-}
-
-/// Entry `i` of the log-probabilities.
-fn logprobs(bytes: &[u8], layout: &Layout, i: usize, width: usize, orders: &Orders) -> Logprobs {
-    let float = |range, i| f32::from_bits(word(bytes, range, i));
-    let alternatives = orders.asked[i].alternatives as usize;
-    let top = (i * width..i * width + alternatives)
-        .map(|at| (word(bytes, &layout.top_tokens, at), float(&layout.top, at)))
-        .filter(|(token, _)| *token != u32::MAX);
-    Logprobs { logprob: float(&layout.logprobs, i), top: top.collect() }
 }

@@ -51,11 +51,10 @@ impl CudaBackend {
     ) -> Result<(), Error> {
         x.pending = false;
         let (rows, columns) = (step.rows.count(), table.columns);
+        let drawn = Some(step.draws.drawn());
         let gather = |tokens: View<'_, u32>, table: &Table, out: ViewMut<'_, bf16>| {
-            ops::embed(
-                self.device(),
-                &Embed { tokens, table: table.numbers.view(), out, columns, scale: 1.0 },
-            )
+            let table = table.numbers.view();
+            ops::embed(self.device(), &Embed { tokens, drawn, table, out, columns, scale: 1.0 })
         };
         gather(step.rows.tokens(), table, x.activations_mut(rows)?)?;
         if let Some(positions) = positions {
@@ -123,6 +122,7 @@ impl CudaBackend {
             return Err(Error::Arguments { operation: "attention", problem });
         }
         let rows = step.rows.count();
+        step.pages = cache.pages_of_a_layer();
         for planned in step.rows.plans() {
             let op = Attention {
                 planned,
@@ -220,7 +220,7 @@ impl CudaBackend {
         let (mut own, mut more) = (own.slice_mut(0..count * columns), more.slice_mut(0..count * columns));
         let all = x.activations(step.rows.count())?;
         let gather = |table: View<'_, bf16>, out: ViewMut<'_, bf16>| {
-            ops::embed(self.device(), &Embed { tokens: chosen, table, out, columns, scale: 1.0 })
+            ops::embed(self.device(), &Embed { tokens: chosen, drawn: None, table, out, columns, scale: 1.0 })
         };
         gather(all, own.reborrow())?;
         let addend = x.addend.as_ref().filter(|_| x.pending);

@@ -3,6 +3,7 @@
 //! ```text
 //! step.rs      a step's rows on the device, the plans of its attention, its workspace
 //! layers.rs    the operations of a forward pass
+//! graphs.rs    passes of steps that only decode, kept to be launched as one
 //! group.rs     what ranks of a group add up and gather
 //! draws.rs     drawing tokens: on the device where it can, else here
 //! weights.rs   weights as the device has them
@@ -16,6 +17,7 @@
 
 mod buffer;
 mod draws;
+mod graphs;
 mod group;
 mod layers;
 mod staging;
@@ -34,8 +36,8 @@ pub use self::{
 use self::{draws::Rows, transfer::Transfer, weights::Tables};
 use super::{Device, Element, Memory};
 use crate::{
-    Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawn, Error, Heads, Norm, Peers, Rope,
-    Rotary, StepLimits, Tensor,
+    Activation, Backend, Batch, BlockId, Content, DeviceMemory, Draw, Drawing, Error, Heads, Norm, Peers,
+    Rope, Rotary, StepLimits, Tensor,
 };
 
 /// How a GPU computes.
@@ -44,6 +46,8 @@ pub struct CudaOptions {
     /// A row's bits depend on its own sequence only: every product by the kernels for few rows, which sum in one order
     /// whatever the number of rows, and attention whose sums restart at fixed positions. Long prompts take longer.
     pub deterministic: bool,
+    /// Layers of steps that only decode are launched as one graph, from the third step of a size on.
+    pub graphs: bool,
     /// Bytes of each of the two pieces of pinned memory through which weights go.
     pub staging: usize,
 }
@@ -66,7 +70,7 @@ pub struct CudaBackend {
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { deterministic: false, staging: 32 << 20 }
+        Self { deterministic: false, graphs: true, staging: 32 << 20 }
     }
 }
 
@@ -124,6 +128,14 @@ impl CudaBackend {
         let mut failed = lock(&self.failed);
         if failed.is_none() {
             *failed = work().inspect_err(|error| self.tell(error)).err();
+        }
+    }
+
+    /// Whether all work so far could be started.
+    fn works(&self) -> Result<(), Error> {
+        match &*lock(&self.failed) {
+            Some(error) => Err(Error::Device(error.to_string())),
+            None => Ok(()),
         }
     }
 
@@ -203,7 +215,14 @@ impl Backend for CudaBackend {
     }
 
     fn begin(&self, step: &mut Step, batch: Batch) {
-        self.start(|| step.begin(self.device(), &batch, self.options.deterministic));
+        let CudaOptions { deterministic, graphs, .. } = self.options;
+        // Ranks of a group wait for each other on this side.
+        let graphs = graphs && self.peers.is_none();
+        self.start(|| step.begin(self.device(), &batch, deterministic, graphs));
+    }
+
+    fn pass(&self, step: &mut Step, pass: &mut dyn FnMut(&mut Step)) {
+        self.run_pass(step, pass);
     }
 
     fn embed(&self, step: &mut Step, table: &Table, positions: Option<&Table>, x: &mut Buffer) {
@@ -273,18 +292,17 @@ impl Backend for CudaBackend {
         self.start(|| self.run_logits(step, rows, x, norm, w, out));
     }
 
-    fn draw(&self, step: &mut Step, logits: &mut Buffer, draws: &[Draw]) -> Result<Vec<Drawn>, Error> {
+    fn draw(&self, step: &mut Step, logits: &mut Buffer, draws: &[Draw]) -> Result<Drawing, Error> {
         self.give(|| {
             let (vocab, stride) = (logits.cols, logits.stride);
             let mut rows = Rows { logits: logits.logits_mut()?, vocab, stride };
-            step.draws.draw(self.device(), &mut rows, draws)
+            step.draws.draw(&self.device, &mut rows, draws)
         })
     }
 
-    fn finish(&self, step: &mut Step) -> Result<(), Error> {
+    fn finish(&self, _: &mut Step) -> Result<(), Error> {
         self.give(|| {
             self.device.synchronize()?;
-            step.rested();
             self.peers.as_ref().map_or(Ok(()), Peers::check)
         })
     }

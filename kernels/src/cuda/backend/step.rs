@@ -6,6 +6,7 @@ use half::bf16;
 
 use super::{
     draws::Draws,
+    graphs::{self, Graphs},
     staging::{Part, Staging},
 };
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
     cuda::{
         Device, Memory, View,
         ops::{
-            AttentionCapacity, AttentionLimits, AttentionPlan, AttentionSequence, AttentionShape,
+            AttentionCapacity, AttentionLimits, AttentionPlan, AttentionSequence, AttentionShape, DRAWN,
             PlannedView, SkinnyScratch,
         },
     },
@@ -27,13 +28,16 @@ const MOST_SUMS: usize = 16 << 20;
 /// Words of the lists of an attention plan: of a sequence, and of a tile or part with its merge.
 const SEQUENCE_WORDS: usize = 3;
 const ITEM_WORDS: usize = 6 + 5;
-/// Sequences that decode are planned apart from those with many new tokens.
+/// Of sequences that decode, and of those with many new tokens.
 const PLANS: usize = 2;
 
 /// A step, with memory for the largest.
 pub struct Step {
     pub(super) limits: StepLimits,
     pub(super) rows: Rows,
+    pub(super) graphs: Graphs,
+    /// Of each layer, in the cache that the last attention was over.
+    pub(super) pages: usize,
     /// Sums of the parts of attention.
     pub(super) sums: Memory<f32>,
     /// Normed rows.
@@ -51,6 +55,8 @@ pub struct Step {
 /// The rows, as the kernels read them.
 pub(super) struct Rows {
     count: usize,
+    /// Whether they, and their plan, are laid out as in any step of so many rows that only decodes.
+    fixed: bool,
     staging: Staging,
     tokens: Part,
     positions: Part,
@@ -76,6 +82,8 @@ impl Step {
         Ok(Self {
             limits: *limits,
             rows: Rows::new(device, limits)?,
+            graphs: Graphs::default(),
+            pages: 0,
             sums: Memory::new(device, parts(heads) * part(heads))?,
             normed: Memory::new(device, rows.max(draws) * width)?,
             pairs: Memory::new(device, rows * 2 * hidden)?,
@@ -87,7 +95,13 @@ impl Step {
     }
 
     /// Lays out a batch and starts its way to the device.
-    pub(super) fn begin(&mut self, device: &dyn Device, batch: &Batch, invariant: bool) -> Result<(), Error> {
+    pub(super) fn begin(
+        &mut self,
+        device: &dyn Device,
+        batch: &Batch,
+        invariant: bool,
+        graphs: bool,
+    ) -> Result<(), Error> {
         let (rows, sequences) = (batch.tokens.len(), batch.sequences.len());
         if rows > self.limits.rows || sequences > self.limits.sequences {
             return Err(misfit(format!(
@@ -95,14 +109,8 @@ impl Step {
                 self.limits.rows, self.limits.sequences
             )));
         }
-        let limits = AttentionLimits { invariant, scratch: self.sums.len() };
-        self.rows.lay_out(device, batch, self.limits.heads, &limits)
-    }
-
-    /// All that was asked for is done.
-    pub(super) fn rested(&mut self) {
-        self.rows.staging.rested();
-        self.draws.rested();
+        let limits = AttentionLimits { invariant, scratch: self.sums.len(), items: usize::MAX };
+        self.rows.lay_out(device, batch, &self.limits, limits, graphs)
     }
 }
 
@@ -116,6 +124,12 @@ fn parts(heads: Heads) -> usize {
     PARTS.min(MOST_SUMS / part(heads))
 }
 
+/// Parts of attention that steps of a fixed layout may have besides one for each sequence, for each KV head: as many as
+/// a device runs at a time.
+fn more_parts(heads: Heads, device: &dyn Device) -> usize {
+    (4 * device.properties().processors as usize).div_ceil(heads.kv_heads.max(1))
+}
+
 fn misfit(problem: String) -> Error {
     Error::Arguments { operation: "a step", problem }
 }
@@ -127,9 +141,13 @@ impl Rows {
         let StepLimits { rows, sequences, blocks, heads, .. } = *limits;
         let tiles = (rows * heads.heads).div_ceil(heads.kv_heads.max(1) * TILE_ROWS) + sequences;
         let words = sequences * (SEQUENCE_WORDS + blocks) + ITEM_WORDS * (tiles + PLANS * parts(heads));
-        let bytes = rows * (4 + 4 + 8) + 4 * (words + PLANS);
+        // A fixed layout has room for more than there is.
+        let most = rows.min(graphs::MOST_ROWS);
+        let fixed = (SEQUENCE_WORDS + ITEM_WORDS) * most + ITEM_WORDS * more_parts(heads, &**device);
+        let bytes = rows * (4 + 4 + 8) + 4 * (words + fixed + PLANS);
         Ok(Self {
             count: 0,
+            fixed: false,
             staging: Staging::new(device, bytes, 3 + PLANS)?,
             tokens: Part::default(),
             positions: Part::default(),
@@ -142,13 +160,23 @@ impl Rows {
         &mut self,
         device: &dyn Device,
         batch: &Batch,
-        heads: Heads,
-        limits: &AttentionLimits,
+        step: &StepLimits,
+        limits: AttentionLimits,
+        graphs: bool,
     ) -> Result<(), Error> {
-        let rows = batch.tokens.len();
-        self.count = rows;
+        let (rows, group) = (batch.tokens.len(), step.heads.heads / step.heads.kv_heads.max(1));
+        let decodes = |sequence: &Sequence| sequence.rows == 1 || sequence.rows * group <= TILE_ROWS;
+        self.fixed = graphs && rows <= graphs::MOST_ROWS && batch.sequences.iter().all(decodes);
+        self.count = if self.fixed { graphs::size(rows).min(step.rows) } else { rows };
         self.staging.clear()?;
-        let (mut positions, mut slots) = (vec![0u32; rows], vec![-1i64; rows]);
+        let mut tokens = batch.tokens.clone();
+        for &(row, draw) in &batch.drawn {
+            let token = tokens.get_mut(row).filter(|_| draw < step.draws);
+            let token = token.ok_or_else(|| misfit(format!("row {row} is of draw {draw}")))?;
+            *token = DRAWN + draw as u32;
+        }
+        tokens.resize(self.count, 0);
+        let (mut positions, mut slots) = (vec![0u32; self.count], vec![-1i64; self.count]);
         for sequence in &batch.sequences {
             for i in 0..sequence.rows {
                 let (row, position) = (sequence.first_row + i, sequence.position + i);
@@ -158,20 +186,23 @@ impl Rows {
                 slots[row] = i64::from(block.0) * BLOCK_TOKENS as i64 + (position % BLOCK_TOKENS) as i64;
             }
         }
-        self.tokens = self.staging.put(&batch.tokens)?;
+        self.tokens = self.staging.put(&tokens)?;
         self.positions = self.staging.put(&positions)?;
         self.slots = self.staging.put(&slots)?;
-        self.plan(device, &batch.sequences, heads, limits)?;
+        self.plan(device, batch.sequences.iter().partition(|sequence| decodes(sequence)), step, limits)?;
         self.staging.upload()
     }
 
+    /// Sequences that decode are planned apart from those with many new tokens.
     fn plan(
         &mut self,
         device: &dyn Device,
-        all: &[Sequence],
-        heads: Heads,
-        limits: &AttentionLimits,
+        (decodes, others): (Vec<&Sequence>, Vec<&Sequence>),
+        step: &StepLimits,
+        limits: AttentionLimits,
     ) -> Result<(), Error> {
+        let (heads, more) = (step.heads, more_parts(step.heads, device));
+        let limits = if self.fixed { AttentionLimits { items: self.count + more, ..limits } } else { limits };
         let shape = AttentionShape {
             heads: heads.heads,
             kv_heads: heads.kv_heads,
@@ -182,33 +213,52 @@ impl Rows {
             softcap: None,
             scale: heads.scale,
         };
-        let tables: Vec<Vec<u32>> =
-            all.iter().map(|sequence| sequence.blocks.iter().map(|block| block.0).collect()).collect();
-        let decodes = |sequence: &Sequence| sequence.rows * shape.group() <= TILE_ROWS;
         self.plans.clear();
-        for decoding in [true, false] {
-            let chosen = all.iter().zip(&tables).filter(|(sequence, _)| decodes(sequence) == decoding);
-            let sequences: Vec<AttentionSequence<'_>> = chosen
-                .map(|(sequence, pages)| AttentionSequence {
-                    first_row: sequence.first_row,
-                    tokens: sequence.rows,
-                    position: sequence.position,
-                    pages,
-                })
+        for planned in [decodes, others].iter().filter(|planned| !planned.is_empty()) {
+            let tables: Vec<Vec<u32>> = planned
+                .iter()
+                .map(|sequence| sequence.blocks.iter().map(|block| block.0).collect())
                 .collect();
-            if !sequences.is_empty() {
-                let plan = AttentionPlan::new(&shape, &sequences, limits, device.properties())?;
-                let capacity = plan.capacity();
-                let words = self.staging.put(&plan.words(&capacity)?)?;
-                self.plans.push(Planned { plan, capacity, words });
+            let sequences = planned.iter().zip(&tables).map(|(sequence, pages)| AttentionSequence {
+                first_row: sequence.first_row,
+                tokens: sequence.rows,
+                position: sequence.position,
+                pages,
+            });
+            let sequences: Vec<_> = sequences.collect();
+            let plan = AttentionPlan::new(&shape, &sequences, &limits, device.properties())?;
+            let mut capacity = plan.capacity();
+            if self.fixed {
+                capacity = AttentionCapacity {
+                    sequences: self.count,
+                    entries: self.count * step.blocks,
+                    items: self.count + more,
+                    merges: self.count.min(more),
+                    slots: limits.scratch / plan.scratch(1),
+                    rows: self.count,
+                    pages: capacity.pages,
+                    folds: limits.invariant,
+                };
             }
+            let words = self.staging.put(&plan.words(&capacity)?)?;
+            self.plans.push(Planned { plan, capacity, words });
         }
         Ok(())
     }
 
-    /// How many.
+    /// How many, those that only fill a fixed layout included.
     pub(super) fn count(&self) -> usize {
         self.count
+    }
+
+    /// Whether steps of so many rows are all laid out like this one.
+    pub(super) fn is_fixed(&self) -> bool {
+        self.fixed
+    }
+
+    /// Pages of the cache that attention reads, from the first on.
+    pub(super) fn pages(&self) -> usize {
+        self.plans.iter().map(|planned| planned.capacity.pages).max().unwrap_or(0)
     }
 
     pub(super) fn tokens(&self) -> View<'_, u32> {

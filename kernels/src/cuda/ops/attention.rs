@@ -73,7 +73,7 @@ pub fn attention(device: &dyn Device, op: &Attention<'_>) -> Result<(), Error> {
         return Ok(());
     }
     let shape = &plan.shape;
-    let list = |at: usize| Argument::from(words.slice(at..capacity.words()));
+    let list = |at: usize| Argument::from(words.slice(at..words.len()));
     let parts = capacity.slots * plan.part_rows() * shape.kv_heads;
     let (k, v, scales) = op.pages.arguments();
     let sums = Address(op.scratch.address().0 + (parts * shape.dim * size_of::<f32>()) as u64);
@@ -124,7 +124,7 @@ pub fn attention(device: &dyn Device, op: &Attention<'_>) -> Result<(), Error> {
 
 fn merge(device: &dyn Device, op: &Attention<'_>, common: &[Argument]) -> Result<(), Error> {
     let PlannedView { plan, capacity, words } = op.planned;
-    let items = words.slice(capacity.merges_at()..capacity.words());
+    let items = words.slice(capacity.merges_at()..words.len());
     // part_o, part_ml, scales, out; out_stride, group, part_rows
     let mut arguments = vec![items.into(), common[8], common[9], common[6], common[7]];
     arguments.extend([common[11], common[12], common[13]]);
@@ -172,7 +172,7 @@ impl PlannedAttention {
         capacity: AttentionCapacity,
     ) -> Result<Self, Error> {
         let mut words = plan.words(&capacity)?;
-        words.push(0); // an allocation is not empty
+        words.resize(capacity.words().max(1), 0); // an allocation is not empty
         Ok(Self { plan, capacity, words: Memory::from_slice(device, &words)? })
     }
 

@@ -70,6 +70,8 @@ pub struct AttentionLimits {
     pub invariant: bool,
     /// Elements of scratch memory for parts; 0: never cut along keys.
     pub scratch: usize,
+    /// Blocks of threads for each KV head, unless there are more tiles of rows.
+    pub items: usize,
 }
 
 /// The lists, and what a launch needs to know of them.
@@ -226,7 +228,7 @@ impl AttentionPlan {
             plan.add(sequence, &mut tiles)?;
         }
         let part = kernel.rows(shape.dim) * shape.kv_heads * (shape.dim + 2);
-        plan.cut(&tiles, limits.scratch / part, plan.resident(device))?;
+        plan.cut(&tiles, (limits.scratch / part, limits.items), plan.resident(device))?;
         Ok(plan)
     }
 
@@ -253,21 +255,21 @@ impl AttentionPlan {
         self.kernel.rows(self.shape.dim)
     }
 
-    /// The lists one after another, each with room for the capacity's; what is empty does nothing.
+    /// The lists one after another, all but the last, the block tables, with room for the capacity's; what is empty does
+    /// nothing.
     pub(in crate::cuda) fn words(&self, capacity: &AttentionCapacity) -> Result<Vec<i32>, Error> {
         let has = self.capacity();
         require(OPERATION, has.fits(capacity), || {
             format!("a plan of {has:?} doesn't fit into {capacity:?}")
         })?;
-        let mut words = Vec::with_capacity(capacity.words());
+        let mut words = Vec::with_capacity(capacity.table_at() + self.table.len());
         words.extend(self.sequences.iter().flatten());
-        words.resize(capacity.table_at(), 0);
-        words.extend(&self.table);
         words.resize(capacity.items_at(), 0);
         words.extend(self.items.iter().flatten());
         words.resize(capacity.merges_at(), 0);
         words.extend(self.merges.iter().flatten());
-        words.resize(capacity.words(), 0);
+        words.resize(capacity.table_at(), 0);
+        words.extend(&self.table);
         Ok(words)
     }
 
@@ -320,12 +322,12 @@ impl AttentionPlan {
     }
 
     /// Makes items of row tiles, in parts of about the length that ends soonest.
-    fn cut(&mut self, tiles: &[RowTile], slots: usize, resident: usize) -> Result<(), Error> {
+    fn cut(&mut self, tiles: &[RowTile], most: (usize, usize), resident: usize) -> Result<(), Error> {
         let unit = self.segment.max(TILE);
         let length = best_part(
             tiles,
             unit,
-            slots,
+            most,
             self.segment,
             resident.div_ceil(self.shape.kv_heads),
             self.part_rows(),
@@ -373,7 +375,7 @@ impl AttentionPlan {
 fn best_part(
     tiles: &[RowTile],
     unit: usize,
-    slots: usize,
+    (slots, blocks): (usize, usize),
     segment: usize,
     places: usize,
     rows: usize,
@@ -392,7 +394,7 @@ fn best_part(
             }
         }
         let work = total + items * 32 + parts * 2 * rows;
-        (used <= slots).then(|| work.div_ceil(places) + length.min(longest))
+        (used <= slots && items <= blocks).then(|| work.div_ceil(places) + length.min(longest))
     };
     let whole = longest.next_multiple_of(unit);
     let halves = std::iter::successors(Some(whole), |&length| {
@@ -415,20 +417,21 @@ impl AttentionCapacity {
         sizes(self).iter().zip(sizes(other)).all(|(one, most)| *one <= most)
     }
 
-    pub(super) fn table_at(&self) -> usize {
-        SEQUENCE_WORDS * self.sequences
-    }
-
     pub(super) fn items_at(&self) -> usize {
-        self.table_at() + self.entries
+        SEQUENCE_WORDS * self.sequences
     }
 
     pub(super) fn merges_at(&self) -> usize {
         self.items_at() + ITEM_WORDS * self.items
     }
 
-    pub(super) fn words(&self) -> usize {
+    pub(super) fn table_at(&self) -> usize {
         self.merges_at() + MERGE_WORDS * self.merges
+    }
+
+    /// Of the lists.
+    pub(in crate::cuda) fn words(&self) -> usize {
+        self.table_at() + self.entries
     }
 }
 

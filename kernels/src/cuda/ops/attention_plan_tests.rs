@@ -17,8 +17,9 @@ fn h100() -> Properties {
     Properties { name: "H100".into(), arch: 90, processors: 132, l2_bytes: 50 << 20, shared_bytes: 227 << 10 }
 }
 
-const FREE: AttentionLimits = AttentionLimits { invariant: false, scratch: usize::MAX };
-const INVARIANT: AttentionLimits = AttentionLimits { invariant: true, scratch: usize::MAX };
+const FREE: AttentionLimits = AttentionLimits { invariant: false, scratch: usize::MAX, items: usize::MAX };
+const INVARIANT: AttentionLimits =
+    AttentionLimits { invariant: true, scratch: usize::MAX, items: usize::MAX };
 
 /// A plan for sequences of (position, tokens).
 fn plan(shape: &AttentionShape, sequences: &[(usize, usize)], limits: &AttentionLimits) -> AttentionPlan {

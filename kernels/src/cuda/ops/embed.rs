@@ -10,10 +10,15 @@ use crate::{
 
 const OPERATION: &str = "embed";
 
+/// Added to the number of a draw, in place of a token.
+pub const DRAWN: u32 = 1 << 31;
+
 /// `out[row] = scale · table[tokens[row]]`; a token outside the vocabulary gives zeros.
 pub struct Embed<'a> {
-    /// `[rows]`
+    /// `[rows]`: tokens, or [`DRAWN`] and the number of a draw.
     pub tokens: View<'a, u32>,
+    /// What was drawn, if any of them is.
+    pub drawn: Option<View<'a, u32>>,
     /// `[vocabulary, columns]`
     pub table: View<'a, bf16>,
     /// `[rows, columns]`
@@ -45,8 +50,10 @@ pub fn embed(device: &dyn Device, op: &Embed<'_>) -> Result<(), Error> {
         shared: 0,
         arguments: &[
             op.tokens.into(),
+            op.drawn.into(),
             op.table.into(),
             (&op.out).into(),
+            (int(OPERATION, "draws", op.drawn.map_or(0, |drawn| drawn.len()))? as u32).into(),
             (int(OPERATION, "the vocabulary", op.table.len() / columns)? as u32).into(),
             (int(OPERATION, "columns", columns)? as u32).into(),
             op.scale.into(),

@@ -25,7 +25,7 @@ pub use attention_plan::{
 };
 pub use copy_blocks::{CopyBlocks, copy_blocks};
 pub use dequantize::dequantize;
-pub use embed::{Embed, embed};
+pub use embed::{DRAWN, Embed, embed};
 pub use gemm::{Factors, Gemm, GemmOutput, gemm};
 pub use gemm_packed::{PackedGemm, gemm_packed};
 pub use layer_norm::{LayerNorm, layer_norm};

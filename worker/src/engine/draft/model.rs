@@ -134,8 +134,7 @@ impl<B: Backend> DraftModel<B> {
             }
         }
         self.decoder.forward(batch);
-        let drawn = self.decoder.draw(&rows, &draws)?;
-        self.decoder.finish()?;
+        let drawn = self.decoder.draw(&rows, &draws)?.wait()?;
         for (drafting, drawn) in drawing.into_iter().zip(drawn) {
             drafting.guess.push(drawn.token);
             if drafting.guess.len() < drafting.most {

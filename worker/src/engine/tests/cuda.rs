@@ -5,8 +5,11 @@ use std::{sync::Arc, time::Duration};
 use volley_kernels::{
     DType,
     cpu::{CpuBackend, CpuOptions},
+    cuda::CudaOptions,
 };
-use volley_proto::v1::{BlockAppend, Kind, NewSequence, Sampling, ScoreRange, SlotRun, StepPlan};
+use volley_proto::v1::{
+    BlockAppend, Kind, NewSequence, Sampling, ScoreRange, SlotRun, StepPlan, result_message::Message,
+};
 use volley_twin::{Schedule, Twin};
 
 use super::{
@@ -45,6 +48,50 @@ fn deterministic_sequences_together_give_what_each_gives_alone_and_after_a_move(
             moved.generate -= half;
             assert_eq!(alone(&mut gpu, &moved).tokens, together.tokens[half..]);
         }
+    }
+    gpu.stop();
+}
+
+#[test]
+fn graphs_and_steps_begun_ahead_change_no_byte() {
+    let model = model();
+    let requests: Vec<Request> = (0..24)
+        .map(request)
+        .map(|request| Request { generate: request.generate.min(20), ..request })
+        .collect();
+    for (schedule, arch, deterministic) in [(2, 90, true), (3, 90, true), (6, 80, false), (5, 90, false)] {
+        let outputs = |graphs: bool| {
+            let twin = Arc::new(Twin::with_arch(Schedule::ALL[schedule], arch));
+            let options = CudaOptions { deterministic, graphs, ..CudaOptions::default() };
+            let backend = testing::cuda_with(twin.clone(), options);
+            let mut gpu = Driver::over((backend, &model), None, 10, 96, None);
+            gpu.patient = !graphs;
+            let outputs = gpu.run(&requests);
+            gpu.stop();
+            (outputs, twin.graphs())
+        };
+        let ((plain, none), (ahead, graphs)) = (outputs(false), outputs(true));
+        assert!(none == 0 && graphs > 20, "{graphs} graphs");
+        assert_eq!(plain, ahead);
+    }
+}
+
+#[test]
+fn a_step_begins_before_the_one_before_it_ends() {
+    let twin = Arc::new(Twin::new(Schedule::ALL[0]));
+    let gpu = driver(twin.clone(), false, None);
+    let epoch = Epoch { claim: 1, connection: 1 };
+    let (mut received, _ended) = gpu.claim(epoch);
+    next(&mut received).unwrap();
+    twin.hang();
+    gpu.send(epoch, first_step());
+    let run = vec![SlotRun { slot: 0, tokens: 1, drafts: 0 }];
+    gpu.send(epoch, StepPlan { step_id: 2, run, ..Default::default() });
+    assert!(twin.has_started("sample", 2), "all of the second step was started while the first hung");
+    twin.go_on();
+    for step in 1..=2 {
+        let Ok(Message::Result(result)) = next(&mut received) else { panic!("no result") };
+        assert_eq!((result.step_id, result.slots.len()), (step, 1));
     }
     gpu.stop();
 }

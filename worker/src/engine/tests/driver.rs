@@ -18,7 +18,7 @@ use crate::{
     Activations, Error,
     config::Pooling,
     decoder::Capacity,
-    engine::{DraftModel, Engine, Epoch, Guides, Job, Limits, WAITING_JOBS, WAITING_RESULTS, Watch},
+    engine::{DraftModel, Engine, Epoch, Guides, Job, Jobs, Limits, WAITING_RESULTS, Watch},
     model::Model,
     testing,
     worker::compiler,
@@ -33,6 +33,8 @@ pub(super) struct Driver {
     connections: u64,
     limits: Limits,
     pub(super) watch: Watch,
+    /// Reads each result before it sends the next plan.
+    pub(super) patient: bool,
 }
 
 /// A sequence to run, and how.
@@ -138,11 +140,11 @@ impl Driver {
         });
         let decoder = testing::group(ranks, model, capacity, blocks);
         let guides = Guides::start(compiler(&model.text, vocab)).unwrap();
-        let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
+        let (jobs, waiting) = Jobs::queue();
         let watch = Watch::default();
         let engine = Engine::new(decoder, draft, limits, guides).watched(watch.clone());
         let thread = std::thread::spawn(move || engine.run(waiting));
-        Self { jobs, thread, connections: 0, limits, watch }
+        Self { jobs, thread, connections: 0, limits, watch, patient: false }
     }
 
     /// Ends the step thread.
@@ -185,14 +187,14 @@ impl Driver {
         // Whether a guided draw is deferred, and what of a guess was right, must be known before the next plan is
         // written.
         let unsure = |request: &Request| request.sequence.grammar.is_some() || request.drafts > 0;
-        let guided = requests.iter().any(unsure);
+        let patient = self.patient || requests.iter().any(unsure);
         while !(live.is_empty() && waiting.is_empty() && in_flight.is_empty()) {
             let plan = self.plan(requests, step_id, &mut live, &mut waiting, &mut free);
             in_flight.insert(step_id, live.iter().map(|live| (live.slot, live.request)).collect::<Vec<_>>());
             self.send(epoch, plan);
             step_id += 1;
             // One step stays in flight until nothing is left to run.
-            while in_flight.len() > usize::from(!live.is_empty() && !guided) {
+            while in_flight.len() > usize::from(!live.is_empty() && !patient) {
                 let Ok(Message::Result(result)) = next(&mut received) else { panic!("no result") };
                 let owners: HashMap<_, _> = in_flight.remove(&result.step_id).unwrap().into_iter().collect();
                 for slot in result.slots {

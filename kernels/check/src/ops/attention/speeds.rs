@@ -60,7 +60,7 @@ fn timed(
                 pages: &pages[b * per..(b + 1) * per],
             })
             .collect();
-        let limits = AttentionLimits { invariant: false, scratch: usize::MAX };
+        let limits = AttentionLimits { invariant: false, scratch: usize::MAX, items: usize::MAX };
         let plan = AttentionPlan::new(&shape, &sequences, &limits, device.properties())?;
         let columns = shape.heads * shape.dim;
         let mut scratch = Memory::<f32>::new(&device, plan.scratch(plan.capacity().slots).max(4))?;

@@ -109,7 +109,7 @@ impl World {
         }
         let rows = q.len() / q_stride;
         let scratch = if limits.parts { 1 << 20 } else { 0 };
-        let allowed = AttentionLimits { invariant: limits.invariant, scratch };
+        let allowed = AttentionLimits { invariant: limits.invariant, scratch, items: usize::MAX };
         let plan = AttentionPlan::new(shape, &sequences, &allowed, device.properties())?;
         let planned = if limits.graph {
             let has = plan.capacity();
