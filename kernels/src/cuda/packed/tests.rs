@@ -151,8 +151,8 @@ fn scaled(dtype: DType, rows: usize, cols: usize, group: usize, seed: u64) -> Te
     let data: Vec<u8> = (0..rows * dtype.row_bytes(cols).unwrap()).map(|_| next() as u8 & 0xfe).collect();
     let count = rows * cols.div_ceil(group);
     let scales = (0..count).map(|_| bf16::from_f32((next() % 999 + 1) as f32 / 1e5).to_f32()).collect();
-    let zeros =
-        (dtype == DType::Int4 && seed.is_multiple_of(2)).then(|| (0..count).map(|_| (next() % 17) as u8).collect());
+    let zeros = (dtype == DType::Int4 && seed.is_multiple_of(2))
+        .then(|| (0..count).map(|_| (next() % 17) as u8).collect());
     let tensor = Tensor::new("w", dtype, rows, cols, data.into()).unwrap();
     tensor.with_scales(Scales { group, scales, zeros }).unwrap()
 }
