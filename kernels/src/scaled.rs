@@ -15,7 +15,7 @@ use crate::{
 const E4M3_MAX: f32 = 448.0;
 /// Added to a number of up to 2^22, leaves the nearest integer in the low bits (of two as near the even one): baseline
 /// x86-64 has no instruction that rounds.
-const ROUNDER: f32 = 12_582_912.0;
+pub(crate) const ROUNDER: f32 = 12_582_912.0;
 /// The zero point of 4-bit codes that have none of their own.
 const MIDDLE: u8 = 8;
 /// The numbers that e4m3 codes stand for.

@@ -234,8 +234,8 @@ pub(crate) struct EngineArgs {
     #[arg(long, env = "VOLLEY_STEP_LIMIT", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) step_limit: Option<u64>,
     /// What the plain weights (F32, F16, BF16) of the model's layers are made when they are loaded: `int8` or `fp8` (on a
-    /// GPU), with a scale for each row. Half the memory, and nearly twice the tokens of a single stream on a GPU, for a
-    /// little precision.
+    /// GPU), with a scale for each row. They take half the memory, of which every step reads all, and are a little less
+    /// precise.
     ///
     /// `auto`: nothing; a quantized model is computed on as it is. The embedding table and the output matrix always stay.
     #[arg(long, env = "VOLLEY_QUANTIZATION", default_value = "auto", value_name = "KIND")]

@@ -9,7 +9,7 @@ use super::{CudaBackend, lock};
 use crate::{
     DType, Error, Rope, RopePairing, Tensor,
     cpu::formats,
-    cuda::{Device, Memory, PackedWeights, ops::DeviceWeights},
+    cuda::{Device, Memory, ops::DeviceWeights, packed::Packing},
 };
 
 /// Stacked weight matrices, and a bias.
@@ -82,14 +82,15 @@ impl Linear {
 fn pack(backend: &CudaBackend, tensors: &[&Tensor]) -> Result<Option<DeviceWeights>, Error> {
     let blocks = |tensor: &&Tensor| !tensor.is_plain() && !tensor.dtype.is_scaled();
     let packed = if tensors.iter().all(blocks) {
-        Some(PackedWeights::from_gguf(tensors)?)
+        Some(Packing::of_gguf(tensors)?)
     } else {
-        PackedWeights::from_scaled(tensors)?
+        Packing::of_scaled(tensors)?
     };
     let Some(packed) = packed else { return Ok(None) };
-    let (mut codes, tile) = (Memory::new(&backend.device, packed.codes().len())?, packed.tile_bytes());
-    backend.load(&mut codes, tile, |i, out| out.copy_from_slice(&packed.codes()[i * tile..][..tile]))?;
-    DeviceWeights::with_codes(&packed, codes).map(Some)
+    let scales = packed.scales();
+    let mut codes = Memory::new(&backend.device, scales.code_bytes())?;
+    backend.load(&mut codes, scales.tile_bytes(), |tile, out| packed.tile(tile, out))?;
+    DeviceWeights::with_codes(scales, codes).map(Some)
 }
 
 /// The parts' biases one after another, 0 for those that have none; none if none has.

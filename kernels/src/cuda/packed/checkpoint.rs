@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{PackedFormat, PackedWeights, invalid};
+use super::{PackedFormat, PackedWeights, Packing, invalid};
 use crate::Error;
 
 /// GPTQ's tensors of a linear layer (4 bits, inputs in order).
@@ -27,15 +27,14 @@ impl PackedWeights {
         let rows = whole(codes.len(), cols, "codes")?;
         let Some(group) = group else {
             same("scales", scales.len(), rows)?;
-            return Self::by_row(PackedFormat::Int8, cols, scales.to_vec(), |row, out| {
-                bytes(codes, row, out)
-            });
+            let codes = |row: usize, out: &mut [u8]| bytes(codes, row, out);
+            return Ok(Packing::by_row(PackedFormat::Int8, cols, scales.to_vec(), codes)?.finish());
         };
         let groups = cols.div_ceil(group.max(1));
         same("scales", scales.len(), rows * groups)?;
         let codes = |row: usize, out: &mut [u8]| bytes(codes, row, out);
         let scale = |row: usize, group: usize| (scales[row * groups + group], 0.0);
-        Self::by_group(PackedFormat::Int8Grouped, (rows, cols), group, codes, scale)
+        Ok(Packing::by_group(PackedFormat::Int8Grouped, (rows, cols), group, codes, scale)?.finish())
     }
 
     /// Packs e4m3 `[rows, cols]` with a scale for each row (a tensor's one scale, repeated).
@@ -45,9 +44,8 @@ impl PackedWeights {
         if codes.iter().any(|code| code & 0x7f == 0x7f) {
             return Err(invalid("a weight is no number".into()));
         }
-        Self::by_row(PackedFormat::E4m3, cols, scales.to_vec(), |row, out| {
-            out.copy_from_slice(&codes[row * cols..][..cols]);
-        })
+        let codes = |row: usize, out: &mut [u8]| out.copy_from_slice(&codes[row * cols..][..cols]);
+        Ok(Packing::by_row(PackedFormat::E4m3, cols, scales.to_vec(), codes)?.finish())
     }
 
     /// Packs GPTQ's tensors of `rows` outputs and `cols` inputs: `weight = scale · (code − zero)`.
@@ -66,7 +64,7 @@ impl PackedWeights {
             let zero = nibble(from.qzeros[group * (rows / 8) + row / 8], row % 8) + from.zero_bias;
             scale_and_offset(from.scales[group * rows + row], zero)
         };
-        Self::by_group(PackedFormat::Int4Grouped, (rows, cols), group, codes, scale)
+        Ok(Packing::by_group(PackedFormat::Int4Grouped, (rows, cols), group, codes, scale)?.finish())
     }
 }
 

@@ -1,6 +1,6 @@
 //! From codes whose scales lie beside them.
 
-use super::{PackedFormat, PackedWeights};
+use super::{PackedFormat, Packing};
 use crate::{DType, Error, Tensor, cpu::formats};
 
 /// The fewest inputs of a group that kernels have.
@@ -8,11 +8,11 @@ const LEAST_GROUP: usize = 32;
 /// Inputs of a group where a row has one scale and the format has groups: scales are few, and any number will do.
 const USUAL_GROUP: usize = 128;
 
-impl PackedWeights {
+impl<'a> Packing<'a> {
     /// Packs scaled matrices of equal inputs, stacked by outputs. Codes stay as they are, and scales of 16 bits; what
     /// zero points come to is rounded to f16. None if no kernel reads such: several formats, 8-bit floats with more
     /// than a scale for each row, groups of fewer than 32.
-    pub fn from_scaled(parts: &[&Tensor]) -> Result<Option<Self>, Error> {
+    pub(crate) fn of_scaled(parts: &'a [&'a Tensor]) -> Result<Option<Self>, Error> {
         let (Some(first), Some(group)) = (parts.first(), group(parts)) else { return Ok(None) };
         let (dtype, cols) = (first.dtype, first.cols);
         if parts.iter().any(|part| part.dtype != dtype || part.cols != cols) {
@@ -26,7 +26,7 @@ impl PackedWeights {
             DType::E4m3 if by_row => PackedFormat::E4m3,
             _ => return Ok(None),
         };
-        let of = |row: usize| {
+        let of = move |row: usize| {
             let mut row = row;
             parts.iter().find_map(|part| match row.checked_sub(part.rows) {
                 Some(below) => {
@@ -36,7 +36,7 @@ impl PackedWeights {
                 None => Some((*part, row)),
             })
         };
-        let codes = |row: usize, out: &mut [u8]| {
+        let codes = move |row: usize, out: &mut [u8]| {
             let Some((part, row)) = of(row) else { return };
             let data = formats::row_data(part, row);
             match dtype {

@@ -46,7 +46,7 @@ proptest! {
         let cols = blocks * dtype.block().0;
         let tensor = gguf(dtype, rows, cols, seed);
         let plain = formats::dequantized(&tensor).unwrap();
-        let packed = PackedWeights::from_gguf(&[&tensor]).unwrap();
+        let packed = Packing::of_gguf(&[&tensor]).unwrap().finish();
         for (i, &plain) in plain.iter().enumerate() {
             let weight = packed.weight(i / cols, i % cols);
             if dtype == DType::Q4K {
@@ -66,7 +66,7 @@ proptest! {
             DType::Q5_0, DType::Q5_1, DType::Q5K, DType::Q6K, DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q4K,
         ];
         let (upper, lower) = (gguf(all[above], rows, 256, seed), gguf(all[below], 3, 256, seed ^ 1));
-        let packed = PackedWeights::from_gguf(&[&upper, &lower]).unwrap();
+        let packed = Packing::of_gguf(&[&upper, &lower]).unwrap().finish();
         let plain = [&upper, &lower].map(|tensor| formats::dequantized(tensor).unwrap()).concat();
         let exact = |row| {
             matches!(if row < rows { all[above] } else { all[below] }, DType::Q4_0 | DType::Q5_0 | DType::Q8_0)
@@ -170,7 +170,7 @@ fn scaled_weights_are_what_plain_dequantization_gives() {
     for (seed, (dtype, cols, group, format)) in (0..).zip(kinds) {
         let (upper, lower) =
             (scaled(dtype, 21, cols, group, seed), scaled(dtype, 3, cols, group, seed + 100));
-        let packed = PackedWeights::from_scaled(&[&upper, &lower]).unwrap().unwrap();
+        let packed = Packing::of_scaled(&[&upper, &lower]).unwrap().unwrap().finish();
         assert_eq!((packed.format(), packed.rows(), packed.cols()), (format, 24, cols));
         let plain = [&upper, &lower].map(|tensor| formats::dequantized(tensor).unwrap()).concat();
         for (i, &plain) in plain.iter().enumerate() {
@@ -188,7 +188,7 @@ fn scaled_weights_are_what_plain_dequantization_gives() {
 
 #[test]
 fn scaled_weights_that_no_kernel_reads_are_left_to_others() {
-    let none = |parts: &[&Tensor]| PackedWeights::from_scaled(parts).unwrap().is_none();
+    let none = |parts: &[&Tensor]| Packing::of_scaled(parts).unwrap().is_none();
     let bytes = scaled(DType::Int8, 2, 64, 64, 1);
     assert!(none(&[&scaled(DType::E4m3, 2, 256, 128, 1)]) && none(&[&scaled(DType::Int4, 2, 64, 16, 1)]));
     assert!(
@@ -205,10 +205,10 @@ fn what_cant_be_packed_is_an_error() {
     assert!(PackedWeights::from_e4m3(8, &[0x7f; 8], &[1.0]).is_err());
     let tensor = gguf(DType::Q4_0, 2, 64, 1);
     let other = Tensor::new("w", DType::F32, 1, 8, Bytes::from(vec![0; 32])).unwrap();
-    assert!(PackedWeights::from_gguf(&[&tensor]).is_ok());
-    assert!(PackedWeights::from_gguf(&[&other]).is_err());
+    assert!(Packing::of_gguf(&[&tensor]).is_ok());
+    assert!(Packing::of_gguf(&[&other]).is_err());
     let narrow = gguf(DType::Q4_0, 2, 32, 1);
-    assert!(PackedWeights::from_gguf(&[&tensor, &narrow]).is_err());
+    assert!(Packing::of_gguf(&[&tensor, &narrow]).is_err());
     let reordered = GptqTensors {
         qweight: &[0; 32],
         qzeros: &[0; 1],
