@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! config.rs   what `quantization_config` says
+//! scales.rs   scales and zero points
 //! words.rs    codes in words of 32 bits, as rows
 //! ```
 //!
@@ -10,15 +11,17 @@
 //! as they are, whatever a checkpoint was made for.
 //!
 //! ```text
-//! fp8, compressed-tensors   weight [out, in]             e4m3 or int8
-//!                           weight_packed [out, in/8]    4 bits (in/4: 8 bits), the lowest first, and half of their range added
+//! fp8, compressed-tensors,  weight [out, in]             e4m3 or int8
+//! modelopt (fp8)            weight_packed [out, in/8]    4 bits (in/4: 8 bits), the lowest first, and half of their range added
 //!                           weight_scale(_inv)           one; one a row; one a group [out, groups]; one a block
 //!                           weight_zero_point            packed along the outputs, where codes have one
 //! gptq                      qweight [in/8, out]   qzeros [groups, out/8]   scales [groups, out]   g_idx [in]
+//!                           (8 bits: in/4, out/4)
 //! awq                       qweight [in, out/8]   qzeros [groups, out/8]   scales [groups, out]
 //! ```
 
 mod config;
+mod scales;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -41,12 +44,13 @@ pub(crate) struct Scheme {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
-    /// fp8 and compressed-tensors; with rows and columns that share a scale, if blocks do.
+    /// fp8, compressed-tensors and modelopt; with rows and columns that share a scale, if blocks do.
     Codes {
         block: Option<[usize; 2]>,
     },
-    /// With what is added to stored zero points.
+    /// With the codes of a word, and what is added to stored zero points.
     Gptq {
+        codes: usize,
         zero: u8,
     },
     Awq,
@@ -74,7 +78,8 @@ impl Scheme {
         match self.kind {
             _ if !self.has(weights, layer.name) => Ok(None),
             Kind::Codes { block } => layer.scales(weights, block).map(Some),
-            Kind::Gptq { zero } => layer.columns(weights, |row| row % 8, zero).map(Some),
+            Kind::Gptq { codes: 4, zero } => layer.middle_columns(weights, zero).map(Some),
+            Kind::Gptq { zero, .. } => layer.columns(weights, |row| row % 8, zero).map(Some),
             Kind::Awq => layer.columns(weights, words::awq_place, 0).map(Some),
         }
     }
@@ -91,6 +96,10 @@ impl Scheme {
         layer.in_order(weights, scales.group)?;
         let (dtype, codes) = match self.kind {
             Kind::Codes { .. } => layer.codes(weights)?,
+            Kind::Gptq { codes: 4, .. } => {
+                let codes = layer.qweight(weights, [cols / 4, rows])?.transposed(rows);
+                (DType::Int8, words::less_half(&codes))
+            }
             Kind::Gptq { .. } => (DType::Int4, layer.qweight(weights, [cols / 8, rows])?.transposed(rows)),
             Kind::Awq => (DType::Int4, layer.qweight(weights, [cols, rows / 8])?.awq_rows(rows)),
         };
@@ -209,94 +218,6 @@ impl Layer<'_> {
             }
             Some(Entry::Unusable(problem)) => Err(self.unsupported(weights, what, problem)),
         }
-    }
-
-    /// The scales of fp8's and compressed-tensors' layers.
-    fn scales(self, weights: &Weights, block: Option<[usize; 2]>) -> Result<Scales, Error> {
-        let Self { rows, cols, .. } = self;
-        let mut found = None;
-        for what in ["weight_scale", "weight_scale_inv"] {
-            found = found.or(self.plain(weights, what)?.map(|tensor| (what, tensor)));
-        }
-        let Some((what, tensor)) = found else {
-            return Err(self.malformed(weights, "weight_scale", "is missing"));
-        };
-        let (numbers, shape) = (dequantized(tensor)?, [tensor.rows, tensor.cols]);
-        let blocks = block.map(|[high, wide]| [rows.div_ceil(high), cols.div_ceil(wide)]);
-        let scales = match shape {
-            shape if blocks == Some(shape) => {
-                let [high, wide] = block.unwrap_or([1, 1]);
-                let row = |row: usize| &numbers[row / high * shape[1]..][..shape[1]];
-                let scales = (0..rows).flat_map(row).copied().collect();
-                Scales { group: wide.min(cols), scales, zeros: None }
-            }
-            [1, 1] => Scales::by_row(cols, vec![numbers[0]; rows]),
-            [1, n] | [n, 1] if n == rows => Scales::by_row(cols, numbers),
-            [n, groups] if n == rows && groups > 0 && cols.is_multiple_of(groups) => {
-                Scales { group: cols / groups, scales: numbers, zeros: None }
-            }
-            [high, wide] => {
-                let blocks =
-                    blocks.map_or_else(String::new, |[high, wide]| format!(", or {high} × {wide} of blocks"));
-                let problem = format!(
-                    "has {high} × {wide} scales; expected one, {rows}, groups of {rows} rows of {cols}{blocks}"
-                );
-                return Err(self.malformed(weights, what, problem));
-            }
-        };
-        let zeros = self.zeros(weights, scales.groups(cols))?;
-        Ok(Scales { zeros, ..scales })
-    }
-
-    /// The zero points of compressed-tensors' layers.
-    fn zeros(self, weights: &Weights, groups: usize) -> Result<Option<Vec<u8>>, Error> {
-        let (what, rows) = ("weight_zero_point", self.rows);
-        let Some(raw) = weights.raw(&self.tensor(what)) else { return Ok(None) };
-        let four_bits = weights
-            .raw(&self.tensor("weight_packed"))
-            .is_some_and(|codes| codes.shape.last() == Some(&(self.cols / 8)));
-        // Once they weren't packed.
-        let bytes = match raw.dtype.as_str() {
-            "I8" => Some(self.shaped(weights, what, raw, [rows, groups], 1)?),
-            _ => None,
-        };
-        match bytes {
-            Some(zeros) if four_bits => {
-                return Ok(Some(zeros.iter().map(|zero| zero.wrapping_add(8) & 15).collect()));
-            }
-            Some(zeros) if zeros.iter().all(|&zero| zero == 0) => return Ok(None),
-            None if four_bits => (),
-            _ => {
-                let problem = "8-bit codes with zero points; supported: 4-bit ones";
-                return Err(self.unsupported(weights, what, problem));
-            }
-        }
-        let packed = self.words(weights, what, [rows.div_ceil(8), groups])?;
-        let zero = |i: usize| packed.code(i / groups / 8 * groups + i % groups, i / groups % 8);
-        Ok(Some((0..rows * groups).map(zero).collect()))
-    }
-
-    /// The scales and zero points of GPTQ's and AWQ's layers, which have them by columns: `place` says where in its
-    /// word an output is, and `more` is added to zero points.
-    fn columns(self, weights: &Weights, place: fn(usize) -> usize, more: u8) -> Result<Scales, Error> {
-        let Self { rows, cols, .. } = self;
-        let Some(tensor) = self.plain(weights, "scales")? else {
-            return Err(self.malformed(weights, "scales", "is missing"));
-        };
-        let (numbers, groups, n) = (dequantized(tensor)?, tensor.rows, tensor.cols);
-        if n != rows || groups == 0 || !cols.is_multiple_of(groups) || !rows.is_multiple_of(8) {
-            let problem =
-                format!("has {groups} × {n} scales; expected groups of {cols} inputs × {rows} outputs");
-            return Err(self.malformed(weights, "scales", problem));
-        }
-        let zeros = self.words(weights, "qzeros", [groups, rows / 8])?;
-        let by_row = || (0..rows).flat_map(|row| (0..groups).map(move |group| (row, group)));
-        let zero = |(row, group)| zeros.code(group * (rows / 8) + row / 8, place(row)) + more;
-        Ok(Scales {
-            group: cols / groups,
-            scales: by_row().map(|(row, group)| numbers[group * rows + row]).collect(),
-            zeros: Some(by_row().map(zero).collect()),
-        })
     }
 
     /// Fails if inputs are in groups in another order than theirs.

@@ -9,7 +9,7 @@ use volley_kernels::DType;
 use super::{Kind, Scheme};
 use crate::Error;
 
-const SUPPORTED: &str = "supported: fp8 (e4m3), compressed-tensors (fp8, int8, int4), gptq and awq (4 bits)";
+const SUPPORTED: &str = "supported: fp8 (e4m3), compressed-tensors (fp8, int8, int4), gptq (4 and 8 bits), awq (4 bits), modelopt (FP8)";
 
 /// The parts of all methods.
 #[derive(Deserialize)]
@@ -29,6 +29,8 @@ struct Settings {
     checkpoint_format: Option<String>,
     version: Option<String>,
     zero_point: Option<bool>,
+    /// Of modelopt.
+    quant_algo: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -74,16 +76,22 @@ impl Settings {
             Some("fp8") => self.fp8(),
             Some("compressed-tensors") => self.compressed(),
             Some("gptq") => {
-                self.four_bits("gptq")?;
+                let (codes, format) = match self.bits.unwrap_or(4) {
+                    4 => (8, DType::Int4),
+                    8 => (4, DType::Int8),
+                    bits => return Err(format!("gptq of {bits} bits; supported: 4, 8")),
+                };
                 let zero = match self.checkpoint_format.as_deref().or(self.format.as_deref()) {
                     None | Some("gptq") => 1,
                     Some("gptq_v2") => 0,
                     Some(other) => return Err(format!("gptq stored as {other}; supported: gptq, gptq_v2")),
                 };
-                Ok(Scheme { kind: Kind::Gptq { zero }, format: DType::Int4 })
+                Ok(Scheme { kind: Kind::Gptq { codes, zero }, format })
             }
             Some("awq") => {
-                self.four_bits("awq")?;
+                if let Some(bits) = self.bits.filter(|bits| *bits != 4) {
+                    return Err(format!("awq of {bits} bits; supported: 4"));
+                }
                 let version = self.version.as_deref().or(self.format.as_deref()).unwrap_or("gemm");
                 if !version.eq_ignore_ascii_case("gemm") {
                     return Err(format!("awq stored for {version}; supported: gemm"));
@@ -93,15 +101,12 @@ impl Settings {
                 }
                 Ok(Scheme { kind: Kind::Awq, format: DType::Int4 })
             }
+            Some("modelopt") => match self.quant_algo.as_deref() {
+                Some("FP8") => Ok(Scheme { kind: Kind::Codes { block: None }, format: DType::E4m3 }),
+                other => Err(format!("modelopt, {}; supported: FP8", other.unwrap_or("no quant_algo"))),
+            },
             Some(other) => Err(format!("quant_method {other}; {SUPPORTED}")),
             None => Err(format!("no quant_method; {SUPPORTED}")),
-        }
-    }
-
-    fn four_bits(&self, method: &str) -> Result<(), String> {
-        match self.bits {
-            None | Some(4) => Ok(()),
-            Some(bits) => Err(format!("{method} of {bits} bits; supported: 4")),
         }
     }
 

@@ -270,6 +270,11 @@ fn a_checkpoint_that_is_wrong_says_what_is() {
         },
         "g_idx: the inputs are reordered (desc_act, actorder); supported: groups in order",
     );
+    says(
+        "gptq of 8 bits",
+        &|file, layer| file.add(layer, "qzeros", "I32", &[2, 64], vec![126; 512]),
+        "qzeros: 8-bit codes with zero points",
+    );
     says("awq", &reshape("qweight", &[32, 64]), "qweight: has shape [32, 64], expected [64, 32]");
     says(
         "awq",
@@ -318,7 +323,9 @@ fn methods_that_are_not_read_are_named() {
     says(json!({"quant_method": 3}), "invalid type");
     says(json!({"quant_method": "fp8", "fmt": "e5m2"}), "fp8 stored as e5m2; supported: e4m3");
     says(json!({"quant_method": "fp8", "weight_block_size": [0, 128]}), "blocks of 0 × 128");
-    says(json!({"quant_method": "gptq", "bits": 8}), "gptq of 8 bits; supported: 4");
+    says(json!({"quant_method": "gptq", "bits": 3}), "gptq of 3 bits; supported: 4, 8");
+    says(json!({"quant_method": "awq", "bits": 8}), "awq of 8 bits; supported: 4");
+    says(json!({"quant_method": "modelopt", "quant_algo": "NVFP4"}), "modelopt, NVFP4; supported: FP8");
     says(json!({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}), "gptq stored as marlin");
     says(
         json!({"quant_method": "awq", "bits": 4, "version": "gemv"}),

@@ -266,6 +266,18 @@ fn gptq_v2(file: &mut Checkpoint, layer: &str, rows: usize, cols: usize) -> Vec<
     gptq_of(file, layer, rows, cols, 0)
 }
 
+fn gptq_of_8_bits(file: &mut Checkpoint, layer: &str, rows: usize, cols: usize) -> Vec<f32> {
+    let (codes, groups) = (file.codes(rows * cols, 255), cols / 32);
+    let scales = file.scales(groups * rows, size(cols, 70.0));
+    // Four inputs a word, the words of all outputs one after another.
+    let at = |i: usize| (i / 4 % rows) * cols + i / 4 / rows * 4 + i % 4;
+    file.add(layer, "qweight", "I32", &[cols / 4, rows], (0..rows * cols).map(|i| codes[at(i)]).collect());
+    file.add(layer, "qzeros", "I32", &[groups, rows / 4], vec![127; groups * rows]);
+    file.add_f16(layer, "scales", &[groups, rows], &scales);
+    let number = |i: usize| scales[i % cols / 32 * rows + i / cols] * (f32::from(codes[i]) - 128.0);
+    (0..rows * cols).map(number).collect()
+}
+
 fn awq(file: &mut Checkpoint, layer: &str, rows: usize, cols: usize) -> Vec<f32> {
     const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
     let (codes, scales, zeros, numbers) = int4(file, rows, cols, ZEROS);
@@ -317,6 +329,8 @@ pub(super) fn formats() -> Vec<(&'static str, Value, Write, DType)> {
         ),
         ("gptq", bits4("gptq", "checkpoint_format", "gptq"), gptq, DType::Int4),
         ("gptq v2", bits4("gptq", "checkpoint_format", "gptq_v2"), gptq_v2, DType::Int4),
+        ("gptq of 8 bits", json!({"quant_method": "gptq", "bits": 8}), gptq_of_8_bits, DType::Int8),
+        ("modelopt", json!({"quant_method": "modelopt", "quant_algo": "FP8"}), fp8_by_tensor, DType::E4m3),
         ("awq", bits4("awq", "version", "gemm"), awq, DType::Int4),
     ]
 }
