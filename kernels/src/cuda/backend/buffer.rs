@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
+use super::staging::Staging;
 use crate::{
     BLOCK_TOKENS, BlockId, Content, Error, Heads,
     cuda::{
@@ -40,7 +41,7 @@ pub struct Cache {
     blocks: usize,
     /// Numbers of a block in a layer.
     block: usize,
-    pairs: Memory<u32>,
+    pairs: Staging,
 }
 
 /// Numbers of a block's keys in a layer.
@@ -145,7 +146,8 @@ impl Cache {
         let numbers = numbers.filter(|numbers| numbers.checked_mul(2).is_some());
         let numbers = numbers.ok_or(Error::Memory { bytes: usize::MAX, what: "the KV cache" })?;
         let (k, v) = (Memory::new(device, numbers)?, Memory::new(device, numbers)?);
-        Ok(Self { k, v, layers, blocks, block, pairs: Memory::new(device, 2 * COPIES)? })
+        let pairs = Staging::new(device, COPIES * 2 * size_of::<u32>(), 1)?;
+        Ok(Self { k, v, layers, blocks, block, pairs })
     }
 
     /// A layer's pages, to read.
@@ -178,12 +180,14 @@ impl Cache {
             let (together, others) = rest.split_at(independent(rest));
             rest = others;
             let pairs: Vec<u32> = together.iter().flat_map(|(from, to)| [from.0, to.0]).collect();
-            self.pairs.write(&pairs)?;
-            let device = self.pairs.device().clone();
+            self.pairs.clear()?;
+            let part = self.pairs.put(&pairs)?;
+            self.pairs.upload()?;
+            let device = self.k.device().clone();
             for cache in [&mut self.k, &mut self.v] {
                 let op = CopyBlocks {
                     cache: cache.view_mut().cast(),
-                    pairs: self.pairs.slice(0..pairs.len()),
+                    pairs: self.pairs.view(&part),
                     layers: self.layers,
                     pages: self.blocks,
                     page_bytes: self.block * size_of::<bf16>(),

@@ -14,7 +14,7 @@ use volley_twin::{Schedule, Twin};
 
 use super::{
     driver::{Driver, Request, next},
-    exactness::{alone, request},
+    exactness::{alone, continues_from_a_copy, request},
     guided,
 };
 use crate::{Activations, Error, config::Pooling, engine::Epoch, model::Model, testing};
@@ -93,6 +93,94 @@ fn a_step_begins_before_the_one_before_it_ends() {
         let Ok(Message::Result(result)) = next(&mut received) else { panic!("no result") };
         assert_eq!((result.step_id, result.slots.len()), (step, 1));
     }
+    gpu.stop();
+}
+
+/// Sends two plans of a hung GPU, then lets it go on; the tokens that each slot result of both has.
+fn begun_ahead(gpu: &Driver, twin: &Twin, plans: [StepPlan; 2], rest: Vec<StepPlan>) -> Vec<Vec<Vec<u32>>> {
+    let epoch = Epoch { claim: 1, connection: 9 };
+    let (mut received, _ended) = gpu.claim(epoch);
+    next(&mut received).unwrap();
+    twin.hang();
+    plans.into_iter().for_each(|plan| gpu.send(epoch, plan));
+    assert!(twin.has_started("embed", 1));
+    twin.go_on();
+    let mut results = || {
+        let Ok(Message::Result(result)) = next(&mut received) else { panic!("no result") };
+        result.slots.into_iter().map(|slot| slot.tokens).collect::<Vec<_>>()
+    };
+    let mut tokens = vec![results(), results()];
+    for plan in rest {
+        gpu.send(epoch, plan);
+        tokens.push(results());
+    }
+    tokens
+}
+
+fn run(slot: u32, tokens: u32, drafts: u32) -> SlotRun {
+    SlotRun { slot, tokens, drafts }
+}
+
+fn admission(slot: u32, tokens: &[u32]) -> NewSequence {
+    let prompt_tokens = tokens.len() as u32;
+    NewSequence { slot, tokens: tokens.to_vec(), prompt_tokens, ..first_step().admit.remove(0) }
+}
+
+/// What a GPU draws after these tokens, greedily and alone.
+fn continued(tokens: &[u32], generate: usize) -> Vec<u32> {
+    let sequence = admission(0, tokens);
+    let mut gpu = driver(Twin::new(Schedule::ALL[0]), true, None);
+    let request = Request { sequence, generate, chunk: usize::MAX, arrival: 0, drafts: 0 };
+    let output = alone(&mut gpu, &request);
+    gpu.stop();
+    output.tokens
+}
+
+#[test]
+fn a_token_that_comes_after_its_slot_is_another_s_changes_nothing_there() {
+    let twin = Arc::new(Twin::new(Schedule::ALL[0]));
+    let gpu = driver(twin.clone(), true, None);
+    let prompt = [9, 8, 7, 6, 5];
+    let next_owner = StepPlan {
+        step_id: 2,
+        release: vec![0],
+        admit: vec![admission(0, &prompt)],
+        append: vec![BlockAppend { slot: 0, group: 0, blocks: vec![1] }],
+        run: vec![run(0, 2, 0)],
+        ..Default::default()
+    };
+    let its_end = StepPlan { step_id: 3, run: vec![run(0, 3, 0)], ..Default::default() };
+    let results = begun_ahead(&gpu, &twin, [first_step(), next_owner], vec![its_end]);
+    assert_eq!(results, [[continued(&[1, 2, 3], 1)], [vec![]], [continued(&prompt, 1)]]);
+    gpu.stop();
+}
+
+#[test]
+fn a_copied_block_is_continued_while_its_original_is_under_way() {
+    for schedule in Schedule::ALL {
+        continues_from_a_copy(driver(Twin::new(schedule), true, None));
+    }
+}
+
+#[test]
+fn a_step_waits_for_what_was_right_of_guesses() {
+    let twin = Arc::new(Twin::new(Schedule::ALL[0]));
+    let gpu = driver(twin.clone(), true, None);
+    let (repeating, other) = ([1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3], [7, 7]);
+    let append = |slot, block| BlockAppend { slot, group: 0, blocks: vec![block] };
+    let guessing = StepPlan {
+        step_id: 1,
+        admit: vec![admission(0, &repeating), admission(1, &other)],
+        append: vec![append(0, 0), append(1, 1)],
+        run: vec![run(0, 11, 3), run(1, 2, 0)],
+        ..Default::default()
+    };
+    let beside = StepPlan { step_id: 2, run: vec![run(1, 1, 0)], ..Default::default() };
+    let after = StepPlan { step_id: 3, run: vec![run(0, 1, 0)], ..Default::default() };
+    let results = begun_ahead(&gpu, &twin, [guessing, beside], vec![after]);
+    let (guessed, other) = (&results[0][0], [&results[0][1][..], &results[1][0]].concat());
+    assert_eq!([&guessed[..], &results[2][0]].concat(), continued(&repeating, guessed.len() + 1));
+    assert_eq!(other, continued(&[7, 7], 2));
     gpu.stop();
 }
 
