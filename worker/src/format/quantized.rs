@@ -27,7 +27,7 @@ mod tests;
 mod words;
 
 use bytes::Bytes;
-use volley_kernels::{DType, Scales, Tensor, cpu::formats::dequantized};
+use volley_kernels::{DType, Scales, Tensor};
 
 pub(super) use self::config::scheme;
 use self::words::Words;

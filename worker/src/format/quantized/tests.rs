@@ -5,16 +5,19 @@ mod checkpoint;
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use volley_kernels::{BLOCK_TOKENS, Backend, Batch, BlockId, Sequence, cpu::Activations};
+use volley_kernels::{
+    BLOCK_TOKENS, Backend, Batch, BlockId, Sequence,
+    cpu::{Activations, formats::dequantized},
+};
 use volley_twin::{Schedule, Twin};
 
+use self::checkpoint::{Checkpoint, Write, compressed, formats};
 use super::*;
 use crate::{
     decoder::{Capacity, in_layer},
     model::{Model, Qkv},
     shard, testing,
 };
-use checkpoint::{Checkpoint, Write, compressed, formats};
 
 /// A model with such layers but for the first layer's values, which are left plain; and one with their numbers.
 fn both(config: &Value, write: Write) -> (Model, Model) {
