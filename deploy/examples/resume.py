@@ -20,61 +20,70 @@ import urllib.request
 KEY = {"authorization": f"Bearer {os.environ['VOLLEY_API_KEY']}"} if "VOLLEY_API_KEY" in os.environ else {}
 
 
-def model(routers, attempts=20, wait=0.5):
-    """The first model that a router knows of: after a failure they may have to learn again what is served."""
-    problem = None
+def tries(routers, ask, attempts=20, wait=0.5):
+    """What `ask(router)` yields, of one router after the other, until it has no problem to return."""
     for attempt in range(attempts):
-        request = urllib.request.Request(routers[attempt % len(routers)] + "/v1/models", headers=KEY)
+        router = routers[attempt % len(routers)]
         try:
-            with urllib.request.urlopen(request, timeout=10) as models:
-                if served := json.load(models)["data"]:
-                    return served[0]["id"]
-                problem = "no model is served"
-        except OSError as error:
-            problem = error
-        time.sleep(wait)
-    raise ConnectionError(f"{attempts} attempts failed; the last: {problem}")
-
-
-def events(routers, path, body, attempts=20, wait=0.5):
-    """The data of each event of a stream, up to and without `[DONE]`."""
-    headers = {"content-type": "application/json", "x-volley-resume": "new", **KEY}
-    problem = None
-    for attempt in range(attempts):
-        request = urllib.request.Request(routers[attempt % len(routers)] + path, json.dumps(body).encode(), headers)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as response:
-                headers["x-volley-resume"] = response.headers["x-volley-resume"]
-                event = {}
-                for line in response:  # a cut stream ends without [DONE], by an error or not
-                    field, _, value = line.decode().rstrip("\n").partition(": ")
-                    if field == "data" and value == "[DONE]":
-                        return
-                    if field:
-                        event[field] = value
-                    elif "error" in (data := json.loads(event.get("data", "{}"))):
-                        break  # the router could not go on; another may
-                    elif data:
-                        yield data
-                        if "id" in event:
-                            headers["last-event-id"] = event["id"]
-                        event = {}
-                    else:
-                        event = {}  # a sign of life
+            if (problem := (yield from ask(router))) is None:
+                return
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code != 429:
                 raise
-            problem = f"{request.host}: {error}"
+            problem = error
         except (OSError, http.client.HTTPException) as error:
-            problem = f"{request.host}: {error}"
+            problem = error
         time.sleep(wait)
-    raise ConnectionError(f"{attempts} attempts failed; the last: {problem}")
+    raise ConnectionError(f"{attempts} attempts failed; the last: {router}: {problem}")
+
+
+def model(routers):
+    """The first model that a router knows of: after a failure they may have to learn again what is served."""
+
+    def ask(router):
+        with urllib.request.urlopen(urllib.request.Request(router + "/v1/models", headers=KEY), timeout=10) as models:
+            if not (served := json.load(models)["data"]):
+                return "no model is served"
+            yield served[0]["id"]
+
+    return next(tries(routers, ask))
+
+
+def events(routers, path, body):
+    """The data of each event of a stream, up to and without `[DONE]`."""
+    headers = {"content-type": "application/json", "x-volley-resume": "new", **KEY}
+
+    def ask(router):
+        request = urllib.request.Request(router + path, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            headers["x-volley-resume"] = response.headers["x-volley-resume"]
+            event = {}
+            for line in response:  # a cut stream ends without [DONE], by an error or not
+                field, _, value = line.decode().rstrip("\n").partition(": ")
+                if field == "data" and value == "[DONE]":
+                    return None
+                if field:
+                    event[field] = value
+                elif error := (data := json.loads(event.get("data", "{}"))).get("error"):
+                    return error["message"]  # the router could not go on; another may
+                elif data:
+                    yield data
+                    if "id" in event:
+                        headers["last-event-id"] = event["id"]
+                    event = {}
+                else:
+                    event = {}  # a sign of life
+        return "the stream broke off"
+
+    yield from tries(routers, ask)
 
 
 if __name__ == "__main__":
     *addresses, question = sys.argv[1:]
     try:
-        ask = {"model": model(addresses), "messages": [{"role": "user", "content": question}], "stream": True}
+        turn = {"role": "user", "content": question}
+        # At temperature 0 two runs say the same, whatever becomes of their routers.
+        ask = {"model": model(addresses), "messages": [turn], "stream": True, "temperature": 0}
         for chunk in events(addresses, "/v1/chat/completions", ask):
             for choice in chunk["choices"]:
                 print(choice["delta"].get("content", ""), end="", flush=True)

@@ -4,6 +4,7 @@
 
 use std::{
     collections::HashMap,
+    error::Error,
     io,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -106,10 +107,24 @@ impl Transport {
 
 /// A peer could not be reached.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot connect to {address}: {source}")]
+#[error("cannot connect to {address}: {}", bottom(source.as_ref()))]
 pub struct ConnectError {
     address: String,
     source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Why a call or a stream ended, in words: what the peer said, or that the connection broke, and of what.
+pub fn why(status: &tonic::Status) -> String {
+    match status.source() {
+        Some(source) => format!("the connection broke: {}", bottom(source)),
+        None if status.message().is_empty() => status.code().to_string(),
+        None => status.message().to_owned(),
+    }
+}
+
+/// Of an error the operating system's or the protocol's own words, not the layers around them.
+fn bottom<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    error.source().map_or(error, bottom)
 }
 
 // === impl Connection ===
@@ -148,5 +163,27 @@ impl AsyncWrite for Connection {
             Self::Tcp(io) => Pin::new(io).poll_shutdown(cx),
             Self::Inproc(io) => Pin::new(io).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::{Code, Status};
+
+    use super::*;
+
+    #[test]
+    fn a_connections_end_is_told_in_words_and_a_peers_word_as_it_is() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("h2 protocol error")]
+        struct Layer(#[source] io::Error);
+
+        let reset = Layer(io::Error::new(io::ErrorKind::ConnectionReset, "reset by peer"));
+        assert_eq!(why(&Status::from_error(Box::new(reset))), "the connection broke: reset by peer");
+        assert_eq!(
+            why(&Status::aborted("a newer scheduler has this worker")),
+            "a newer scheduler has this worker"
+        );
+        assert_eq!(why(&Status::new(Code::Cancelled, "")), Code::Cancelled.to_string());
     }
 }

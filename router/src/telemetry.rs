@@ -6,7 +6,7 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 pub(crate) fn describe() {
     describe_counter!(
         "volley_http_requests_total",
-        "Requests answered, by route and status; 499: the client left"
+        "Requests answered, by route, status and the code of the error, if it is one; 499: the client left"
     );
     describe_histogram!(
         "volley_http_request_seconds",

@@ -11,12 +11,16 @@ use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Status, Streaming};
-use volley_proto::v1::{self, router_message, scheduler_message::Message};
+use volley_proto::{
+    transport::why,
+    v1::{self, router_message, scheduler_message::Message},
+};
 
 use crate::{
     core::types::LinkId,
     front::{Clock, FromLink},
     submission::Assembler,
+    telemetry,
 };
 
 /// Messages that may wait for a router. One comes per worker step, so a router that is a thousand steps
@@ -65,6 +69,9 @@ impl Link {
 
     /// Sends what sequences have to say.
     pub(crate) fn report(&self, sequences: Vec<v1::SequenceOutput>) {
+        for failure in sequences.iter().filter_map(|output| output.failure.as_ref()) {
+            telemetry::failed(failure.reason());
+        }
         self.send(Message::Output(v1::StepOutput { sequences }));
     }
 
@@ -91,7 +98,7 @@ pub(crate) async fn read(
             Ok(Some(message)) => message.message,
             Ok(None) => break,
             Err(error) => {
-                tracing::debug!(link = id.0, %error, "a router's link broke");
+                tracing::debug!(link = id.0, error = why(&error), "a router's link broke");
                 break;
             }
         };

@@ -57,7 +57,7 @@ pub(crate) struct Connection {
 pub(crate) enum Lost {
     #[error("{0}")]
     Connect(#[from] volley_proto::transport::ConnectError),
-    #[error("{0}")]
+    #[error("{}", volley_proto::transport::why(.0))]
     Rpc(#[from] tonic::Status),
     #[error("it closed the stream")]
     Closed,

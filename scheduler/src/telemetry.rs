@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use metrics::{Counter, Gauge, Histogram};
 use opentelemetry::global;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
-use volley_proto::v1;
+use volley_proto::v1::{self, failure::Reason};
 
 use crate::core::planner::{Load, Totals};
 
@@ -41,6 +41,10 @@ pub(crate) fn describe() {
     describe_counter!(
         "volley_scheduler_handed_back_total",
         "Sequences given back to routers: their worker was lost, and no other serves the model here"
+    );
+    describe_counter!(
+        "volley_scheduler_failures_total",
+        "Sequences refused, given up or handed back, by the reason that their router was told"
     );
     describe_gauge!("volley_scheduler_running", "Sequences in slots");
     describe_gauge!("volley_scheduler_waiting", "Sequences that wait for a slot");
@@ -135,6 +139,19 @@ impl Drop for WorkerMetrics {
     fn drop(&mut self) {
         self.state(Load::default(), self.seen);
     }
+}
+
+/// Counts a sequence that ended with a failure.
+pub(crate) fn failed(reason: Reason) {
+    let reason = match reason {
+        Reason::Overloaded => "overloaded",
+        Reason::TooLarge => "too_large",
+        Reason::NoWorker => "no_worker",
+        Reason::GaveUp => "gave_up",
+        Reason::Deadline => "deadline",
+        Reason::Internal | Reason::Unspecified => "internal",
+    };
+    metrics::counter!("volley_scheduler_failures_total", "reason" => reason).increment(1);
 }
 
 /// A sequence's span, a child of the router's, and its own trace context for the worker. When tracing is off

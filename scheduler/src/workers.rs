@@ -253,8 +253,8 @@ async fn keep(
             break;
         }
         match std::mem::replace(&mut lost_said, true) {
-            false => tracing::warn!(worker, connection, reason = %lost, "lost"),
-            true => tracing::debug!(worker, connection, reason = %lost, "still lost"),
+            false => tracing::warn!(worker, connection, reason = %lost, "lost a worker"),
+            true => tracing::debug!(worker, connection, reason = %lost, "a worker is still lost"),
         }
         let _ = drain.run_until_cancelled(tokio::time::sleep(pause)).await;
         pause = (pause * 2).min(PAUSE.1);

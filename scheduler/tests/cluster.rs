@@ -7,6 +7,7 @@ use fake::{
     Poison, STOP, alone,
     cluster::{BLOCKS, CONTEXT, Cluster},
 };
+use metrics_exporter_prometheus::PrometheusBuilder;
 use volley_membership::Membership;
 use volley_proto::v1::{self, Kind, failure::Reason};
 
@@ -116,6 +117,42 @@ async fn a_stream_survives_the_death_of_its_worker() {
     assert!(second.steps() > 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_waits_begins_at_a_worker_that_joins_and_what_runs_stays_with_all_its_choices() {
+    let cluster = Cluster::default();
+    let scheduler = cluster.scheduler("s");
+    let first = cluster.worker("a", 3).await;
+    scheduler.ready().await;
+    let mut router = cluster.router("s").await;
+    // With mirostat nothing is guessed: a token a step, so none of them ends.
+    let sampling = v1::Sampling { mirostat_target: Some(3.0), ..Default::default() };
+    let submission =
+        |choices| v1::Submission { sampling: Some(sampling.clone()), ..submission(200, choices) };
+    // Of 8 slots the eighth request takes one, for the first of its choices; two requests wait behind.
+    let choices = |request| if request == 8 { 2 } else { 1 };
+    for request in 1..=10 {
+        router.submit(request, &prompt(0), &submission(choices(request))).await;
+    }
+    router.load(|load| load.running + load.waiting == 11).await;
+    first.gate.add_permits(6);
+    router.load(|load| (load.running, load.waiting) == (8, 3)).await;
+    let second = cluster.worker("b", FREELY).await;
+    router.ends(2).await;
+    let ended = router.streams.iter().filter(|(_, stream)| stream.finish != Default::default());
+    assert_eq!(ended.map(|(key, _)| *key).collect::<Vec<_>>(), [(9, 0), (10, 0)]);
+    assert_eq!(first.steps(), 9, "they did not wait for the first worker");
+    let steps = second.steps();
+    first.gate.add_permits(FREELY);
+    router.ends(11).await;
+    assert_eq!(second.steps(), steps, "both choices of the eighth ran where it began");
+    for request in 1..=10 {
+        for choice in 0..choices(request) {
+            let whole = alone(&prompt(0), &submission(1), choice, CONTEXT);
+            assert_eq!(router.streams[&(request, choice)], whole, "request {request}, choice {choice}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_worker_that_hangs_up_is_connected_again_and_its_sequences_go_back_meanwhile() {
     let cluster = Cluster::default();
@@ -212,6 +249,27 @@ async fn without_a_worker_a_request_goes_back_to_its_router_at_once() {
     router.ends(1).await;
     assert_eq!(router.failures[&(1, 0)].reason(), Reason::NoWorker);
     assert_eq!(before.elapsed(), std::time::Duration::ZERO, "no time has to pass for it");
+}
+
+#[tokio::test]
+async fn what_is_refused_is_counted_by_its_reason() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _local = metrics::set_default_local_recorder(&recorder);
+    let cluster = Cluster::default();
+    let scheduler = cluster.scheduler("s");
+    let mut router = cluster.router("s").await;
+    router.submit(1, &prompt(1), &submission(4, 1)).await;
+    router.ends(1).await;
+    let _worker = cluster.worker("w", FREELY).await;
+    scheduler.ready().await;
+    for request in 2..=3 {
+        router.submit(request, &vec![1; CONTEXT + 1], &submission(4, 1)).await;
+    }
+    router.ends(3).await;
+    let counted = recorder.handle().render();
+    for line in [r#"{reason="no_worker"} 1"#, r#"{reason="too_large"} 2"#] {
+        assert!(counted.contains(&format!("volley_scheduler_failures_total{line}")), "{line} in {counted}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

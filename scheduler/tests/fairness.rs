@@ -245,8 +245,8 @@ fn a_long_prompt_leaves_half_of_each_step_to_shorter_ones_behind_it() {
     assert_eq!(rows, [vec![64], vec![30, 34], vec![1, 16]], "and what they leave over is its own");
 }
 
-#[test]
-fn a_tenant_with_all_places_gives_one_up_once_for_a_newcomer() {
+/// A tenant has all places, and keeps them until others come. What waits may be recalled meanwhile, and come back.
+fn a_place_is_given_up(recalled: bool) {
     let mut planner = Planner::new(Limits { slots: 4, ..limits() });
     let mut worker = fake::FakeWorker::new(4, 64);
     for n in 1..20 {
@@ -256,6 +256,11 @@ fn a_tenant_with_all_places_gives_one_up_once_for_a_newcomer() {
     for step in 0..60 {
         if step == 20 {
             planner.submit(vec![sequence(100, 1, 0, 10, 500)], &mut Vec::new());
+        }
+        if step == 25 && recalled {
+            for sequence in planner.let_waiting_go() {
+                planner.submit(vec![sequence], &mut Vec::new());
+            }
         }
         if step == 30 {
             planner.submit(vec![sequence(101, 1, 0, 10, 500)], &mut Vec::new());
@@ -268,6 +273,16 @@ fn a_tenant_with_all_places_gives_one_up_once_for_a_newcomer() {
     let late: Vec<_> = admitted[4..].iter().map(|(step, id)| (*step, id.as_str())).collect();
     assert_eq!(late, [(21, "100"), (31, "101")], "and no more than half of them");
     assert_eq!(planner.totals().preemptions, 2);
+}
+
+#[test]
+fn a_tenant_with_all_places_gives_one_up_once_for_a_newcomer() {
+    a_place_is_given_up(false);
+}
+
+#[test]
+fn what_gave_way_lines_up_again_when_it_comes_back_from_a_recall() {
+    a_place_is_given_up(true);
 }
 
 #[test]

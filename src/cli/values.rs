@@ -139,7 +139,14 @@ pub(super) fn weight(text: &str) -> Result<(String, u32), String> {
     let expected = || "expected TENANT=WEIGHT, a whole number from 1 to 1000".to_owned();
     let (tenant, weight) = text.split_once('=').ok_or_else(expected)?;
     let weight = weight.parse().ok().filter(|weight| (1..=1000).contains(weight)).ok_or_else(expected)?;
-    if tenant.is_empty() { Err(expected()) } else { Ok((tenant.into(), weight)) }
+    // As routers write it: any other name is nobody's.
+    if tenant.len() != 16 || !tenant.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        let recipe = r#"printf %s "$KEY" | b3sum --length 8"#;
+        return Err(format!(
+            "TENANT is the first 16 hex digits of an API key's BLAKE3 hash, as of `{recipe}`"
+        ));
+    }
+    Ok((tenant.to_ascii_lowercase(), weight))
 }
 
 pub(super) fn device(text: &str) -> Result<Device, String> {
@@ -221,6 +228,24 @@ mod tests {
             assert!(fails(&flags), "{flags:?}");
         }
         assert!(!fails(&["--otlp-endpoint", "https://collector:4317"]));
+    }
+
+    #[test]
+    fn a_weight_is_for_the_hash_of_a_key() {
+        let parse = |value: &str| Cli::try_parse_from(["volley", "serve", "--tenant-weight", value]);
+        let Command::Serve(args) = parse("00112233445566FF=2,8899aabbccddeeff=1000").unwrap().command else {
+            panic!()
+        };
+        let weights = [("00112233445566ff".into(), 2), ("8899aabbccddeeff".into(), 1000)];
+        assert_eq!(args.admission.tenant_weight, weights);
+        for value in ["alice=2", "sk-0123456789abc=2", "=2", "00112233445566ff00=2", "anonymous=2"] {
+            let error = parse(value).unwrap_err().to_string();
+            assert!(error.contains("b3sum"), "{value}: {error}");
+        }
+        for value in ["00112233445566ff", "00112233445566ff=0", "00112233445566ff=1001"] {
+            let error = parse(value).unwrap_err().to_string();
+            assert!(error.contains("from 1 to 1000"), "{value}: {error}");
+        }
     }
 
     #[test]

@@ -28,6 +28,12 @@ pub(super) struct Child {
     gpu_memory_fraction: f64,
 }
 
+/// What is to be loaded.
+pub(super) struct Models {
+    pub(super) model: Model,
+    pub(super) draft: Option<std::path::PathBuf>,
+}
+
 /// The worker processes; none: a worker in this process.
 pub(super) fn share(args: &ServeArgs, machine: Machine) -> Vec<Child> {
     let (engine, Machine { gpus, cores, memory }) = (&args.engine, machine);
@@ -58,12 +64,6 @@ pub(super) fn share(args: &ServeArgs, machine: Machine) -> Vec<Child> {
         Child { device, threads, kv_cache_gb, gpu_memory_fraction: engine.gpu_memory_fraction / beside }
     };
     (0..count).map(child).collect()
-}
-
-/// What is to be loaded.
-pub(super) struct Models {
-    pub(super) model: Model,
-    pub(super) draft: Option<std::path::PathBuf>,
 }
 
 // === impl Child ===

@@ -2,12 +2,16 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 from volley import MODEL, ROOT, eventually, free_port
 
-spec = importlib.util.spec_from_file_location("resume", ROOT / "deploy/examples/resume.py")
+SCRIPT = ROOT / "deploy/examples/resume.py"
+QUESTION = "Why is the sky blue?"  # the model ends its answer by itself
+spec = importlib.util.spec_from_file_location("resume", SCRIPT)
 resume = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(resume)
 
@@ -43,15 +47,55 @@ def whole(chunks):
     return said, {key: usage[key] for key in ("prompt_tokens", "completion_tokens", "total_tokens")}
 
 
-def test_streams_go_on_from_another_router(cluster):
+def script(*routers):
+    """The example, as a user runs it."""
+    command = [sys.executable, SCRIPT, *routers, QUESTION]
+    return subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def said(process, before=b""):
+    """All that it prints, behind what was read of it before."""
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, b""), errors
+    return before + output
+
+
+def two_routers(cluster):
+    """Starts a small cluster; its routers."""
     cluster.scheduler(), cluster.worker()
-    dying, ports = cluster.router(), [cluster.port]
+    first = cluster.router()
     cluster.wait()
     cluster.port = free_port()
-    cluster.router()
-    ports.append(cluster.port)
+    second = cluster.router()
     cluster.wait()
-    dying_address, staying = (f"http://127.0.0.1:{port}" for port in ports)
+    return first, second
+
+
+def test_the_example_prints_the_answer(server):
+    turn = {"role": "user", "content": QUESTION}
+    answer = server.post("chat/completions", {"model": MODEL, "messages": [turn], "temperature": 0})
+    assert said(script(server.url)).decode() == answer["choices"][0]["message"]["content"] + "\n"
+
+
+def test_the_example_outlives_its_router(cluster):
+    dying, staying = two_routers(cluster)
+    running = script(dying.url, staying.url)
+    begun = running.stdout.read(1)
+    cluster.gone(dying, kill=True)
+    disturbed = said(running, begun)
+    assert cluster.metric("volley_router_tokens_total", [staying.admin]) > 0, "the rest came from the other"
+    assert disturbed == said(script(staying.url))
+
+
+def test_the_example_says_why_it_gave_up(keyed):
+    refused = script(keyed.url)
+    _, errors = refused.communicate(timeout=60)
+    assert refused.returncode == 1 and errors.startswith(b"resume.py: HTTP Error 401"), errors
+
+
+def test_streams_go_on_from_another_router(cluster):
+    dying, other = two_routers(cluster)
+    dying_address, staying = dying.url, other.url
     under_way = Barrier(len(STREAMS) + 1, timeout=120)
 
     def disturbed(path, body):

@@ -73,6 +73,30 @@ def test_a_server_that_is_asked_to_go_finishes_its_streams():
     serve.close()
 
 
+def test_what_its_users_chose_is_no_warning():
+    serve = Serve("--grace", "0")
+    body = {"model": MODEL, "prompt": "On and on", "max_tokens": 8000, "ignore_eos": True, "stream": True}
+
+    def stream(**headers):
+        connection = http.client.HTTPConnection("127.0.0.1", serve.port)
+        headers = {"content-type": "application/json", **headers}
+        connection.request("POST", "/v1/completions", json.dumps(body), headers)
+        return connection.getresponse()
+
+    def rest(response):
+        try:
+            return response.read()
+        except http.client.IncompleteRead as cut:
+            return cut.partial
+
+    assert b"DEADLINE_EXCEEDED" in rest(stream(**{"x-volley-timeout-ms": "300"}))
+    running = stream()
+    assert running.readline().startswith(b"data: ")
+    assert serve.process.end(signal.SIGINT) == 0
+    assert b"shutting down" in rest(running)
+    assert "WARN" not in serve.process.output(), serve.process.output()
+
+
 def children(serve):
     tasks = Path(f"/proc/{serve.process.child.pid}/task").glob("*/children")
     return {int(pid) for task in tasks for pid in task.read_text().split()}

@@ -1,8 +1,9 @@
 //! A worker of a cluster whose GPU is the twin: the CUDA backend and its kernels, run on the CPU. The end-to-end tests
 //! start it (`tests/e2e/test_twin.py`).
 //!
-//! `twin --etcd URL --model FOLDER [--deterministic true] [--step-limit SECONDS] [--schedule 0…7]`; at SIGUSR1 its
-//! device hangs, at SIGUSR2 it breaks down.
+//! `twin --etcd URL --model FOLDER [--deterministic true] [--step-limit SECONDS] [--schedule 0…7] [--max-sequences N]
+//! [--paper true]`; at SIGUSR1 its device hangs, at SIGUSR2 it breaks down. On paper it runs no kernel, and what it says
+//! is nonsense: that is to measure the host (`tests/bench/host`).
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -28,7 +29,9 @@ async fn main() -> ExitCode {
     }
     let number = |name: &str| options.get(name).map(|text| text.parse::<u64>().unwrap());
 
-    let twin = Arc::new(Twin::new(Schedule::ALL[number("--schedule").unwrap_or(0) as usize]));
+    let twin = Twin::new(Schedule::ALL[number("--schedule").unwrap_or(0) as usize]);
+    let twin = Arc::new(if options.contains_key("--paper") { twin.on_paper() } else { twin });
+    let max_sequences = number("--max-sequences").unwrap_or(16) as u32;
     let deterministic = options.contains_key("--deterministic");
     let gpu =
         CudaBackend::new(twin.clone(), CudaOptions { deterministic, staging: 1 << 14, ..Default::default() });
@@ -37,8 +40,8 @@ async fn main() -> ExitCode {
         id: id.clone(),
         deterministic,
         step_limit: number("--step-limit").map(Duration::from_secs),
-        max_batch_tokens: Some(64),
-        max_sequences: Some(16),
+        max_batch_tokens: Some(4 * max_sequences),
+        max_sequences: Some(max_sequences),
         ..Config::new(&options["--model"], "twin")
     };
     let worker = Worker::load_on_gpu(gpu, config, |_, _| ()).unwrap();

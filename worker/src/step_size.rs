@@ -47,14 +47,13 @@ impl StepSize {
         let halves = |most: u32, least: u32| {
             std::iter::successors(Some(most), move |n| (n / 2 >= least).then_some(n / 2))
         };
-        let smaller = halves(Self::GPU.max_sequences, Self::CPU.max_sequences).flat_map(|max_sequences| {
-            halves(Self::GPU.max_batch_tokens, Self::CPU.max_batch_tokens)
-                .map(move |max_batch_tokens| with(Self { max_batch_tokens, max_sequences }))
-        });
-        smaller
-            .into_iter()
-            .find(|size| size.activations(model) <= left / ACTIVATIONS_SHARE)
-            .unwrap_or(with(Self::CPU))
+        let mut smaller =
+            halves(Self::GPU.max_sequences, Self::CPU.max_sequences).flat_map(|max_sequences| {
+                halves(Self::GPU.max_batch_tokens, Self::CPU.max_batch_tokens)
+                    .map(move |max_batch_tokens| with(Self { max_batch_tokens, max_sequences }))
+            });
+        let fits = |size: &Self| size.activations(model) <= left / ACTIVATIONS_SHARE;
+        smaller.find(fits).unwrap_or(with(Self::CPU))
     }
 
     /// About the bytes that a GPU needs for a step: bf16 rows between operations, and logits.

@@ -52,6 +52,8 @@ pub enum Order {
 pub struct Twin {
     properties: Properties,
     recording: Mutex<Option<Vec<Recorded>>>,
+    makes_graphs: bool,
+    on_paper: bool,
     stream: Arc<Stream>,
     memory: Mutex<Room>,
 }
@@ -174,6 +176,8 @@ impl Twin {
         Self {
             properties,
             recording: Mutex::default(),
+            makes_graphs: true,
+            on_paper: false,
             stream: Arc::new(Stream {
                 schedule,
                 queue: Mutex::default(),
@@ -214,6 +218,16 @@ impl Twin {
         lock(&self.stream.queue).graphs
     }
 
+    /// Which fails to make a graph of what it has recorded.
+    pub fn without_graphs(self) -> Self {
+        Self { makes_graphs: false, ..self }
+    }
+
+    /// Which takes no time for kernels, since it runs none: what is left is what the host does. Its memory is all 0.
+    pub fn on_paper(self) -> Self {
+        Self { on_paper: true, ..self }
+    }
+
     /// With so many bytes of memory, to see what happens when it is full.
     pub fn with_memory(self, total: usize) -> Self {
         lock(&self.memory).total = total;
@@ -244,6 +258,9 @@ impl Twin {
     unsafe fn start(&self, what: Recorded) -> Result<(), Error> {
         if let Some(recording) = lock(&self.recording).as_mut() {
             recording.push(what);
+            return Ok(());
+        }
+        if self.on_paper && matches!(what, Recorded::Launch(_)) {
             return Ok(());
         }
         // SAFETY: the caller's promise.
@@ -441,6 +458,10 @@ impl Device for Twin {
         if address.is_null() {
             return Err(full);
         }
+        if self.on_paper {
+            // SAFETY: so many bytes were allocated.
+            unsafe { address.cast::<u8>().write_bytes(0, bytes) };
+        }
         lock(&self.memory).taken.insert(address as u64, bytes);
         Ok(Address(address as u64))
     }
@@ -556,6 +577,10 @@ impl Device for Twin {
         let worked = work();
         let recorded = set(None).unwrap_or_default();
         worked?;
+        if !self.makes_graphs {
+            return Err(Error::Memory { bytes: recorded.len(), what: "graphs" });
+        }
+        let recorded = if self.on_paper { Vec::new() } else { recorded };
         Ok(Box::new(TwinGraph { stream: self.stream.clone(), recorded }))
     }
 

@@ -57,11 +57,14 @@ impl Cluster {
         metrics::gauge!("volley_router_links").set(state.links.len() as f64);
     }
 
-    pub(crate) fn remove(&self, link: &Arc<Link>) {
+    /// A link is over. `news`: not by this router's own end, so that what it served is missed.
+    pub(crate) fn remove(&self, link: &Arc<Link>, news: bool) {
         let mut state = self.state();
         state.links.retain(|other| !Arc::ptr_eq(other, link));
         metrics::gauge!("volley_router_links").set(state.links.len() as f64);
-        state.log_models();
+        if news {
+            state.log_models();
+        }
         drop(state);
         self.changed.send_replace(());
     }

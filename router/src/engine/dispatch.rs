@@ -6,18 +6,17 @@
 //!                                   link breaks: move │  channel full: pause, submit again when it drains
 //! ```
 
+mod stream;
+mod table;
+
 use std::{
-    collections::HashMap,
-    pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
-use futures::Stream;
 use tokio::{runtime::Handle, sync::mpsc, time};
 use tokio_util::sync::CancellationToken;
 use volley_membership::{Membership, Role};
@@ -26,6 +25,10 @@ use volley_proto::{
     v1::{ModelCard, StepOutput},
 };
 
+use self::{
+    stream::{Guard, Running},
+    table::{Active, Table},
+};
 use super::{
     Deltas, Generate, ModelError, StartError, StreamError,
     cluster::Cluster,
@@ -75,20 +78,6 @@ struct Shared {
     runtime: Handle,
 }
 
-/// The live requests.
-#[derive(Default)]
-struct Table(Mutex<HashMap<u64, Arc<Active>>>);
-
-/// A live request, and whom it is for.
-struct Active {
-    id: u64,
-    request: Mutex<Request<Arc<Link>>>,
-    /// Its outputs: batches, or why there are no more.
-    out: mpsc::Sender<Result<Vec<Delta>, StartError>>,
-    /// Says why, where `out` was too full to.
-    failure: Arc<OnceLock<StreamError>>,
-}
-
 /// What a step gave a request.
 struct Batch {
     request: Arc<Active>,
@@ -96,23 +85,6 @@ struct Batch {
     admitted: bool,
     /// What ended the request here, if something did.
     end: Option<Taken>,
-}
-
-/// The stream behind a [`Deltas`].
-struct Running {
-    batches: mpsc::Receiver<Result<Vec<Delta>, StartError>>,
-    /// What [`Generate::start`] took to see whether the generation was admitted.
-    first: Option<Vec<Delta>>,
-    failure: Arc<OnceLock<StreamError>>,
-    /// Choices that have not finished.
-    unfinished: u32,
-    guard: Guard,
-}
-
-/// Cancels what is left of a generation.
-struct Guard {
-    shared: Arc<Shared>,
-    requests: Vec<u64>,
 }
 
 // === impl EngineConfig ===
@@ -423,105 +395,11 @@ impl Sink for Shared {
     }
 }
 
-// === impl Table ===
-
-impl Table {
-    fn insert(&self, request: Arc<Active>, bound: usize) -> bool {
-        let mut table = self.lock();
-        let fits = table.len() < bound;
-        if fits {
-            table.insert(request.id, request);
-            metrics::gauge!("volley_router_active_requests").set(table.len() as f64);
-        }
-        fits
-    }
-
-    fn get(&self, id: u64) -> Option<Arc<Active>> {
-        self.lock().get(&id).cloned()
-    }
-
-    fn all(&self) -> Vec<Arc<Active>> {
-        self.lock().values().cloned().collect()
-    }
-
-    /// Forgets a request, and cancels what still runs of it.
-    fn end(&self, id: u64) {
-        let mut table = self.lock();
-        let removed = table.remove(&id);
-        metrics::gauge!("volley_router_active_requests").set(table.len() as f64);
-        drop(table);
-        if let Some(request) = removed {
-            request.lock().end();
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Active>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-// === impl Active ===
-
-impl Active {
-    fn lock(&self) -> MutexGuard<'_, Request<Arc<Link>>> {
-        self.request.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 // === impl Batch ===
 
 impl Batch {
     fn new(request: Arc<Active>) -> Self {
         Self { request, deltas: Vec::new(), admitted: false, end: None }
-    }
-}
-
-// === impl Running ===
-
-impl Stream for Running {
-    type Item = Result<Vec<Delta>, StreamError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        while self.unfinished > 0 {
-            let batch = match self.first.take() {
-                Some(batch) => Ok(batch),
-                None => match ready!(self.batches.poll_recv(cx)) {
-                    Some(batch) => batch.map_err(StreamError::from),
-                    None => Err(self.failure.get().cloned().unwrap_or_else(|| {
-                        StreamError::Internal("the request ended without a finish".to_owned())
-                    })),
-                },
-            };
-            match &batch {
-                Ok(deltas) if deltas.is_empty() => continue,
-                Ok(deltas) => {
-                    let finished = deltas.iter().filter(|delta| delta.finish.is_some()).count();
-                    self.unfinished -= finished as u32;
-                }
-                Err(_) => {
-                    self.unfinished = 0;
-                    self.guard.cancel();
-                }
-            }
-            return Poll::Ready(Some(batch));
-        }
-        Poll::Ready(None)
-    }
-}
-
-// === impl Guard ===
-
-impl Guard {
-    fn cancel(&mut self) {
-        for id in self.requests.drain(..) {
-            self.shared.table.end(id);
-        }
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.cancel();
     }
 }
 

@@ -79,7 +79,7 @@ struct CancelOrder {
 pub(crate) enum LinkError {
     #[error(transparent)]
     Connect(#[from] volley_proto::transport::ConnectError),
-    #[error("{0}")]
+    #[error("{}", volley_proto::transport::why(.0))]
     Status(#[from] Box<tonic::Status>),
     #[error("the scheduler did not say hello")]
     NoHello,

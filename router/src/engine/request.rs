@@ -6,18 +6,18 @@
 //! Pure: links are behind [`Place`], the time is told. The engine runs it on real links, the cluster simulator
 //! (`tests/simulator`) on simulated ones.
 
+mod submission;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use volley_proto::v1::{
-    self, Failure, FinishReason, Kind, Logprobs, ScoreRange, SequenceOutput, Submission, failure,
-};
+use volley_proto::v1::{self, Failure, FinishReason, Kind, Logprobs, SequenceOutput, Submission, failure};
 
 use super::StartError;
 use crate::{
-    generation::{Delta, Generation, Guessed, Reason, Task},
+    generation::{Delta, Generation, Guessed, Reason},
     text::{
         assembler::{Assembler, Rules, Step},
         model::Model,
@@ -152,7 +152,7 @@ impl<P: Place> Request<P> {
         let prompt: Arc<[u32]> = generation.prompts[index].tokens.as_slice().into();
         let stops = Stops::new(&generation.stop, model.tokenizer());
         let echo_from = prompt.len().saturating_sub(generation.echo as usize);
-        let header = header(&model, generation, &stops, prompt.len(), echo_from);
+        let header = submission::header(&model, generation, &stops, prompt.len(), echo_from);
         let rules = Arc::new(Rules {
             tokenizer: model.tokenizer().clone(),
             stops,
@@ -428,65 +428,6 @@ impl Choice {
         if let Some(delta) = batch.last_mut().filter(|_| !embedding.is_empty()) {
             delta.embedding = embedding;
         }
-    }
-}
-
-fn header(
-    model: &Model,
-    generation: &Generation,
-    stops: &Stops,
-    prompt_tokens: usize,
-    echo_from: usize,
-) -> Submission {
-    let card = &model.card;
-    let end_tokens = if generation.ignore_eos { &[] } else { card.stop_tokens.as_slice() };
-    // The prompt's first token has no log-probability.
-    let from = echo_from.max(1);
-    let alternatives = generation.logprobs.filter(|_| generation.echo > 0 && from < prompt_tokens);
-    Submission {
-        request_id: generation.id.clone(),
-        model_hash: card.hash.clone(),
-        kind: match generation.task {
-            Task::Embed => Kind::Embed,
-            Task::Generate if generation.max_tokens == 0 => Kind::Score,
-            Task::Generate => Kind::Generate,
-        }
-        .into(),
-        sampling: Some(sampling(generation)),
-        max_tokens: generation.max_tokens,
-        min_tokens: generation.min_tokens,
-        stop_tokens: end_tokens.iter().chain(stops.tokens()).copied().collect(),
-        score: alternatives.map(|alternatives| ScoreRange { from: from as u32, alternatives }),
-        tenant: generation.tenant.clone(),
-        priority: generation.priority,
-        session: generation.session,
-        cache_salt: generation.cache_salt.clone(),
-        max_cached_tokens: generation.max_cached_tokens,
-        traceparent: generation.traceparent.clone(),
-        prediction: generation.prediction.clone(),
-        grammar: generation.grammar.as_ref().map(|grammar| grammar.text().to_owned()),
-        ..Submission::default()
-    }
-}
-
-fn sampling(generation: &Generation) -> v1::Sampling {
-    let sampling = &generation.sampling;
-    let (bias_tokens, bias_values) = sampling.bias.iter().copied().unzip();
-    v1::Sampling {
-        temperature: sampling.temperature,
-        top_p: (sampling.top_p < 1.0).then_some(sampling.top_p),
-        top_k: (sampling.top_k > 0).then_some(sampling.top_k),
-        min_p: (sampling.min_p > 0.0).then_some(sampling.min_p),
-        typical_p: (sampling.typical_p < 1.0).then_some(sampling.typical_p),
-        frequency_penalty: sampling.frequency_penalty,
-        presence_penalty: sampling.presence_penalty,
-        repetition_penalty: (sampling.repetition_penalty != 1.0).then_some(sampling.repetition_penalty),
-        bias_tokens,
-        bias_values,
-        mirostat_target: sampling.mirostat.map(|mirostat| mirostat.target),
-        mirostat_rate: sampling.mirostat.map(|mirostat| mirostat.rate),
-        seed: sampling.seed,
-        logprobs: generation.logprobs,
     }
 }
 

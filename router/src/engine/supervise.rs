@@ -85,7 +85,7 @@ impl<S: Sink> Links<S> {
                     if self.shutdown.is_cancelled() {
                         return id; // this end broke it off
                     }
-                    tracing::warn!(scheduler = id, %error, "the link to a scheduler broke");
+                    tracing::warn!(scheduler = id, %error, "lost the link to a scheduler");
                 }
                 Err(error) => tracing::debug!(scheduler = id, %error, "cannot link up with a scheduler"),
             }
@@ -107,7 +107,7 @@ impl<S: Sink> Links<S> {
         }
         self.cluster.add(link.clone());
         let error = link.read(inbound, batches, || self.cluster.models_changed()).await;
-        self.cluster.remove(link);
+        self.cluster.remove(link, !self.shutdown.is_cancelled());
         error
     }
 }

@@ -122,6 +122,7 @@ pub(crate) async fn serve(routes: Router, request: Request) -> Result<Response, 
         let kept =
             said.filter(|(name, _)| *name == header::ALLOW || name.as_str().starts_with("x-ratelimit-"));
         rendered.headers_mut().extend(kept.map(|(name, value)| (name.clone(), value.clone())));
+        exchange.fail(error);
         response = rendered;
     }
     finish_headers(response.headers_mut(), &exchange, origin);

@@ -230,6 +230,11 @@ impl ApiError {
         self.classify().0
     }
 
+    /// What sort of error it is, for machines: one of a few dozen.
+    pub(crate) fn code(&self) -> &'static str {
+        self.classify().2
+    }
+
     /// Status, `type` and `code`: Fireworks' upper-case codes for what a gateway says, OpenAI's style for the rest.
     fn classify(&self) -> (StatusCode, &'static str, &'static str) {
         const REQUEST: &str = "invalid_request_error";

@@ -14,6 +14,8 @@ use opentelemetry::propagation::Extractor;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+use super::error::ApiError;
+
 /// Counted once: when its answer is complete, or (nobody finished it) when its client is gone.
 #[derive(Debug)]
 pub(crate) struct Exchange {
@@ -25,6 +27,8 @@ pub(crate) struct Exchange {
     started: Instant,
     /// 0: not finished.
     status: AtomicU16,
+    /// The code of the error that it ended with.
+    reason: OnceLock<&'static str>,
     /// The model that answers.
     model: OnceLock<String>,
     prompt_tokens: AtomicU64,
@@ -53,6 +57,7 @@ impl Exchange {
             route,
             started: Instant::now(),
             status: AtomicU16::new(0),
+            reason: OnceLock::new(),
             model: OnceLock::new(),
             prompt_tokens: AtomicU64::new(0),
             completion_tokens: AtomicU64::new(0),
@@ -62,6 +67,14 @@ impl Exchange {
     /// The answer is complete. Only the first call counts.
     pub(crate) fn finish(&self, status: StatusCode) {
         let _ = self.status.compare_exchange(0, status.as_u16(), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// The answer is an error, or ends with one. Only the first call counts, of this and [`Exchange::finish`].
+    pub(crate) fn fail(&self, error: &ApiError) {
+        if self.status.load(Ordering::Relaxed) == 0 {
+            let _ = self.reason.set(error.code());
+        }
+        self.finish(error.status());
     }
 
     /// A model was given so many tokens, to answer with others.
@@ -114,8 +127,11 @@ impl Drop for Exchange {
                 "answered"
             ),
         }
-        metrics::counter!("volley_http_requests_total", "route" => self.route, "status" => status.to_string())
-            .increment(1);
+        let mut labels = vec![metrics::Label::from_static_parts("route", self.route)];
+        labels.push(metrics::Label::new("status", status.to_string()));
+        // Codes are ours, so there are few.
+        labels.extend(self.reason.get().map(|code| metrics::Label::new("reason", code.to_lowercase())));
+        metrics::counter!("volley_http_requests_total", labels).increment(1);
         metrics::histogram!("volley_http_request_seconds", "route" => self.route).record(seconds);
     }
 }

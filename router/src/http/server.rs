@@ -103,7 +103,7 @@ pub async fn serve<E: Generate>(
         let drained = running.shutdown();
         tokio::pin!(drained);
         if timeout(grace, &mut drained).await.is_err() {
-            tracing::warn!("the grace is over, streams are cut");
+            tracing::info!("the grace is over, streams are cut");
             closing.cancel();
             let _ = timeout(PARTING, drained).await;
         }

@@ -184,13 +184,20 @@ impl<E: Events> EventStream<E> {
     }
 
     fn fail(&mut self, error: ApiError) {
-        tracing::warn!(%error, "a stream failed");
+        match error {
+            ApiError::Deadline => tracing::info!("a stream ended: its client's time is over"),
+            _ => tracing::warn!(%error, "a stream failed"),
+        }
+        self.end_early(error);
+    }
+
+    fn end_early(&mut self, error: ApiError) {
         self.state = State::Ended;
         if self.events.fail(&error, &mut self.out) {
             self.state = State::Parting;
             self.alarm.as_mut().reset(Instant::now() + PARTING);
         }
-        self.exchange.finish(error.status());
+        self.exchange.fail(&error);
     }
 
     /// Waits for the next output, or for the silence to become too long; writes what comes.
@@ -202,7 +209,7 @@ impl<E: Events> EventStream<E> {
             Poll::Ready(None) => self.fail(ApiError::Internal("the output ended early".into())),
             Poll::Pending if self.closing.as_mut().poll(cx).is_ready() => {
                 let message = "the server is shutting down".into();
-                self.fail(ApiError::Unavailable { message, retry_after: Duration::from_secs(1) });
+                self.end_early(ApiError::Unavailable { message, retry_after: Duration::from_secs(1) });
             }
             Poll::Pending => {
                 ready!(self.alarm.as_mut().poll(cx));

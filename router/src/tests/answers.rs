@@ -302,9 +302,9 @@ async fn every_exchange_is_counted_once_and_those_left_by_their_client_as_499() 
     let rendered = recorder.handle().render();
     for line in [
         r#"volley_http_requests_total{route="/completions",status="200"} 2"#,
-        r#"volley_http_requests_total{route="/completions",status="400"} 1"#,
+        r#"volley_http_requests_total{route="/completions",status="400",reason="invalid_value"} 1"#,
         r#"volley_http_requests_total{route="/completions",status="499"} 1"#,
-        r#"volley_http_requests_total{route="other",status="404"} 1"#,
+        r#"volley_http_requests_total{route="other",status="404",reason="not_found"} 1"#,
         "volley_completion_tokens_total 4",
         "volley_prompt_tokens_total 4",
     ] {

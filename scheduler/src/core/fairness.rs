@@ -93,9 +93,10 @@ impl Queue {
     }
 
     /// One more waits. What has generated something goes on before anything new of its priority begins: it
-    /// was its turn already, here or elsewhere.
+    /// was its turn already, here or elsewhere. Not so what gave its place up for another tenant.
     pub fn push(&mut self, sequence: Sequence) {
-        if sequence.generated() > 0 { self.put_back(sequence) } else { self.line_up(sequence) }
+        let had_a_place = sequence.generated() > 0 && !sequence.lines_up;
+        if had_a_place { self.put_back(sequence) } else { self.line_up(sequence) }
     }
 
     /// A sequence that gave its blocks to another waits to go on.

@@ -215,8 +215,7 @@ impl Placement {
 
     /// The router doesn't want a request any more, or one choice of it.
     pub fn cancel(&mut self, link: LinkId, request: u64, choice: Option<u32>, out: &mut Vec<Action>) {
-        let key = |attempt, choice| SequenceKey { link, request, attempt, choice };
-        let all = self.live.range(key(0, 0)..=key(u32::MAX, u32::MAX)).map(|(&key, _)| key);
+        let all = self.choices(link, request).map(|(&key, _)| key);
         let keys = all.filter(|key| choice.is_none_or(|choice| choice == key.choice)).collect();
         self.cancel_all(keys, out);
     }
@@ -311,12 +310,15 @@ impl Placement {
 
     /// Whether a worker has more choices of a request than these.
     fn has_others(&self, choices: &[Sequence], worker: WorkerId) -> bool {
-        let Some(SequenceKey { link, request, attempt, .. }) = choices.first().map(|s| s.key) else {
-            return false;
-        };
-        let key = |choice| SequenceKey { link, request, attempt, choice };
-        let there = self.live.range(key(0)..=key(u32::MAX)).filter(|(_, live)| live.worker == worker);
+        let Some(SequenceKey { link, request, .. }) = choices.first().map(|s| s.key) else { return false };
+        let there = self.choices(link, request).filter(|(_, live)| live.worker == worker);
         there.count() > choices.len()
+    }
+
+    /// The live choices of a request. One attempt at most has any: the next cancels it.
+    fn choices(&self, link: LinkId, request: u64) -> impl Iterator<Item = (&SequenceKey, &Live)> {
+        let key = |attempt, choice| SequenceKey { link, request, attempt, choice };
+        self.live.range(key(0, 0)..=key(u32::MAX, u32::MAX))
     }
 
     /// Looks up who has how much of a request's prompt, which its choices share.

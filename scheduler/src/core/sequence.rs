@@ -85,8 +85,10 @@ pub struct Sequence {
     pub suspect_until: TokenCount,
     /// The most tokens that it has had in this worker's KV cache.
     pub reached: TokenCount,
-    /// Whether it has given up its place to another tenant.
+    /// Whether it has given up its place to another tenant, which it does once at most.
     pub yielded: bool,
+    /// Whether it has had none since: then it waits for its tenant's turn, wherever that is.
+    pub lines_up: bool,
     /// Whether it was admitted before, here or elsewhere; such a sequence isn't refused for load.
     pub moved: bool,
     /// The numerics class that its tokens come from so far; empty if none or unknown.
@@ -155,6 +157,7 @@ impl Sequence {
             suspect_until: 0,
             reached: 0,
             yielded: false,
+            lines_up: false,
             numerics_class: String::new(),
             traceparent: String::new(),
             span: tracing::Span::none(),

@@ -263,3 +263,35 @@ fn a_gpu_draws_what_the_cpu_draws_from_its_logits() {
     let different: std::collections::HashSet<u32> = drawn.iter().map(|drawn| drawn.token).collect();
     assert!(different.len() > 20, "there was a choice");
 }
+
+#[test]
+fn steps_that_decode_find_room_in_their_graphs_whatever_their_lengths() {
+    let mut numbers = 1u64;
+    let mut below = |end: usize| {
+        numbers = numbers.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (numbers >> 33) as usize % end
+    };
+    for ((_, mut model), deterministic) in
+        testing::families().into_iter().zip([true, false].into_iter().cycle())
+    {
+        model.description.context = 8192;
+        let twin = std::sync::Arc::new(Twin::with_arch(Schedule::ALL[0], [80, 90][below(2)]).on_paper());
+        let backend = testing::cuda(twin.clone(), deterministic);
+        let mut gpu = testing::decoder(backend, &model, Capacity { rows: 96, sequences: 64 }, 600);
+        let most = (16 * model.description.heads.kv_heads / model.description.heads.heads).clamp(1, 3);
+        for _ in 0..150 {
+            let (sequences, longest) = (1 + below(64 / most), 1 + below(8000));
+            let mut batch = Batch::default();
+            for _ in 0..sequences {
+                let (first_row, rows, position) = (batch.tokens.len(), 1 + below(most), below(longest));
+                let blocks =
+                    (0..(position + rows).div_ceil(BLOCK_TOKENS)).map(|_| BlockId(below(600) as u32));
+                batch.sequences.push(Sequence { first_row, rows, position, blocks: blocks.collect() });
+                batch.tokens.resize(first_row + rows, 7);
+            }
+            gpu.forward(batch);
+            gpu.draw(&[0], &[Draw::default()]).unwrap().wait().unwrap();
+        }
+        assert!(twin.graphs() > 50, "{} graphs", twin.graphs());
+    }
+}

@@ -9,9 +9,14 @@ use crate::{Error, cuda::Graph};
 /// Rows of the largest size.
 pub(super) const MOST_ROWS: usize = 512;
 
-/// What is kept, by rows.
+/// What is kept.
 #[derive(Default)]
-pub(super) struct Graphs(HashMap<usize, Kept>);
+pub(super) struct Graphs {
+    /// By rows.
+    kept: HashMap<usize, Kept>,
+    /// One could not be made: there shall be no more.
+    failed: bool,
+}
 
 enum Kept {
     /// Nothing yet: a size that is met once is not worth a graph.
@@ -36,29 +41,42 @@ impl CudaBackend {
             return pass(step);
         }
         let size = step.rows.count();
-        let kept = match step.graphs.0.remove(&size) {
-            None => {
-                pass(step);
-                Kept::Met
-            }
-            Some(Kept::Met) => {
-                let captured = self.device.capture(&mut || {
-                    pass(step);
-                    self.works()
-                });
-                let mut kept = Kept::Met;
-                self.start(|| {
-                    kept = Kept::Graph { graph: captured?, pages: step.pages };
-                    kept.launch(step)
-                });
-                kept
-            }
-            Some(kept) => {
+        let kept = match step.graphs.kept.remove(&size) {
+            Some(kept @ Kept::Graph { .. }) => {
                 self.start(|| kept.launch(step));
                 kept
             }
+            Some(Kept::Met) if !step.graphs.failed => self.capture(step, pass),
+            _ => {
+                pass(step);
+                Kept::Met
+            }
         };
-        step.graphs.0.insert(size, kept);
+        step.graphs.kept.insert(size, kept);
+    }
+
+    /// Makes a graph of the pass, and launches it.
+    fn capture(&self, step: &mut Step, pass: &mut dyn FnMut(&mut Step)) -> Kept {
+        let captured = self.device.capture(&mut || {
+            pass(step);
+            self.works()
+        });
+        match captured {
+            Ok(graph) => {
+                let kept = Kept::Graph { graph, pages: step.pages };
+                self.start(|| kept.launch(step));
+                kept
+            }
+            // There may be no memory left for it. What it is made of works without it, or says itself what is wrong.
+            Err(error) => {
+                if self.works().is_ok() {
+                    tracing::warn!(%error, "no more steps are made graphs: kernels are launched one by one");
+                }
+                step.graphs.failed = true;
+                pass(step);
+                Kept::Met
+            }
+        }
     }
 }
 

@@ -202,7 +202,6 @@ impl Rows {
         limits: AttentionLimits,
     ) -> Result<(), Error> {
         let (heads, more) = (step.heads, more_parts(step.heads, device));
-        let limits = if self.fixed { AttentionLimits { items: self.count + more, ..limits } } else { limits };
         let shape = AttentionShape {
             heads: heads.heads,
             kv_heads: heads.kv_heads,
@@ -226,6 +225,8 @@ impl Rows {
                 pages,
             });
             let sequences: Vec<_> = sequences.collect();
+            let items = if self.fixed { sequences.len() + more } else { limits.items };
+            let limits = AttentionLimits { items, ..limits };
             let plan = AttentionPlan::new(&shape, &sequences, &limits, device.properties())?;
             let mut capacity = plan.capacity();
             if self.fixed {
@@ -233,7 +234,7 @@ impl Rows {
                     sequences: self.count,
                     entries: self.count * step.blocks,
                     items: self.count + more,
-                    merges: self.count.min(more),
+                    merges: self.count.min(more), // each has two of the items at least
                     slots: limits.scratch / plan.scratch(1),
                     rows: self.count,
                     pages: capacity.pages,

@@ -244,6 +244,10 @@ fn typed<T: DeserializeOwned>(object: &Value) -> Result<(T, Vec<Path>), ApiError
 /// A value of the wrong type, or one that its type rejects.
 fn mistyped(path: &str, reason: &str) -> ApiError {
     let code = if reason.starts_with("invalid type") { "invalid_type" } else { "invalid_value" };
+    // Serde names our type.
+    let object =
+        reason.rsplit_once(", expected struct ").map(|(found, _)| format!("{found}, expected an object"));
+    let reason = object.as_deref().unwrap_or(reason);
     // Serde quotes the value, which may be megabytes.
     ApiError::with_code(code, path, format!("{path}: {}", shortened(reason, 4 * QUOTED)))
 }

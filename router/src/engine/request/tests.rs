@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     fixture,
-    generation::{Prompt, Sampling},
+    generation::{Prompt, Sampling, Task},
 };
 
 /// A link that takes everything.

@@ -320,6 +320,8 @@ pub(super) const REST: &[Case] = &[
         Some("prediction.type"),
         "'content'",
     ),
+    (93, Chat, chat!(r#""prediction":"x""#), TYPE, Some("prediction"), "string \"x\", expected an object"),
+    (93, Complete, with!(r#""prediction":[]"#), INVALID, Some("prediction"), "expected an object"),
     (93, Chat, chat!(r#""prediction":{"content":"x"}"#), MISSING, Some("prediction.type"), "Field required"),
     (
         93,

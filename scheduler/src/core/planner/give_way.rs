@@ -16,7 +16,7 @@ impl Planner {
         let Some(victim) = self.debtor() else { return };
         if let Some(running) = self.running.get_mut(&victim) {
             running.state = State::Yielding;
-            running.sequence.yielded = true;
+            (running.sequence.yielded, running.sequence.lines_up) = (true, true);
             self.totals.preemptions += 1;
             self.settle(victim);
         }

@@ -24,6 +24,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `plan.rs` | the step: who runs how much; whom it costs blocks |
+//! | `running.rs` | a sequence in a slot, the steps that run it, and what a result says about it |
 //! | `growth.rs`, `recompute.rs` | how full the cache may be; what preemption may cost |
 //! | `refuse.rs` | who isn't taken in |
 //! | `give_way.rs` | whose place a newcomer gets |
@@ -42,6 +43,7 @@ mod plan;
 mod recompute;
 mod refuse;
 mod reuse;
+mod running;
 mod speculate;
 
 use std::{
@@ -49,7 +51,7 @@ use std::{
     sync::Arc,
 };
 
-use volley_proto::v1::{self, FinishReason, failure::Reason};
+use volley_proto::v1::{self, failure::Reason};
 
 pub use self::recompute::SHARE;
 use self::{
@@ -57,7 +59,8 @@ use self::{
     pace::Pace,
     plan::Draft,
     recompute::Account,
-    speculate::{Record, Speculation},
+    running::{Run, Running, State, Step},
+    speculate::Speculation,
 };
 use super::{
     blocks::{Blocks, Change, Table},
@@ -65,7 +68,7 @@ use super::{
     fairness::{GENERATED_COST, Queue, Weights},
     prefix::BlockMap,
     sequence::{Output, Sequence, Spec, failure},
-    types::{Millis, Rank, SequenceKey, SlotId, TokenCount, TokenId},
+    types::{Millis, Rank, SequenceKey, SlotId, TokenCount},
 };
 
 /// What a worker can hold, and how much may wait for it.
@@ -118,65 +121,6 @@ pub struct Planner {
     /// The last step was for newcomers only.
     newcomers_ran: bool,
     totals: Totals,
-}
-
-/// A sequence in a slot.
-#[derive(Debug)]
-struct Running {
-    sequence: Sequence,
-    slot: SlotId,
-    table: Table,
-    /// Whether the worker has heard of it; and if not, whether it waits for what another computes.
-    started: bool,
-    waits: bool,
-    /// Tokens that have run, here or for whoever left them in the cache, or are in flight: at most, as long as
-    /// there are guesses in flight.
-    scheduled: TokenCount,
-    /// Tokens that have run.
-    computed: TokenCount,
-    /// Blocks of the table that can be found; those up to `claimed` will be.
-    published: usize,
-    claimed: usize,
-    /// Tokens that steps in flight will draw at most.
-    ahead: TokenCount,
-    /// How its guesses went.
-    record: Record,
-    /// Steps in flight that run it.
-    in_flight: usize,
-    /// Whether it has had anything to say.
-    begun: bool,
-    state: State,
-    /// Whether its slot is free for others already.
-    left: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Running,
-    /// Preempted; what is in flight still counts.
-    Evicting,
-    /// The same, for another tenant's sake: it waits for its tenant's turn.
-    Yielding,
-    /// Over; what is in flight is waste.
-    Ended,
-}
-
-/// A step in flight.
-#[derive(Debug)]
-struct Step {
-    id: u64,
-    runs: Vec<Run>,
-}
-
-/// A sequence's part in it.
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    rank: Rank,
-    tokens: TokenCount,
-    /// Whether it reaches the end of what is known, and draws the next token.
-    draws: bool,
-    /// Tokens that it may guess then, and run beside.
-    drafts: TokenCount,
 }
 
 /// Counted since the planner was made.
@@ -476,74 +420,5 @@ impl Planner {
                 self.ranks.remove(&sequence.key);
             }
         }
-    }
-}
-
-// === impl Step ===
-
-impl Step {
-    /// Its decodes, and its rows of prompts.
-    fn rows(&self) -> (usize, TokenCount) {
-        let (decodes, prompts): (Vec<&Run>, Vec<&Run>) =
-            self.runs.iter().partition(|run| run.draws && run.tokens == 1);
-        (decodes.len(), prompts.iter().map(|run| run.tokens).sum())
-    }
-}
-
-// === impl Running ===
-
-impl Running {
-    /// Takes in what a step says about the sequence; the output, if there is anything to tell.
-    fn take_in(&mut self, run: Run, mut answer: v1::SlotResult, context: TokenCount) -> Option<Output> {
-        let broken = |message: String| Some(self.sequence.fail(failure(Reason::Internal, message)));
-        if let Some(message) = answer.failure {
-            return broken(message);
-        }
-        if answer.deferred && run.draws {
-            // The last row runs again. What a step in flight runs already is that row.
-            self.scheduled -= 1;
-            self.computed -= 1;
-        }
-        let (drawn, expected) = (answer.tokens.len(), usize::from(run.draws && !answer.deferred));
-        if !(expected..=expected + run.drafts).contains(&drawn) {
-            let most = expected + run.drafts;
-            return broken(format!("the worker drew {drawn} tokens, not {expected} to {most}"));
-        }
-        // Guesses that were right have run; the others, and those that weren't made, take no place.
-        let accepted = drawn - expected;
-        self.scheduled -= run.drafts - accepted;
-        self.computed += accepted;
-        let mut output = self.sequence.output();
-        let mut finish = None;
-        for (nth, &token) in answer.tokens.iter().enumerate() {
-            finish = self.sequence.push(TokenId(token), context);
-            if finish.is_some() {
-                // What was drawn after the end is dropped.
-                answer.tokens.truncate(nth + 1);
-                answer.logprobs.truncate(nth + 1);
-                break;
-            }
-        }
-        if !self.sequence.samples(context) && self.computed == self.sequence.tokens.len() {
-            finish = Some(FinishReason::Length);
-        }
-        self.sequence.scored += answer.scored.len();
-        self.sequence.mirostat = answer.mirostat.or(self.sequence.mirostat);
-        let message = &mut output.message;
-        message.tokens = answer.tokens;
-        message.logprobs = answer.logprobs;
-        message.scored = answer.scored;
-        message.embedding = answer.embedding;
-        message.mirostat = answer.mirostat;
-        message.drafted = answer.drafted;
-        message.set_finish(finish.unwrap_or_default());
-        let something = finish.is_some()
-            || !(message.tokens.is_empty() && message.scored.is_empty() && message.embedding.is_empty());
-        if something && !self.sequence.reported {
-            self.sequence.reported = true;
-            message.cached_tokens = Some(self.sequence.cached.unwrap_or(0) as u32);
-        }
-        output.begins = something && !std::mem::replace(&mut self.begun, something);
-        something.then_some(output)
     }
 }

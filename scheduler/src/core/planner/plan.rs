@@ -4,7 +4,7 @@
 
 use volley_proto::v1::{self, Kind};
 
-use super::{Planner, Record, Run, Running, Sequence, State, Step};
+use super::{Planner, Run, Running, Sequence, State, Step, speculate::Record};
 use crate::core::{
     blocks::Table,
     fairness::PROMPT_COST,
@@ -224,8 +224,9 @@ impl Planner {
         if !self.admissible(self.waiting.first()?) {
             return None;
         }
-        let sequence = self.waiting.take()?;
+        let mut sequence = self.waiting.take()?;
         let slot = self.free_slots.pop()?;
+        sequence.lines_up = false;
         let rank = sequence.rank();
         let running = Running {
             sequence,
@@ -292,30 +293,6 @@ impl Planner {
         self.next_step += 1;
         self.in_flight.push_back(Step { id: plan.step_id, runs: draft.runs });
         plan
-    }
-}
-
-// === impl Running ===
-
-impl Running {
-    /// Tokens known once the steps in flight are back.
-    fn expected(&self) -> TokenCount {
-        self.sequence.tokens.len() + self.ahead
-    }
-
-    /// Tokens that can run. The last token that a sequence draws never does.
-    fn pending(&self, context: TokenCount) -> TokenCount {
-        self.expected().min(self.sequence.kv_tokens(context)) - self.scheduled
-    }
-
-    /// Whether it may run.
-    pub(super) fn runs(&self) -> bool {
-        self.state == State::Running && !self.waits
-    }
-
-    /// Whether it runs the token that it drew last.
-    fn decodes(&self, context: TokenCount) -> bool {
-        self.scheduled > 0 && self.pending(context) <= 1
     }
 }
 

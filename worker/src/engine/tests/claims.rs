@@ -2,9 +2,9 @@
 
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
-use volley_proto::v1::{BlockAppend, Kind, NewSequence, SlotRun, StepPlan, result_message::Message};
+use volley_proto::v1::{StepPlan, result_message::Message};
 
-use super::driver::{Driver, Received, next};
+use super::driver::{Driver, Received, first_step, next};
 use crate::engine::{Epoch, Job, WAITING_RESULTS};
 
 /// Nothing comes any more, and the connection was told.
@@ -17,23 +17,11 @@ fn assert_ended(mut received: Received, ended: &CancellationToken) {
 fn a_new_claim_ends_the_older_connection_after_what_is_in_flight_and_empties_the_slots() {
     let driver = Driver::start("tiny-llama", 2, 64);
     let (old, new) = (Epoch { claim: 1, connection: 9 }, Epoch { claim: 2, connection: 1 });
-    let plan = |step_id| StepPlan {
-        step_id,
-        admit: vec![NewSequence {
-            kind: Kind::Generate.into(),
-            tokens: vec![1, 2, 3],
-            prompt_tokens: 3,
-            ..Default::default()
-        }],
-        append: vec![BlockAppend { slot: 0, group: 0, blocks: vec![0] }],
-        run: vec![SlotRun { slot: 0, tokens: 3, drafts: 0 }],
-        ..Default::default()
-    };
     let (mut first, first_ended) = driver.claim(old);
-    driver.send(old, plan(1));
+    driver.send(old, first_step());
     let (mut second, second_ended) = driver.claim(new);
     driver.send(old, StepPlan { step_id: 2, release: vec![0], ..Default::default() });
-    driver.send(new, plan(1)); // the very slot that the old one had
+    driver.send(new, first_step()); // the very slot that the old one had
 
     assert!(matches!(next(&mut first), Ok(Message::Hello(_))));
     assert!(matches!(next(&mut first), Ok(Message::Result(result)) if result.step_id == 1));

@@ -13,7 +13,7 @@ use volley_proto::v1::{
 use volley_twin::{Schedule, Twin};
 
 use super::{
-    driver::{Driver, Request, next},
+    driver::{Driver, Request, first_step, next},
     exactness::{alone, continues_from_a_copy, request},
     guided,
 };
@@ -54,25 +54,34 @@ fn deterministic_sequences_together_give_what_each_gives_alone_and_after_a_move(
 
 #[test]
 fn graphs_and_steps_begun_ahead_change_no_byte() {
-    let model = model();
-    let requests: Vec<Request> = (0..24)
-        .map(request)
-        .map(|request| Request { generate: request.generate.min(20), ..request })
-        .collect();
-    for (schedule, arch, deterministic) in [(2, 90, true), (3, 90, true), (6, 80, false), (5, 90, false)] {
-        let outputs = |graphs: bool| {
-            let twin = Arc::new(Twin::with_arch(Schedule::ALL[schedule], arch));
+    let mut model = model();
+    model.description.context = 512;
+    let short = |request: Request| Request { generate: request.generate.min(16), ..request };
+    let mut requests: Vec<Request> = (0..16).map(request).map(short).collect();
+    for long in &mut requests[12..14] {
+        // Attention over it is cut into parts.
+        long.sequence.tokens = (0..400).map(|i| i * 7 % 288).collect();
+        long.sequence.prompt_tokens = 400;
+        (long.generate, long.chunk, long.arrival) = (16, 90, 0);
+    }
+    for (schedule, arch, deterministic) in [(2, 90, true), (6, 80, false), (5, 90, false)] {
+        let outputs = |twin: Twin, graphs: bool, patient: bool| {
+            let twin = Arc::new(twin);
             let options = CudaOptions { deterministic, graphs, ..CudaOptions::default() };
             let backend = testing::cuda_with(twin.clone(), options);
             let mut gpu = Driver::over((backend, &model), None, 10, 96, None);
-            gpu.patient = !graphs;
+            gpu.patient = patient;
             let outputs = gpu.run(&requests);
             gpu.stop();
             (outputs, twin.graphs())
         };
-        let ((plain, none), (ahead, graphs)) = (outputs(false), outputs(true));
+        let twin = || Twin::with_arch(Schedule::ALL[schedule], arch);
+        let (plain, none) = outputs(twin(), false, true);
+        let (ahead, graphs) = outputs(twin(), true, false);
         assert!(none == 0 && graphs > 20, "{graphs} graphs");
         assert_eq!(plain, ahead);
+        // One that can't be made is no harm.
+        assert_eq!((plain, 0), outputs(twin().without_graphs(), true, false));
     }
 }
 
@@ -263,22 +272,6 @@ fn embeddings_of_a_deterministic_gpu_depend_on_their_prompt_alone() {
         assert!(together.embedding.len() == 64 && together.embedding.iter().any(|x| *x != 0.0));
     }
     gpu.stop();
-}
-
-/// A sequence of three tokens, and its first step.
-fn first_step() -> StepPlan {
-    StepPlan {
-        step_id: 1,
-        admit: vec![NewSequence {
-            kind: Kind::Generate.into(),
-            tokens: vec![1, 2, 3],
-            prompt_tokens: 3,
-            ..Default::default()
-        }],
-        append: vec![BlockAppend { slot: 0, group: 0, blocks: vec![0] }],
-        run: vec![SlotRun { slot: 0, tokens: 3, drafts: 0 }],
-        ..Default::default()
-    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use volley_kernels::{
     cpu::{CpuBackend, CpuOptions},
 };
 use volley_proto::v1::{
-    BlockAppend, Logprobs, NewSequence, ResultMessage, SlotRun, StepPlan, WorkerHello,
+    BlockAppend, Kind, Logprobs, NewSequence, ResultMessage, SlotRun, StepPlan, WorkerHello,
     result_message::Message,
 };
 
@@ -284,4 +284,20 @@ impl Driver {
 /// The next message.
 pub(super) fn next(received: &mut Received) -> Result<Message, Status> {
     received.blocking_recv().expect("the connection has ended").map(|message| message.message.unwrap())
+}
+
+/// A sequence of three tokens, and its first step.
+pub(super) fn first_step() -> StepPlan {
+    StepPlan {
+        step_id: 1,
+        admit: vec![NewSequence {
+            kind: Kind::Generate.into(),
+            tokens: vec![1, 2, 3],
+            prompt_tokens: 3,
+            ..Default::default()
+        }],
+        append: vec![BlockAppend { slot: 0, group: 0, blocks: vec![0] }],
+        run: vec![SlotRun { slot: 0, tokens: 3, drafts: 0 }],
+        ..Default::default()
+    }
 }

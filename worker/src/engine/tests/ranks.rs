@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use volley_kernels::{DType, Peers};
-use volley_proto::v1::{BlockAppend, Kind, NewSequence, SlotRun, StepPlan};
+use volley_proto::v1::{SlotRun, StepPlan};
 use volley_twin::{Schedule, Twin};
 
 use super::{
-    driver::{Driver, Request, next},
+    driver::{Driver, Request, first_step, next},
     exactness::{alone, continues_from_a_copy, request},
 };
 use crate::{Activations, engine::Epoch, model::Model, testing};
@@ -131,19 +131,7 @@ fn a_rank_that_fails_ends_the_step_thread_with_its_error() {
         let epoch = Epoch { claim: 1, connection: 1 };
         let (mut received, _ended) = group.claim(epoch);
         next(&mut received).unwrap();
-        let first = StepPlan {
-            step_id: 1,
-            admit: vec![NewSequence {
-                kind: Kind::Generate.into(),
-                tokens: vec![1, 2, 3],
-                prompt_tokens: 3,
-                ..Default::default()
-            }],
-            append: vec![BlockAppend { slot: 0, group: 0, blocks: vec![0] }],
-            run: vec![SlotRun { slot: 0, tokens: 3, drafts: 0 }],
-            ..Default::default()
-        };
-        group.send(epoch, first);
+        group.send(epoch, first_step());
         next(&mut received).unwrap();
         twins[broken].break_down();
         let run = vec![SlotRun { slot: 0, tokens: 1, drafts: 0 }];

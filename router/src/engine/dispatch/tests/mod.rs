@@ -1,5 +1,8 @@
 mod deadlines;
+mod echo;
 mod fake;
+mod moves;
+mod slow;
 
 use futures::StreamExt;
 use volley_proto::v1::{
@@ -250,162 +253,6 @@ async fn a_failure_after_the_first_token_ends_the_stream_with_an_error() {
 }
 
 #[tokio::test]
-async fn a_stream_survives_the_loss_of_its_scheduler() {
-    let (mut world, _fake, mut first, model) = linked(config()).await;
-    let mut request = generation(&["Hi"]);
-    (request.stop, request.n) = (vec!["xyz".into()], 2);
-    let (mut deltas, sent) = started(&world, &model, request, &mut first, "abx").await;
-    first.step(vec![ended(sent.choice(1, "q"), FinishReason::Stop)]).await;
-    drop(first);
-    let mut other = world.scheduler("s2", fake::files()).await;
-    let mut second = other.linked().await;
-    let moved = second.submitted().await;
-    assert_eq!((moved.request, moved.attempt, moved.prompt.as_slice()), (sent.request, 1, &sent.prompt[..]));
-    // The finished choice stays; the other goes on from what was received.
-    let choices: Vec<_> =
-        moved.header.choices.iter().map(|choice| (choice.index, choice.generated.clone())).collect();
-    assert_eq!(choices, [(0, vec![97, 98, 120])]);
-    second.step(vec![SequenceOutput { attempt: 0, ..moved.text("old") }, moved.text("yzz")]).await;
-    let all = collect(&mut deltas, 2).await;
-    assert_eq!((all[0].0.as_str(), all[1].0.as_str()), ("abxyz", "q"));
-    assert_eq!(all[0].1.unwrap().completion_tokens, 5);
-}
-
-#[tokio::test]
-async fn a_request_moves_a_few_times_and_then_fails() {
-    let (world, mut fake, mut link, model) = linked(EngineConfig { max_moves: 1, ..config() }).await;
-    let waits = tokio::spawn({
-        let (engine, model) = (world.engine.clone(), model.clone());
-        async move { engine.start(model, generation(&["Hi"])).await.err() }
-    });
-    link.submitted().await;
-    drop(link);
-    let mut link = fake.linked().await;
-    assert_eq!(link.submitted().await.attempt, 1);
-    drop(link);
-    assert!(matches!(waits.await.unwrap(), Some(StartError::Unavailable { .. })));
-}
-
-#[tokio::test]
-async fn a_request_that_finds_no_other_scheduler_in_time_fails() {
-    let config = EngineConfig { move_deadline: Duration::from_millis(20), ..config() };
-    let (mut world, _fake, mut link, model) = linked(config).await;
-    let (mut deltas, _) = started(&world, &model, generation(&["Hi"]), &mut link, "a").await;
-    world.withdraw("s1");
-    drop(link);
-    assert_eq!(next(&mut deltas).await.text, "a");
-    assert!(matches!(deltas.next().await, Some(Err(StreamError::Lost(_)))));
-    let refused = world.engine.start(model, generation(&["Hi"])).await.err();
-    assert!(matches!(refused, Some(StartError::Unavailable { .. })));
-}
-
-/// What a scheduler says when its last worker dies.
-async fn lose_worker(link: &Connection, sent: &Submitted, deaths: u32) {
-    link.serves(Vec::new()).await;
-    let mut output = failed(sent, failure::Reason::NoWorker);
-    output.failure.as_mut().unwrap().deaths = deaths;
-    link.step(vec![output]).await;
-}
-
-#[tokio::test]
-async fn what_a_scheduler_has_no_worker_for_goes_on_with_another_one() {
-    let (mut world, _fake, mut first, model) = linked(EngineConfig { max_moves: 0, ..config() }).await;
-    let (mut deltas, sent) = started(&world, &model, generation(&["Hi"]), &mut first, "ab").await;
-    let mut other = world.scheduler("s2", fake::files()).await;
-    let mut second = other.linked().await;
-    lose_worker(&first, &sent, 2).await;
-    let moved = second.submitted().await;
-    assert_eq!((moved.request, moved.attempt, moved.header.deaths), (sent.request, 1, 2));
-    assert_eq!(moved.header.choices[0].generated, [97, 98]);
-    second.step(vec![ended(moved.text("c"), FinishReason::Stop)]).await;
-    assert_eq!(collect(&mut deltas, 1).await[0].0, "abc");
-}
-
-#[tokio::test]
-async fn a_stream_waits_for_a_worker_to_come_back_and_that_is_no_move() {
-    let (world, _fake, mut link, model) = linked(EngineConfig { max_moves: 0, ..config() }).await;
-    let (mut deltas, mut sent) = started(&world, &model, generation(&["Hi"]), &mut link, "a").await;
-    for text in ["b", "c"] {
-        lose_worker(&link, &sent, 1).await;
-        link.serves(vec![fake::card()]).await;
-        sent = link.submitted().await;
-        link.step(vec![sent.text(text)]).await;
-    }
-    link.step(vec![ended(sent.text("d"), FinishReason::Stop)]).await;
-    assert_eq!(collect(&mut deltas, 1).await[0].0, "abcd");
-}
-
-#[tokio::test]
-async fn a_stream_whose_last_worker_stays_dead_ends_with_an_error_in_time() {
-    let config = EngineConfig { move_deadline: Duration::from_millis(20), ..config() };
-    let (world, _fake, mut link, model) = linked(config).await;
-    let (mut deltas, sent) = started(&world, &model, generation(&["Hi"]), &mut link, "a").await;
-    lose_worker(&link, &sent, 1).await;
-    assert_eq!(next(&mut deltas).await.text, "a");
-    assert!(matches!(deltas.next().await, Some(Err(StreamError::Lost(_)))));
-}
-
-#[tokio::test]
-async fn a_scheduler_that_lists_a_model_and_has_no_worker_for_it_is_believed_only_so_often() {
-    let (world, _fake, mut link, model) = linked(EngineConfig { max_moves: 2, ..config() }).await;
-    let (mut deltas, mut sent) = started(&world, &model, generation(&["Hi"]), &mut link, "a").await;
-    assert_eq!(next(&mut deltas).await.text, "a");
-    for _ in 0..2 {
-        link.step(vec![failed(&sent, failure::Reason::NoWorker)]).await;
-        sent = link.submitted().await;
-    }
-    link.step(vec![failed(&sent, failure::Reason::NoWorker)]).await;
-    assert!(matches!(deltas.next().await, Some(Err(StreamError::Lost(_)))));
-}
-
-#[tokio::test]
-async fn a_scheduler_that_left_the_members_serves_while_its_link_lives() {
-    let (mut world, _fake, mut link, model) = linked(config()).await;
-    world.withdraw("s1");
-    let (mut deltas, sent) = started(&world, &model, generation(&["Hi"]), &mut link, "a").await;
-    link.step(vec![ended(sent.text("b"), FinishReason::Stop)]).await;
-    assert_eq!(collect(&mut deltas, 1).await[0].0, "ab");
-}
-
-#[tokio::test]
-async fn a_slow_client_pauses_its_sequence_and_gets_every_token_later() {
-    let (world, _fake, mut link, model) = linked(EngineConfig { client_buffer: 2, ..config() }).await;
-    let (mut deltas, sent) = started(&world, &model, generation(&["Hi"]), &mut link, "a").await;
-    for text in ["b", "c", "d", "lost"] {
-        link.step(vec![sent.text(text)]).await;
-    }
-    assert_eq!(link.cancelled().await.request, sent.request);
-    let mut text = String::new();
-    while text.len() < 4 {
-        text += &next(&mut deltas).await.text;
-    }
-    assert_eq!(text, "abcd");
-    let resumed = link.submitted().await;
-    assert_eq!((resumed.attempt, resumed.header.choices[0].generated.len()), (1, 4));
-    link.step(vec![ended(resumed.text("e"), FinishReason::Stop)]).await;
-    assert_eq!(collect(&mut deltas, 1).await[0].0, "e");
-}
-
-#[tokio::test]
-async fn a_paused_sequence_goes_on_when_its_client_has_read_half_of_what_was_kept() {
-    let (world, _fake, mut link, model) = linked(EngineConfig { client_buffer: 4, ..config() }).await;
-    let (mut deltas, sent) = started(&world, &model, generation(&["Hi"]), &mut link, "a").await;
-    for text in ["b", "c", "d", "e", "f"] {
-        link.step(vec![sent.text(text)]).await;
-    }
-    assert_eq!(link.cancelled().await.request, sent.request);
-    for text in ["a", "b"] {
-        assert_eq!(next(&mut deltas).await.text, text);
-    }
-    // One of four is too little: the next that is heard of is another request.
-    let (_deltas, other) = started(&world, &model, generation(&["Ho"]), &mut link, "x").await;
-    assert_ne!(other.request, sent.request);
-    assert_eq!(next(&mut deltas).await.text, "c");
-    let resumed = link.submitted().await;
-    assert_eq!((resumed.request, resumed.attempt), (sent.request, 1));
-}
-
-#[tokio::test]
 async fn every_token_of_a_step_has_its_own_delta() {
     let (world, _fake, mut link, model) = linked(config()).await;
     let (mut deltas, sent) = started(&world, &model, generation(&["Hi"]), &mut link, "a").await;
@@ -414,25 +261,6 @@ async fn every_token_of_a_step_has_its_own_delta() {
     let batch = deltas.next().await.unwrap().unwrap();
     assert_eq!(batch.iter().map(|delta| &*delta.text).collect::<Vec<_>>(), ["b", "c", "d"]);
     assert_eq!(batch.iter().map(|delta| delta.finish.is_some()).collect::<Vec<_>>(), [false, false, true]);
-}
-
-#[tokio::test]
-async fn a_client_that_stays_slow_is_dropped() {
-    let config = EngineConfig { client_buffer: 1, slow_client: Duration::from_millis(10), ..config() };
-    let (world, _fake, mut link, model) = linked(config).await;
-    let (mut deltas, sent) = started(&world, &model, generation(&["Hi"]), &mut link, "a").await;
-    link.step(vec![sent.text("b")]).await;
-    link.step(vec![sent.text("c")]).await;
-    link.cancelled().await;
-    // Nobody reads until the request is given up.
-    while !world.engine.shared.table.all().is_empty() {
-        tokio::task::yield_now().await;
-    }
-    let mut last = None;
-    while let Some(batch) = deltas.next().await {
-        last = Some(batch);
-    }
-    assert_eq!(last, Some(Err(StreamError::SlowClient)));
 }
 
 #[tokio::test]
@@ -472,56 +300,6 @@ async fn a_long_prompt_goes_in_chunks() {
     let prompt = request.prompts[0].tokens.clone();
     let (_deltas, sent) = started(&world, &model, request, &mut link, "a").await;
     assert_eq!((sent.chunks, sent.prompt), (3, prompt));
-}
-
-#[tokio::test]
-async fn an_echo_waits_for_its_scores_and_every_choice_gets_them() {
-    let (world, _fake, mut link, model) = linked(config()).await;
-    let mut request = generation(&["Hey"]);
-    (request.echo, request.logprobs, request.n) = (u32::MAX, Some(1), 2);
-    let score = |logprob| Logprobs { logprob, ..Logprobs::default() };
-    let serve = async {
-        let sent = link.submitted().await;
-        let range = sent.header.score.unwrap();
-        assert_eq!((range.from, range.alternatives, sent.header.kind()), (1, 1, Kind::Generate));
-        link.step(vec![SequenceOutput { scored: vec![score(-1.0)], ..sent.text("") }]).await;
-        let early = ended(sent.choice(1, "b"), FinishReason::Length);
-        let rest =
-            SequenceOutput { scored: vec![score(-2.0)], logprobs: vec![score(-3.0)], ..sent.text("a") };
-        link.step(vec![early, ended(rest, FinishReason::Length)]).await;
-    };
-    let client = async {
-        let mut deltas = world.engine.start(model.clone(), request).await.unwrap();
-        let mut choices = vec![(String::new(), Vec::new()); 2];
-        while let Some(batch) = deltas.next().await {
-            for delta in batch.unwrap() {
-                let (text, logprobs) = &mut choices[delta.choice as usize];
-                text.push_str(&delta.text);
-                logprobs.extend(delta.tokens.iter().map(|token| token.logprob));
-            }
-        }
-        choices
-    };
-    let ((), choices) = tokio::join!(serve, client);
-    assert_eq!(choices[0], ("Heya".to_owned(), vec![None, Some(-1.0), Some(-2.0), Some(-3.0)]));
-    assert_eq!(choices[1], ("Heyb".to_owned(), vec![None, Some(-1.0), Some(-2.0), None]));
-}
-
-#[tokio::test]
-async fn a_prompt_is_scored_without_generating() {
-    let (world, _fake, mut link, model) = linked(config()).await;
-    let mut request = generation(&["Hey"]);
-    (request.echo, request.logprobs, request.max_tokens) = (u32::MAX, Some(0), 0);
-    let serve = async {
-        let sent = link.submitted().await;
-        assert_eq!(sent.header.kind(), Kind::Score);
-        let scored = vec![Logprobs::default(); 2];
-        link.step(vec![SequenceOutput { scored, ..ended(sent.text(""), FinishReason::Length) }]).await;
-    };
-    let client = async { collect(&mut world.engine.start(model, request).await.unwrap(), 1).await };
-    let ((), all) = tokio::join!(serve, client);
-    assert_eq!(all[0].0, "Hey");
-    assert_eq!(all[0].1.unwrap().completion_tokens, 0);
 }
 
 #[tokio::test]
@@ -624,38 +402,4 @@ async fn what_a_submission_carries() {
         ..Default::default()
     };
     assert_eq!(header.sampling, Some(expected));
-}
-
-#[tokio::test]
-async fn the_samplers_state_moves_with_its_request() {
-    let (world, mut fake, mut connection, model) = linked(config()).await;
-    let (_deltas, submitted) = started(&world, &model, generation(&["hi"]), &mut connection, "a").await;
-    let state = SequenceOutput { mirostat: Some(4.5), ..submitted.text("b") };
-    connection.step(vec![state]).await;
-    connection.step(vec![SequenceOutput { attempt: 9, mirostat: Some(9.0), ..submitted.text("x") }]).await;
-    drop(connection);
-    let moved = fake.linked().await.submitted().await;
-    let choice = &moved.header.choices[0];
-    assert_eq!((choice.generated.as_slice(), choice.mirostat), (&[97, 98][..], Some(4.5)));
-}
-
-#[tokio::test]
-async fn the_end_of_a_prompt_is_echoed_with_its_own_scores() {
-    let (world, _fake, mut connection, model) = linked(config()).await;
-    let mut request = generation(&["hello"]);
-    (request.echo, request.logprobs) = (2, Some(0));
-    let start = world.engine.start(model.clone(), request);
-    let answer = async {
-        let submitted = connection.submitted().await;
-        assert_eq!(submitted.header.score.unwrap().from, 3);
-        let scored = [-1.0, -2.0].map(|logprob| Logprobs { logprob, ..Logprobs::default() });
-        let score = Logprobs { logprob: -3.0, ..Logprobs::default() };
-        let output = SequenceOutput { scored: scored.into(), logprobs: vec![score], ..submitted.text("!") };
-        connection.step(vec![ended(output, FinishReason::Length)]).await;
-    };
-    let (deltas, ()) = tokio::join!(start, answer);
-    let delta = next(&mut deltas.unwrap()).await;
-    assert_eq!(delta.text, "lo!");
-    let tokens: Vec<_> = delta.tokens.iter().map(|token| (token.echoed, token.logprob)).collect();
-    assert_eq!(tokens, [(true, Some(-1.0)), (true, Some(-2.0)), (false, Some(-3.0))]);
 }
