@@ -62,6 +62,7 @@ pub(super) async fn load(
         kv_cache_bytes: args.kv_cache_gb.map(|gb| (gb * 1e9) as u64),
         gpu_memory_fraction: args.gpu_memory_fraction,
         deterministic: args.deterministic,
+        cuda_graphs: !args.no_cuda_graphs,
         max_batch_tokens: args.max_batch_tokens,
         max_sequences: args.max_sequences,
         step_limit: args.step_limit.map(Duration::from_secs),

@@ -20,6 +20,7 @@ TITLES = {
     "failover": "A worker that dies",
     "speed-8b": "8B-shaped, bf16",
     "speed-1b": "1B-shaped, bf16",
+    "speed-1b-plain": "1B-shaped, bf16, --no-cuda-graphs",
     "speed-w8": "8B-shaped, 8-bit weights",
     "speed-w4": "8B-shaped, 4-bit weights",
     "speed-deterministic": "8B-shaped, bf16, --deterministic",

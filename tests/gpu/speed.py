@@ -1,7 +1,7 @@
 """How fast a model of random numbers is served, beside what the device can do, measured in the same run: start, memory,
 loads of many streams, the first token of a long prompt.
 
-  tests/gpu/run speed-8b | speed-1b | speed-w8 | speed-w4 | speed-deterministic
+  tests/gpu/run speed-8b | speed-1b | speed-1b-plain | speed-w8 | speed-w4 | speed-deterministic
 """
 
 import checkpoints
@@ -11,13 +11,14 @@ import server
 import watch
 from stage import run
 
-# choice: checkpoint, weights, the goals of one stream: (share of the device's bandwidth, tokens a second) or None
+# choice: checkpoint, weights, the goals of one stream: (share of the device's bandwidth, tokens a second) or None; flags
 MODELS = {
     "8b": ("8b", "bf16", 0.8, 160),
     "1b": ("1b", "bf16", 0.7, None),
+    "1b-plain": ("1b", "bf16", None, None, "--no-cuda-graphs"),
     "w8": ("8b", "w8a16", None, 280),
     "w4": ("8b", "w4a16", None, 450),
-    "deterministic": ("8b", "bf16", None, None),
+    "deterministic": ("8b", "bf16", None, None, "--deterministic"),
 }
 FRACTION = 0.9
 SLACK = 1e9  # bytes that the driver may take beyond what was planned
@@ -73,9 +74,8 @@ def load(stage, serving, label, streams, size):
     return row, gpu
 
 
-def one_stream(stage, label, row, limit, goals):
+def one_stream(stage, label, row, limit, share, rate):
     """Between tokens: what comes before the first is another goal."""
-    share, rate = goals
     seconds = (row["e2e_p50_ms"] - row["ttft_p50_ms"]) / 1e3
     alone = (row["max_tokens"] - 1) / seconds
     if share:
@@ -97,10 +97,9 @@ def long_prompt(stage, label, row, floor):
 
 
 def body(stage, choice):
-    name, weight, *goals = MODELS[choice]
+    name, weight, share, tokens, *more = MODELS[choice]
     size, shape, label = loads.size(stage.cpu), checkpoints.shape(name, stage.cpu), f"{name}, {weight}"
     path = checkpoints.directory(stage, name) if weight == "bf16" else checkpoints.file(stage, name, weight)
-    more = ["--deterministic"] if choice == "deterministic" else []
     label = ", ".join([label, *more])
     can = limits.measure(stage.device)
     bandwidth, rate = can["bandwidth"], can["rate"]
@@ -119,7 +118,7 @@ def body(stage, choice):
             prompt, output = row["prompt_tokens"], row["max_tokens"]
             if streams == 1:
                 limit = 1 / shape.stream_seconds(weight, prompt + output / 2, bandwidth)
-                one_stream(stage, label, row, limit, goals)
+                one_stream(stage, label, row, limit, share, tokens)
             elif choice == "8b" and streams == size["streams"][-1]:
                 many_streams(stage, label, row, gpu.idle, shape.load_seconds(streams, prompt, output, bandwidth, rate))
         if choice == "8b":

@@ -30,6 +30,8 @@ pub struct Config {
     pub gpu_memory_fraction: f64,
     /// On a GPU, take only kernels that give a row the same bits in any company. The CPU's always do.
     pub deterministic: bool,
+    /// Steps that only decode are CUDA graphs.
+    pub cuda_graphs: bool,
     /// Rows of a step: a long prompt is cut into so many tokens. None: [`StepSize`](crate::StepSize) says.
     pub max_batch_tokens: Option<u32>,
     /// Sequences that run together; none: likewise.
@@ -104,6 +106,7 @@ impl Config {
             kv_cache_bytes: None,
             gpu_memory_fraction: Self::GPU_MEMORY_FRACTION,
             deterministic: false,
+            cuda_graphs: true,
             max_batch_tokens: None,
             max_sequences: None,
             step_limit: None,

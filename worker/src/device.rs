@@ -152,7 +152,8 @@ fn cuda(config: &config::Config, index: usize) -> Result<Device, volley_kernels:
 }
 
 fn backend(config: &config::Config, gpu: Arc<Cuda>) -> CudaBackend {
-    CudaBackend::new(gpu, CudaOptions { deterministic: config.deterministic, ..CudaOptions::default() })
+    let (deterministic, graphs) = (config.deterministic, config.cuda_graphs);
+    CudaBackend::new(gpu, CudaOptions { deterministic, graphs, ..CudaOptions::default() })
 }
 
 fn gpu(config: &config::Config, index: usize) -> Result<Arc<Cuda>, volley_kernels::Error> {
