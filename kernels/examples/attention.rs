@@ -212,7 +212,7 @@ fn random(name: &str, rows: usize, cols: usize) -> Tensor {
         ((part(0) + part(16) + part(32)) * 4.0).to_le_bytes()
     });
     let data: Vec<u8> = numbers.take(rows * cols).flatten().collect();
-    Tensor { name: name.into(), dtype: DType::F32, rows, cols, data: Bytes::from(data) }
+    Tensor { name: name.into(), dtype: DType::F32, rows, cols, data: Bytes::from(data), scales: None }
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {

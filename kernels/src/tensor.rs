@@ -1,12 +1,13 @@
 //! A weight tensor as it lies in a model file.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::Error;
+use crate::{Error, Scales};
 
-/// How a tensor's numbers are stored. Blocks are along the input dimension; layouts are GGML's.
+/// How a tensor's numbers are stored. Blocks are along the input dimension; layouts are GGML's, but for the last three,
+/// whose codes have their [`Scales`] beside them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum DType {
@@ -21,6 +22,12 @@ pub enum DType {
     Q4K,
     Q5K,
     Q6K,
+    /// Signed bytes.
+    Int8,
+    /// Two unsigned codes a byte, the first in the lower half.
+    Int4,
+    /// 8-bit floats with 4 bits of exponent and no infinities.
+    E4m3,
 }
 
 /// A matrix `[rows, cols]` (outputs × inputs, row-major) or a vector (`rows` = 1) within a model file.
@@ -37,6 +44,8 @@ pub struct Tensor {
     pub cols: usize,
     /// Exactly `rows * dtype.row_bytes(cols)` bytes, as stored; usually a slice of a memory map.
     pub data: Bytes,
+    /// Of the formats that have them beside their codes.
+    pub scales: Option<Arc<Scales>>,
 }
 
 // === impl DType ===
@@ -55,6 +64,8 @@ impl DType {
             Self::Q4K => (256, 144),
             Self::Q5K => (256, 176),
             Self::Q6K => (256, 210),
+            Self::Int8 | Self::E4m3 => (1, 1),
+            Self::Int4 => (2, 1),
         }
     }
 
@@ -62,6 +73,16 @@ impl DType {
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
         let (numbers, bytes) = self.block();
         cols.is_multiple_of(numbers).then(|| (cols / numbers).checked_mul(bytes)).flatten()
+    }
+
+    /// Whether numbers are stored as floats, one by one, for what they are.
+    pub fn is_plain(self) -> bool {
+        matches!(self, Self::F32 | Self::F16 | Self::BF16)
+    }
+
+    /// Whether the codes have their scales beside them.
+    pub fn is_scaled(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int4 | Self::E4m3)
     }
 }
 
@@ -76,20 +97,49 @@ impl Tensor {
         cols: usize,
         data: Bytes,
     ) -> Result<Self, Error> {
-        let name = name.into();
-        let expected = dtype.row_bytes(cols).and_then(|row| row.checked_mul(rows));
-        match expected {
-            Some(bytes) if bytes == data.len() => Ok(Self { name, dtype, rows, cols, data }),
-            Some(bytes) => {
-                let problem =
-                    format!("{rows}×{cols} {dtype:?} takes {bytes} bytes, the file has {}", data.len());
-                Err(Error::Tensor { name, problem })
-            }
-            None => {
-                let problem = format!("{cols} columns are not a whole number of {dtype:?} blocks");
-                Err(Error::Tensor { name, problem })
+        let tensor = Self { name: name.into(), dtype, rows, cols, data, scales: None };
+        tensor.check_bytes()?;
+        Ok(tensor)
+    }
+
+    /// With the scales of its codes, which must be as many as its shape asks for.
+    pub fn with_scales(self, scales: Scales) -> Result<Self, Error> {
+        let tensor = Self { scales: Some(Arc::new(scales)), ..self };
+        tensor.check()?;
+        Ok(tensor)
+    }
+
+    /// Errors unless bytes and scales are what the shape asks for (all fields are public, so the tensor need not have
+    /// come from [`Tensor::new`]).
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        self.check_bytes()?;
+        match &self.scales {
+            None if self.dtype.is_scaled() => Err(self.error("its scales are missing".into())),
+            Some(_) if !self.dtype.is_scaled() => Err(self.error(format!("{:?} has no scales", self.dtype))),
+            None => Ok(()),
+            Some(scales) => {
+                scales.check(self.dtype, self.rows, self.cols).map_err(|problem| self.error(problem))
             }
         }
+    }
+
+    fn check_bytes(&self) -> Result<(), Error> {
+        let Self { dtype, rows, cols, data, .. } = self;
+        match dtype.row_bytes(*cols).and_then(|row| row.checked_mul(*rows)) {
+            Some(bytes) if bytes == data.len() => Ok(()),
+            Some(bytes) => Err(self
+                .error(format!("{rows}×{cols} {dtype:?} takes {bytes} bytes, the file has {}", data.len()))),
+            None => Err(self.error(format!("{cols} columns are not a whole number of {dtype:?} blocks"))),
+        }
+    }
+
+    fn error(&self, problem: String) -> Error {
+        Error::Tensor { name: self.name.clone(), problem }
+    }
+
+    /// Whether its numbers are stored as floats, one by one, for what they are.
+    pub fn is_plain(&self) -> bool {
+        self.dtype.is_plain()
     }
 
     /// Some of the outputs, which share the bytes. None if there aren't so many.
@@ -97,16 +147,26 @@ impl Tensor {
         let row = self.dtype.row_bytes(self.cols)?;
         let bytes = range.start.checked_mul(row)?..range.end.checked_mul(row)?;
         let has = range.start <= range.end && range.end <= self.rows;
-        has.then(|| Self { rows: range.len(), data: self.data.slice(bytes), ..self.clone() })
+        let scales = || Some(Arc::new(self.scales.as_ref()?.outputs(self.cols, range.clone())));
+        has.then(|| Self {
+            rows: range.len(),
+            data: self.data.slice(bytes),
+            scales: scales(),
+            ..self.clone()
+        })
     }
 
     /// Some of the inputs, copied. None if there aren't so many, or their blocks would be cut.
     pub fn inputs(&self, range: Range<usize>) -> Option<Self> {
         let (row, width) = (self.dtype.row_bytes(self.cols)?, self.dtype.row_bytes(range.len())?);
         let first = self.dtype.row_bytes(range.start).filter(|_| range.end <= self.cols)?;
+        let scales = match &self.scales {
+            Some(scales) => Some(Arc::new(scales.inputs(self.cols, range.clone())?)),
+            None => None,
+        };
         let rows = self.data.chunks_exact(row.max(1));
         let data = rows.flat_map(|row| &row[first..first + width]).copied().collect::<Vec<u8>>();
-        Some(Self { cols: range.len(), data: data.into(), ..self.clone() })
+        Some(Self { cols: range.len(), data: data.into(), scales, ..self.clone() })
     }
 }
 

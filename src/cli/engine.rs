@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::values::{Activations, Device, Pooling, device, fraction, gigabytes, positive};
+use super::values::{Activations, Device, Pooling, Quantization, device, fraction, gigabytes, positive};
 use crate::models;
 
 /// The model and the machine it runs on.
@@ -75,6 +75,13 @@ pub(crate) struct EngineArgs {
     /// weights from a slow disk.
     #[arg(long, env = "VOLLEY_STEP_LIMIT", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) step_limit: Option<u64>,
+    /// What the plain weights (F32, F16, BF16) of the model's layers are made when they are loaded: `int8` or `fp8` (on a
+    /// GPU), with a scale for each row. They take half the memory, of which every step reads all, and are a little less
+    /// precise.
+    ///
+    /// `auto`: nothing; a quantized model is computed on as it is. The embedding table and the output matrix always stay.
+    #[arg(long, env = "VOLLEY_QUANTIZATION", default_value = "auto", value_name = "KIND")]
+    pub(crate) quantization: Quantization,
     /// How activations are multiplied with quantized weights. `int8` is fast; `f32` also unpacks the weights to
     /// float32, for comparing with other engines.
     #[arg(long, env = "VOLLEY_ACTIVATIONS", default_value = "int8", value_name = "KIND")]

@@ -14,8 +14,8 @@ use self::values::{alias, positive, url, weight};
 pub(crate) use self::{
     engine::EngineArgs,
     values::{
-        Activations, BenchEndpoint, BenchMode, Device, LogFormat, Pooling, Speculation, StopWord, Switch,
-        ToolParser, UnknownFields,
+        Activations, BenchEndpoint, BenchMode, Device, LogFormat, Pooling, Quantization, Speculation,
+        StopWord, Switch, ToolParser, UnknownFields,
     },
 };
 

@@ -31,6 +31,17 @@ pub(crate) enum Activations {
     F32,
 }
 
+/// What plain weights are made when they are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Quantization {
+    /// They stay as they are.
+    Auto,
+    /// 8-bit integers.
+    Int8,
+    /// 8-bit floats.
+    Fp8,
+}
+
 /// How prompts become embeddings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Pooling {
@@ -192,7 +203,7 @@ macro_rules! displayed_as_on_the_command_line {
     )*};
 }
 
-displayed_as_on_the_command_line!(BenchMode, BenchEndpoint, Activations, LogFormat, Pooling);
+displayed_as_on_the_command_line!(BenchMode, BenchEndpoint, Activations, LogFormat, Pooling, Quantization);
 
 #[cfg(test)]
 mod tests {

@@ -93,6 +93,7 @@ impl Child {
         flag("--tensor-parallel", &engine.tensor_parallel.to_string());
         flag("--threads", &self.threads.to_string());
         flag("--gpu-memory-fraction", &self.gpu_memory_fraction.to_string());
+        flag("--quantization", &engine.quantization.to_string());
         flag("--activations", &engine.activations.to_string());
         flag("--pooling", &engine.pooling.to_string());
         flag("--log", &telemetry.log.as_deref().unwrap_or("warn"));
@@ -185,8 +186,8 @@ mod tests {
 
     #[test]
     fn a_childs_command_line_is_understood() {
-        let flags = "--workers 4 --kv-cache-gb 2 --threads 3 --home /h --pooling last --deterministic --no-cuda-graphs --step-limit 9 \
-                     --tensor-parallel 1";
+        let flags = "--workers 4 --kv-cache-gb 2 --threads 3 --home /h --pooling last --deterministic --step-limit 9 \
+                     --tensor-parallel 1 --quantization int8 --no-cuda-graphs";
         let (args, telemetry) = serve(flags);
         let model = Model { path: "/m.gguf".into(), name: "m".into(), weights_hash: None };
         let models = Models { model, draft: Some("/d.gguf".into()) };
@@ -200,7 +201,7 @@ mod tests {
         assert_eq!(engine.draft_model.as_deref(), Some("/d.gguf"));
         assert_eq!((engine.home, engine.device), (Some("/h".into()), Device::Cuda(Some(1))));
         assert_eq!((engine.gpu_memory_fraction, engine.deterministic), (0.45, true));
-        assert!(engine.no_cuda_graphs);
+        assert_eq!((engine.quantization, engine.no_cuda_graphs), (cli::Quantization::Int8, true));
         // What was left to defaults is left to the child's, which follow from its device.
         assert_eq!((engine.step_limit, engine.max_batch_tokens, engine.max_sequences), (Some(9), None, None));
     }

@@ -66,6 +66,11 @@ pub(super) async fn load(
         max_batch_tokens: args.max_batch_tokens,
         max_sequences: args.max_sequences,
         step_limit: args.step_limit.map(Duration::from_secs),
+        quantization: match args.quantization {
+            cli::Quantization::Auto => None,
+            cli::Quantization::Int8 => Some(volley_worker::Quantization::Int8),
+            cli::Quantization::Fp8 => Some(volley_worker::Quantization::Fp8),
+        },
         activations: match args.activations {
             cli::Activations::Int8 => volley_worker::Activations::Int8,
             cli::Activations::F32 => volley_worker::Activations::F32,

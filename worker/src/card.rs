@@ -26,7 +26,9 @@ pub(crate) fn card(
         name: config.name.clone(),
         hash: text.hash(),
         numerics_class: numerics.map_or_else(String::new, |numerics| {
-            format!("{weights_hash}-{}-{weight_format}-{numerics}-tp{}", &shape[..16], config.tensor_parallel)
+            let made = model.weights.conversion().map_or_else(String::new, |to| format!("-made{}", name(to)));
+            let shape = &shape[..16];
+            format!("{weights_hash}-{shape}-{weight_format}{made}-{numerics}-tp{}", config.tensor_parallel)
         }),
         weights_hash,
         architecture: description.architecture.clone(),
@@ -61,5 +63,8 @@ fn name(format: DType) -> &'static str {
         DType::Q4K => "Q4_K",
         DType::Q5K => "Q5_K",
         DType::Q6K => "Q6_K",
+        DType::Int8 => "INT8",
+        DType::Int4 => "INT4",
+        DType::E4m3 => "FP8",
     }
 }

@@ -38,12 +38,25 @@ pub struct Config {
     pub max_sequences: Option<u32>,
     /// A step that takes longer is hung, and ends the worker; none: 30 s on a GPU, 120 s on a CPU.
     pub step_limit: Option<Duration>,
+    /// What plain weights are made when they are loaded; none: nothing else.
+    pub quantization: Option<Quantization>,
     /// How activations enter a product with quantized weights.
     pub activations: Activations,
     /// How embeddings are made; none: they are not served.
     pub pooling: Option<Pooling>,
     /// For tests: the process aborts when it is to run a sequence that has these tokens in a row. None: it never does.
     pub abort_on: Vec<u32>,
+}
+
+/// What the plain weights (F32, F16, BF16) of a model's layers can be made: of 8 bits, with a scale for each row. The
+/// embedding table and the output matrix stay as they are, and so do weights that are quantized already, but for 8-bit
+/// floats with a scale for each block, which a GPU reads as bf16 else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantization {
+    /// Integers.
+    Int8,
+    /// Floats with 4 bits of exponent (e4m3), on a GPU.
+    Fp8,
 }
 
 /// How the final hidden states of a prompt become its embedding.
@@ -97,6 +110,7 @@ impl Config {
             max_batch_tokens: None,
             max_sequences: None,
             step_limit: None,
+            quantization: None,
             activations: Activations::Int8,
             pooling: None,
             abort_on: Vec::new(),

@@ -96,7 +96,7 @@ impl<B: Backend> Decoder<B> {
         progress: &mut dyn FnMut(u64, u64),
         blocks: impl FnOnce(&B) -> Result<usize, Error>,
     ) -> Result<Self, Error> {
-        let total = weights.tensors().map(|tensor| tensor.data.len() as u64).sum();
+        let total = weights.bytes();
         let shard = Shard::of(&backend);
         let mut loader =
             Loader { backend: &backend, model: &model, shard, weights, progress, done: 0, total };

@@ -35,7 +35,7 @@ mod text;
 mod weights;
 mod worker;
 
-pub use config::{Config, Device, Pooling};
+pub use config::{Config, Device, Pooling, Quantization};
 pub use device::{Gpu, Machine, gpus};
 pub use error::Error;
 pub use memory::available as available_memory;

@@ -202,7 +202,7 @@ mod tests {
     use volley_kernels::{DType, Peers};
     use volley_twin::{Schedule, Twin};
 
-    use crate::{Config, Worker, testing};
+    use crate::{Config, Worker, model::Model, testing};
 
     const MIB: usize = 1 << 20;
 
@@ -228,6 +228,24 @@ mod tests {
         // A twentieth of 40 MiB.
         assert_eq!(more - half, 128);
         assert_eq!(load(1 << 30, |config| config.kv_cache_bytes = Some(64 << 14)), Ok(64));
+    }
+
+    #[test]
+    fn what_eight_bits_leave_of_a_gpu_s_memory_is_for_keys_and_values() {
+        let config =
+            Config { max_batch_tokens: Some(64), max_sequences: Some(64), ..Config::new("", "made-up") };
+        let blocks = |model: &Model| {
+            let twin = Twin::new(Schedule::ALL[0]).with_memory(24 * MIB);
+            let worker =
+                Worker::with_ranks(&config, (vec![testing::cuda(twin, false)], model), None, &mut |_, _| ());
+            worker.unwrap().blocks()
+        };
+        let plain = || testing::wide([DType::BF16; 3]);
+        let int8 = plain().converted(DType::Int8);
+        let saved = plain().bytes_on_gpu() - int8.bytes_on_gpu();
+        // A block of two layers' keys and values of 4 × 64 numbers for 16 tokens takes 32 KiB; scales take a little.
+        let (more, most) = (blocks(&int8) - blocks(&plain()), saved / (32 << 10));
+        assert!(most > 8 && more <= most && more + 2 >= most, "{more} blocks of at most {most}");
     }
 
     #[test]

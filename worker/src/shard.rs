@@ -122,12 +122,11 @@ fn problem(model: &Model, ranks: usize) -> Result<Option<String>, Error> {
     }
     for layer in 0..if ranks == 1 { 0 } else { *layers } {
         for (name, inputs) in [(names.attention_output, heads.heads * heads.dim), (names.down, *hidden)] {
-            let Some(tensor) = model.weights.find(&in_layer(name, layer), *width, inputs)? else { continue };
-            let (part, block) = (inputs / ranks, tensor.dtype.block().0);
+            let (name, part) = (in_layer(name, layer), inputs / ranks);
+            let Some(block) = model.weights.inseparable(&name, *width, inputs)? else { continue };
             if !part.is_multiple_of(block) {
-                let (name, dtype) = (tensor.name, tensor.dtype);
                 return Ok(Some(format!(
-                    "{part} of the {inputs} columns of {name} are not whole blocks of {block}, as {dtype:?} has them"
+                    "{part} of the {inputs} columns of {name} are not whole blocks of {block}, as it is quantized"
                 )));
             }
         }
@@ -160,7 +159,7 @@ mod tests {
             &model,
             2,
             "--tensor-parallel 2: 48 of the 96 columns of model.layers.0.mlp.down_proj.weight are not whole blocks of \
-             32, as Q4_1 has them; what works for this model: 1",
+             32, as it is quantized; what works for this model: 1",
         );
         let mut wide = testing::wide([DType::Q4_0, DType::Q8_0, DType::Q4_1]);
         assert!(check(&wide, 2).is_ok() && check(&wide, 4).is_ok());

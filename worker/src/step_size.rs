@@ -20,7 +20,7 @@ pub struct StepSize {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Room {
     pub(crate) memory: DeviceMemory,
-    /// Bytes of weights, as they lie in their files.
+    /// Bytes that weights will have of it.
     pub(crate) weights: u64,
 }
 

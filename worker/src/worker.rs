@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use volley_grammar::{Compiler, Vocabulary};
-use volley_kernels::{BLOCK_TOKENS, Backend, cuda::CudaBackend};
+use volley_kernels::{BLOCK_TOKENS, Backend, DType, cuda::CudaBackend};
 use volley_proto::{
     MAX_MESSAGE, PROTOCOL,
     transport::Incoming,
@@ -21,7 +22,7 @@ use volley_proto::{
 use crate::{
     Error,
     card::card,
-    config::Config,
+    config::{Config, Quantization},
     decoder::Capacity,
     device::{self, Device},
     engine::{self, DraftModel, Engine, Guides, Jobs, Limits, Running, Watch},
@@ -75,9 +76,9 @@ impl Worker {
 
     fn load_on(device: Device, config: Config, mut progress: impl FnMut(u64, u64)) -> Result<Self, Error> {
         let started = Instant::now();
-        let model = Model::open(&config.model)?;
+        let model = open(&config, &device, &config.model)?;
         shard::check(&model, config.tensor_parallel)?;
-        let draft = config.draft.as_deref().map(Model::open).transpose()?;
+        let draft = config.draft.as_deref().map(|draft| open(&config, &device, draft)).transpose()?;
         if let Some(draft) = &draft {
             speaks_alike(&model, draft)?;
         }
@@ -128,7 +129,8 @@ impl Worker {
         let guides = Guides::start(compiler(text, description.vocab))
             .map_err(|e| Error::Config(format!("cannot start the threads of guided sequences: {e}")))?;
         let ranks = Shard::of(&first).ranks() as u64;
-        let weights_bytes = model.bytes() / ranks + draft.as_ref().map_or(0, |(_, draft)| draft.bytes());
+        let drafts_bytes = draft.as_ref().map_or(0, |(_, draft)| draft.bytes_on_gpu());
+        let weights_bytes = model.bytes_on_gpu() / ranks + drafts_bytes;
         let room = first.memory()?.map(|memory| Room { memory, weights: weights_bytes });
         let size = StepSize::of(config, description, room);
         let (rows, sequences) = (size.max_batch_tokens as usize, size.max_sequences as usize);
@@ -255,6 +257,20 @@ impl Worker {
         // The connections are gone, and so is the last sender of jobs: the thread ends when its step does.
         let _ = tokio::time::timeout(SHUTDOWN, thread).await;
         Ok(())
+    }
+}
+
+/// Opens a model whose weights go to a device as they are to.
+fn open(config: &Config, device: &Device, model: &Path) -> Result<Model, Error> {
+    let model = Model::open(model)?;
+    match (config.quantization, device) {
+        (None, _) => Ok(model),
+        (Some(Quantization::Int8), _) => Ok(model.converted(DType::Int8)),
+        (Some(Quantization::Fp8), Device::Cuda(..)) => Ok(model.converted(DType::E4m3)),
+        (Some(Quantization::Fp8), Device::Cpu(_)) => Err(Error::Config(
+            "--quantization fp8: a CPU computes with 8-bit integers, and would round twice; it takes int8"
+                .to_owned(),
+        )),
     }
 }
 

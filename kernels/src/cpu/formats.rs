@@ -6,7 +6,7 @@
 
 use half::{bf16, f16};
 
-use crate::{DType, Error, Tensor};
+use crate::{DType, Error, Tensor, scaled};
 
 /// Numbers in a block.
 pub const BLOCK: usize = 32;
@@ -30,22 +30,25 @@ pub(crate) struct Scales {
 /// If the row or the length of `out` doesn't fit the tensor.
 pub fn dequantize_row(tensor: &Tensor, row: usize, out: &mut [f32]) {
     assert_eq!(out.len(), tensor.cols, "a row of {} has {} numbers", tensor.name, tensor.cols);
-    dequantize(tensor.dtype, row_data(tensor, row), out);
+    match &tensor.scales {
+        Some(scales) => scaled::dequantize(tensor, scales, row, out),
+        None => dequantize(tensor.dtype, row_data(tensor, row), out),
+    }
 }
 
 /// All numbers of a tensor, as [`dequantize_row`].
 pub fn dequantized(tensor: &Tensor) -> Result<Vec<f32>, Error> {
     check(tensor)?;
     let mut out = vec![0.0; tensor.rows * tensor.cols];
-    dequantize(tensor.dtype, &tensor.data, &mut out);
+    for (row, out) in out.chunks_mut(tensor.cols.max(1)).enumerate() {
+        dequantize_row(tensor, row, out);
+    }
     Ok(out)
 }
 
-/// Errors unless the tensor's bytes are what its shape asks for (its fields are public, so it need not have
-/// come from [`Tensor::new`]).
+/// Errors unless the tensor's bytes and scales are what its shape asks for.
 pub(crate) fn check(tensor: &Tensor) -> Result<(), Error> {
-    let Tensor { name, dtype, rows, cols, data } = tensor.clone();
-    Tensor::new(name, dtype, rows, cols, data).map(drop)
+    tensor.check()
 }
 
 /// The bytes of row `row`.
@@ -130,7 +133,8 @@ pub(crate) fn codes(dtype: DType, data: &[u8], i: usize) -> [u8; BLOCK] {
             let low = (data[half * 64 + quarter % 2 * 32 + k] >> (quarter / 2 * 4)) & 15;
             low | ((data[128 + half * 32 + k] >> (quarter * 2)) & 3) << 4
         }),
-        DType::F32 | DType::F16 | DType::BF16 => [0; BLOCK], // no codes: callers treat them apart
+        // No blocks: callers treat them apart.
+        DType::F32 | DType::F16 | DType::BF16 | DType::Int8 | DType::Int4 | DType::E4m3 => [0; BLOCK],
     }
 }
 

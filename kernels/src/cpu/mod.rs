@@ -5,6 +5,7 @@
 //! buffer.rs    activations
 //! linear.rs    the linear layers
 //! pack.rs      weights in the order in which the kernels read them
+//! reblock.rs   codes with scales beside them, as blocks that it packs
 //! prepared.rs  activations in the form that a product reads
 //! formats.rs   how storage formats lay out their numbers
 //! attention.rs causal attention over the paged cache
@@ -33,6 +34,7 @@ mod norm;
 pub mod pack;
 pub mod pool;
 pub mod prepared;
+mod reblock;
 pub mod rng;
 mod rope;
 mod sample;

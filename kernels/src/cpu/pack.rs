@@ -25,6 +25,7 @@ use half::f16;
 use super::formats::{self, BLOCK};
 use super::memory::{Arena, Region, release_pages};
 use super::pool::Pool;
+use super::reblock;
 use crate::{DType, Error, Tensor};
 
 /// Outputs in a panel.
@@ -137,7 +138,7 @@ impl Packer {
             return Err(Error::Tensor { name: tensor.name.clone(), problem });
         }
         let dtype = match self.activations {
-            Activations::Int8 => tensor.dtype,
+            Activations::Int8 => reblock::format(tensor),
             Activations::F32 => DType::F32,
         };
         let layout = Layout::of(dtype, inputs);
@@ -211,7 +212,8 @@ impl Layout {
     fn of(dtype: DType, inputs: usize) -> Self {
         let blocks = inputs / BLOCK;
         let (scales, step) = match dtype {
-            DType::F32 => (0, 128),
+            // What has its scales apart is packed otherwise.
+            DType::F32 | DType::Int8 | DType::Int4 | DType::E4m3 => (0, 128),
             DType::F16 | DType::BF16 => (0, 64),
             DType::Q4_0 => (blocks * 64, 512),
             DType::Q4_1 => (blocks * 128, 512),
@@ -229,7 +231,7 @@ impl Layout {
 
 /// Whether numbers are stored as floats, one by one.
 pub(super) fn is_float(dtype: DType) -> bool {
-    matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
+    dtype.is_plain()
 }
 
 /// Packs 32 outputs into `out`, which is zeroed.
@@ -237,7 +239,11 @@ fn pack_panel(tensor: &Tensor, panel: usize, dtype: DType, layout: Layout, out: 
     let mut row = Vec::new();
     for lane in 0..PANEL.min(tensor.rows - panel * PANEL) {
         let data = formats::row_data(tensor, panel * PANEL + lane);
-        if !is_float(dtype) {
+        if tensor.scales.is_some() && !is_float(dtype) {
+            let (scales, codes) = out.split_at_mut(layout.scales);
+            let blocks = reblock::row(tensor, dtype, panel * PANEL + lane);
+            pack_quantized(dtype, &blocks, lane, layout, scales, codes);
+        } else if !is_float(dtype) {
             let (scales, codes) = out.split_at_mut(layout.scales);
             pack_quantized(dtype, data, lane, layout, scales, codes);
         } else if dtype == tensor.dtype {

@@ -9,7 +9,6 @@
 //! nccl.rs      sums over several GPUs by NCCL, found likewise
 //! fatbins.rs   the compiled kernels, built into the binary
 //! packed/      quantized weights in the order in which kernels read them
-//! threads.rs   what several threads of the host do at a start
 //! ops/         one typed launcher per operation: shapes are checked before anything is launched
 //! backend/     the operations as the decoder asks for them
 //! ```
@@ -28,7 +27,6 @@ mod memory;
 mod nccl;
 pub mod ops;
 mod packed;
-mod threads;
 
 pub use backend::{
     AllReduce, Buffer, Cache, CudaBackend, CudaOptions, Linear, Rotation, Step, Table, Vector,
@@ -39,4 +37,4 @@ pub use driver::Cuda;
 pub use fatbins::{FATBINS, Fatbin};
 pub use memory::{Element, Memory, Pinned, View, ViewMut};
 pub use nccl::Nccl;
-pub use packed::{AwqTensors, GptqTensors, PackedFormat, PackedWeights};
+pub use packed::{GptqTensors, PackedFormat, PackedWeights};

@@ -79,13 +79,13 @@ impl<B: Backend> Loader<'_, B> {
     /// The rank's outputs of a matrix over the residual stream.
     fn outputs(&mut self, name: &str, layer: usize, rows: usize, bias: Bias) -> Result<Part, Error> {
         let part = self.part(name, layer, rows, self.model.width, bias)?;
-        self.shard.outputs_of(part)
+        self.made(self.shard.outputs_of(part)?)
     }
 
     /// The rank's inputs of a matrix whose products are added to the residual stream.
     fn inputs(&mut self, name: &str, layer: usize, cols: usize, bias: Bias) -> Result<Part, Error> {
         let (matrix, bias) = self.part(name, layer, self.model.width, cols, bias)?;
-        Ok((self.shard.inputs(matrix)?, self.shard.once(bias)))
+        self.made((self.shard.inputs(matrix)?, self.shard.once(bias)))
     }
 
     /// The rank's outputs of matrices that the file keeps below each other, so many rows each, with their biases.
@@ -107,7 +107,12 @@ impl<B: Backend> Loader<'_, B> {
             let problem = "its parts' biases are not whole blocks".to_owned();
             Error::Kernel(volley_kernels::Error::Tensor { name: matrix.name.clone(), problem })
         })?;
-        parts.into_iter().map(|part| self.shard.outputs_of(part)).collect()
+        parts.into_iter().map(|part| self.made(self.shard.outputs_of(part)?)).collect()
+    }
+
+    /// The same, quantized if that was asked for.
+    fn made(&self, (matrix, bias): Part) -> Result<Part, Error> {
+        Ok((self.weights.made(matrix)?, bias))
     }
 
     /// A matrix and its bias.

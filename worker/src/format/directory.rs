@@ -8,7 +8,7 @@ use std::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Weights, read_text, safetensors};
+use super::{Weights, quantized, read_text, safetensors};
 use crate::Error;
 
 const SINGLE: &str = "model.safetensors";
@@ -35,12 +35,13 @@ struct Index {
 impl Directory {
     /// Reads config.json and the headers of the weights.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let config = path.join("config.json");
-        let config = read_json(&config)?.ok_or_else(|| {
+        let file = path.join("config.json");
+        let config = read_json(&file)?.ok_or_else(|| {
             Error::malformed(path, "config.json", "is missing; expected a Hugging Face model directory")
         })?;
         let shards = shards(path)?;
-        let weights = safetensors::open(path, &shards)?;
+        let scheme = quantized::scheme(&config, &file)?;
+        let weights = Weights { scheme, ..safetensors::open(path, &shards)? };
         Ok(Self { path: path.to_owned(), config, shards, weights })
     }
 

@@ -19,7 +19,7 @@ use std::{
 use bytes::Bytes;
 
 use self::reader::{Reader, little_endian, signed};
-use super::{Weights, map};
+use super::{Entry, Weights, map};
 use crate::Error;
 
 const DEFAULT_ALIGNMENT: u64 = 32;
@@ -75,11 +75,8 @@ impl Gguf {
         let metadata = reader.metadata(pairs)?;
         let infos = reader.tensor_infos(tensors)?;
 
-        let mut gguf = Self {
-            file: file.to_owned(),
-            metadata,
-            weights: Weights { file: file.to_owned(), tensors: HashMap::new() },
-        };
+        let mut gguf =
+            Self { file: file.to_owned(), metadata, weights: Weights::new(file.to_owned(), HashMap::new()) };
         if let Some(parts) = gguf.u64("split.count")?
             && parts > 1
         {
@@ -95,6 +92,7 @@ impl Gguf {
         for info in infos {
             let (name, tensor) = info.locate(file, data, start, alignment)?;
             let place = format!("tensor {name}");
+            let tensor = tensor.map_or_else(Entry::Unusable, Entry::Tensor);
             if gguf.weights.tensors.insert(name, tensor).is_some() {
                 return Err(Error::malformed(file, place, "appears twice"));
             }

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use volley_kernels::{DType, Tensor};
 
-use super::{Weights, map};
+use super::{Entry, Raw, Weights, map};
 use crate::Error;
 
 /// The largest header, as the format's authors bound it.
@@ -41,11 +41,11 @@ pub(crate) fn open(directory: &Path, shards: &[PathBuf]) -> Result<Weights, Erro
             }
         }
     }
-    Ok(Weights { file: directory.to_owned(), tensors })
+    Ok(Weights::new(directory.to_owned(), tensors))
 }
 
 /// Reads a file's bytes.
-pub(crate) fn parse(file: &Path, data: &Bytes) -> Result<HashMap<String, Result<Tensor, String>>, Error> {
+pub(crate) fn parse(file: &Path, data: &Bytes) -> Result<HashMap<String, Entry>, Error> {
     let header_error = |problem: String| Error::malformed(file, "header", problem);
     let Some((length, rest)) = data.split_first_chunk::<8>() else {
         return Err(header_error(format!("the file has {} bytes, expected 8 for its length", data.len())));
@@ -78,9 +78,9 @@ pub(crate) fn parse(file: &Path, data: &Bytes) -> Result<HashMap<String, Result<
 // === impl Info ===
 
 impl Info {
-    /// Cuts the tensor out of the file's data. The inner error is for one that no operation takes (such as an
-    /// index buffer that an old checkpoint carries), which is no fault until something asks for it.
-    fn locate(self, name: &str, body: &Bytes) -> Result<Result<Tensor, String>, String> {
+    /// Cuts the tensor out of the file's data. One that no operation takes (such as an index buffer that an old
+    /// checkpoint carries) is no fault until something asks for it.
+    fn locate(self, name: &str, body: &Bytes) -> Result<Entry, String> {
         let (from, to) = self.data_offsets;
         if from > to || to > body.len() as u64 {
             return Err(format!(
@@ -88,23 +88,26 @@ impl Info {
                 body.len()
             ));
         }
+        let data = body.slice(from as usize..to as usize);
+        let sizes = self.shape.iter().map(|&size| usize::try_from(size)).collect::<Result<Vec<_>, _>>();
+        let shape = sizes.map_err(|_| format!("shape {:?} is too large", self.shape))?;
         let dtype = match self.dtype.as_str() {
             "F32" => DType::F32,
             "F16" => DType::F16,
             "BF16" => DType::BF16,
-            other => return Ok(Err(format!("stored as {other}; supported: F32 F16 BF16"))),
+            _ => return Ok(Entry::Raw(Raw { dtype: self.dtype, shape, data })),
         };
-        let (rows, cols) = match self.shape[..] {
+        let (rows, cols) = match shape[..] {
+            [] => (1, 1),
             [cols] => (1, cols),
             [rows, cols] => (rows, cols),
-            _ => return Ok(Err(format!("has shape {:?}; expected a vector or a matrix", self.shape))),
+            _ => {
+                let problem = format!("has shape {shape:?}; expected a vector or a matrix");
+                return Ok(Entry::Unusable(problem));
+            }
         };
-        let (Ok(rows), Ok(cols)) = (usize::try_from(rows), usize::try_from(cols)) else {
-            return Err(format!("shape {:?} is too large", self.shape));
-        };
-        let data = body.slice(from as usize..to as usize);
         match Tensor::new(name, dtype, rows, cols, data) {
-            Ok(tensor) => Ok(Ok(tensor)),
+            Ok(tensor) => Ok(Entry::Tensor(tensor)),
             Err(volley_kernels::Error::Tensor { problem, .. }) => Err(problem),
             Err(other) => Err(other.to_string()),
         }

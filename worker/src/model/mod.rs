@@ -144,13 +144,23 @@ impl Model {
         Ok(Self { description, weights: gguf.weights, text, files: vec![path.to_owned()] })
     }
 
-    /// Bytes of the weights, as they lie in their files.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.weights.tensors().map(|tensor| tensor.data.len() as u64).sum()
+    /// Has layers with plain weights made such on their way to a device.
+    pub(crate) fn converted(self, to: DType) -> Self {
+        Self { weights: self.weights.converted(to), ..self }
     }
 
-    /// The storage format that holds most of the weights' bytes.
+    /// About the bytes of the weights on a GPU.
+    pub(crate) fn bytes_on_gpu(&self) -> u64 {
+        let names = self.description.names;
+        let tables = [Some(names.embedding), names.positions, Some(names.output)];
+        self.weights.bytes_on_gpu(&tables.into_iter().flatten().collect::<Vec<_>>())
+    }
+
+    /// The storage format of most of the weights.
     pub(crate) fn weight_format(&self) -> DType {
+        if let Some(format) = self.weights.format() {
+            return format;
+        }
         let mut bytes: Vec<(DType, usize)> = Vec::new();
         for tensor in self.weights.tensors() {
             match bytes.iter_mut().find(|(dtype, _)| *dtype == tensor.dtype) {

@@ -55,7 +55,8 @@ pub(in crate::cpu) type TileFn = unsafe fn(&Tile);
 /// The kernel of a format for tiles of R rows and C columns, and C.
 pub(super) fn shaped<V: Simd, const R: usize, const C: usize>(dtype: DType) -> (TileFn, usize) {
     let kernel = match dtype {
-        DType::F32 => V::float::<4, R, C>,
+        // What has its scales apart is packed otherwise.
+        DType::F32 | DType::Int8 | DType::Int4 | DType::E4m3 => V::float::<4, R, C>,
         DType::F16 => V::float::<2, R, C>,
         DType::BF16 => V::float::<3, R, C>,
         DType::Q4_0 => V::quantized::<4, false, R, C>,

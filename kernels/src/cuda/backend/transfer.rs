@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use crate::{
     Error,
-    cuda::{Device, Element, Memory, Pinned, threads},
+    cuda::{Device, Element, Memory, Pinned},
+    threads,
 };
 
 /// The two pieces, and the one that is next.

@@ -9,7 +9,7 @@ use super::{CudaBackend, lock};
 use crate::{
     DType, Error, Rope, RopePairing, Tensor,
     cpu::formats,
-    cuda::{Device, Memory, PackedWeights, ops::DeviceWeights},
+    cuda::{Device, Memory, ops::DeviceWeights, packed::Packing},
 };
 
 /// Stacked weight matrices, and a bias.
@@ -67,23 +67,34 @@ impl Linear {
                 return Err(Error::Tensor { name: tensor.name.clone(), problem });
             }
         }
-        let weights = if tensors.iter().any(|tensor| is_plain(tensor)) {
-            let known = backend.tables.find(&tensors);
-            Weights::Bf16(known.map_or_else(|| convert(backend, &tensors).map(Arc::new), Ok)?)
-        } else {
-            backend.largest_packed.fetch_max(outputs * inputs, Ordering::Relaxed);
-            Weights::Packed(pack(backend, &tensors)?)
+        let weights = match pack(backend, &tensors)? {
+            Some(packed) => {
+                backend.largest_packed.fetch_max(outputs * inputs, Ordering::Relaxed);
+                Weights::Packed(packed)
+            }
+            None => {
+                let known = backend.tables.find(&tensors);
+                Weights::Bf16(known.map_or_else(|| convert(backend, &tensors).map(Arc::new), Ok)?)
+            }
         };
         Ok(Self { weights, bias: bias(device, parts)?, outputs, inputs, gated })
     }
 }
 
-/// Quantized matrices one below the other, as the kernels read them.
-fn pack(backend: &CudaBackend, tensors: &[&Tensor]) -> Result<DeviceWeights, Error> {
-    let packed = PackedWeights::from_gguf(tensors)?;
-    let (mut codes, tile) = (Memory::new(&backend.device, packed.codes().len())?, packed.tile_bytes());
-    backend.load(&mut codes, tile, |i, out| out.copy_from_slice(&packed.codes()[i * tile..][..tile]))?;
-    DeviceWeights::with_codes(&packed, codes)
+/// Quantized matrices one below the other, as the kernels read them. None if that isn't what they are, or no kernel
+/// reads such.
+fn pack(backend: &CudaBackend, tensors: &[&Tensor]) -> Result<Option<DeviceWeights>, Error> {
+    let blocks = |tensor: &&Tensor| !tensor.is_plain() && !tensor.dtype.is_scaled();
+    let packed = if tensors.iter().all(blocks) {
+        Some(Packing::of_gguf(tensors)?)
+    } else {
+        Packing::of_scaled(tensors)?
+    };
+    let Some(packed) = packed else { return Ok(None) };
+    let scales = packed.scales();
+    let mut codes = Memory::new(&backend.device, scales.code_bytes())?;
+    backend.load(&mut codes, scales.tile_bytes(), |tile, out| packed.tile(tile, out))?;
+    DeviceWeights::with_codes(scales, codes).map(Some)
 }
 
 /// The parts' biases one after another, 0 for those that have none; none if none has.
@@ -104,10 +115,6 @@ fn bias(device: &Arc<dyn Device>, parts: &[(Tensor, Option<Tensor>)]) -> Result<
         all.extend(bias.into_iter().map(bf16::from_f32));
     }
     Memory::from_slice(device, &all).map(Some)
-}
-
-fn is_plain(tensor: &Tensor) -> bool {
-    matches!(tensor.dtype, DType::F32 | DType::F16 | DType::BF16)
 }
 
 /// Matrices one below the other, as bf16.

@@ -1,12 +1,9 @@
-//! From the tensors of quantized checkpoints: plain int8 and fp8, GPTQ, AWQ.
+//! From slices: plain int8 and fp8, GPTQ's tensors.
 
 use half::f16;
 
-use super::{PackedFormat, PackedWeights, invalid};
+use super::{PackedFormat, PackedWeights, Packing, invalid};
 use crate::Error;
-
-/// What nibble `i` of an AWQ word is among its eight outputs.
-const AWQ_ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
 
 /// GPTQ's tensors of a linear layer (4 bits, inputs in order).
 #[derive(Clone, Copy, Debug)]
@@ -23,17 +20,6 @@ pub struct GptqTensors<'a> {
     pub zero_bias: u32,
 }
 
-/// AWQ's tensors of a linear layer (4 bits).
-#[derive(Clone, Copy, Debug)]
-pub struct AwqTensors<'a> {
-    /// `[inputs, outputs / 8]`: eight outputs a word, in the order 0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits.
-    pub qweight: &'a [u32],
-    /// `[groups, outputs / 8]`, likewise.
-    pub qzeros: &'a [u32],
-    /// `[groups, outputs]`
-    pub scales: &'a [f16],
-}
-
 impl PackedWeights {
     /// Packs int8 `[rows, cols]` with a scale for each row, or for each group of a row's inputs
     /// (`[rows, cols / group]`): `weight = scale · code`.
@@ -41,14 +27,14 @@ impl PackedWeights {
         let rows = whole(codes.len(), cols, "codes")?;
         let Some(group) = group else {
             same("scales", scales.len(), rows)?;
-            let codes: Vec<u8> = codes.iter().map(|&code| code as u8).collect();
-            return Self::by_row(PackedFormat::Int8, cols, &codes, scales.to_vec());
+            let codes = |row: usize, out: &mut [u8]| bytes(codes, row, out);
+            return Ok(Packing::by_row(PackedFormat::Int8, cols, scales.to_vec(), codes)?.finish());
         };
         let groups = cols.div_ceil(group.max(1));
         same("scales", scales.len(), rows * groups)?;
-        let code = |row: usize, col: usize| codes[row * cols + col] as u8;
+        let codes = |row: usize, out: &mut [u8]| bytes(codes, row, out);
         let scale = |row: usize, group: usize| (scales[row * groups + group], 0.0);
-        Self::by_group(PackedFormat::Int8Grouped, (rows, cols), group, code, scale)
+        Ok(Packing::by_group(PackedFormat::Int8Grouped, (rows, cols), group, codes, scale)?.finish())
     }
 
     /// Packs e4m3 `[rows, cols]` with a scale for each row (a tensor's one scale, repeated).
@@ -58,7 +44,8 @@ impl PackedWeights {
         if codes.iter().any(|code| code & 0x7f == 0x7f) {
             return Err(invalid("a weight is no number".into()));
         }
-        Self::by_row(PackedFormat::E4m3, cols, codes, scales.to_vec())
+        let codes = |row: usize, out: &mut [u8]| out.copy_from_slice(&codes[row * cols..][..cols]);
+        Ok(Packing::by_row(PackedFormat::E4m3, cols, scales.to_vec(), codes)?.finish())
     }
 
     /// Packs GPTQ's tensors of `rows` outputs and `cols` inputs: `weight = scale · (code − zero)`.
@@ -68,26 +55,22 @@ impl PackedWeights {
         if from.g_idx.iter().enumerate().any(|(col, &g)| g as usize != col / group) {
             return Err(invalid("the inputs are reordered (desc_act), which is not supported".into()));
         }
-        let code = |row: usize, col: usize| nibble(from.qweight[col / 8 * rows + row], col % 8) as u8;
+        let codes = |row: usize, out: &mut [u8]| {
+            for (col, out) in out.iter_mut().enumerate() {
+                *out = nibble(from.qweight[col / 8 * rows + row], col % 8) as u8;
+            }
+        };
         let scale = |row: usize, group: usize| {
             let zero = nibble(from.qzeros[group * (rows / 8) + row / 8], row % 8) + from.zero_bias;
             scale_and_offset(from.scales[group * rows + row], zero)
         };
-        Self::by_group(PackedFormat::Int4Grouped, (rows, cols), group, code, scale)
+        Ok(Packing::by_group(PackedFormat::Int4Grouped, (rows, cols), group, codes, scale)?.finish())
     }
+}
 
-    /// Packs AWQ's tensors of `rows` outputs and `cols` inputs: `weight = scale · (code − zero)`.
-    pub fn from_awq(rows: usize, cols: usize, group: usize, from: AwqTensors<'_>) -> Result<Self, Error> {
-        check_int4(rows, cols, group, from.qweight, from.qzeros, from.scales)?;
-        let place = |row: usize| AWQ_ORDER.iter().position(|&output| output == row % 8).unwrap_or(0);
-        let words = rows / 8;
-        let code = |row: usize, col: usize| nibble(from.qweight[col * words + row / 8], place(row)) as u8;
-        let scale = |row: usize, group: usize| {
-            let zero = nibble(from.qzeros[group * words + row / 8], place(row));
-            scale_and_offset(from.scales[group * rows + row], zero)
-        };
-        Self::by_group(PackedFormat::Int4Grouped, (rows, cols), group, code, scale)
-    }
+fn bytes(codes: &[i8], row: usize, out: &mut [u8]) {
+    let codes = &codes[row * out.len()..][..out.len()];
+    out.iter_mut().zip(codes).for_each(|(out, &code)| *out = code as u8);
 }
 
 fn nibble(word: u32, i: usize) -> u32 {

@@ -1,27 +1,31 @@
 //! From GGUF's blocks.
 
-use super::{PackedFormat, PackedWeights, invalid, threads};
+use std::sync::Arc;
+
+use super::{PackedFormat, Packing, invalid};
 use crate::{
     DType, Error, Tensor,
     cpu::formats::{self, BLOCK, Scales},
+    scaled::ROUNDER,
+    threads,
 };
 
-impl PackedWeights {
+impl<'a> Packing<'a> {
     /// Packs quantized matrices of equal inputs, stacked by outputs, in groups of 32: as four bits with a minimum where
     /// all have four, else as int8.
     ///
     /// What four bits say is kept, but that K-quants' scales are products of two numbers and are rounded to f16. As int8,
     /// Q4_0, Q5_0 and Q8_0 are exact; numbers with a minimum, or a scale for every 16 (Q6_K), are rounded to 1/127 of
     /// the largest of 32.
-    pub fn from_gguf(parts: &[&Tensor]) -> Result<Self, Error> {
+    pub(crate) fn of_gguf(parts: &[&'a Tensor]) -> Result<Self, Error> {
         let cols = parts.first().map_or(0, |tensor| tensor.cols);
         for tensor in parts {
             formats::check(tensor)?;
             if tensor.cols != cols {
                 return Err(invalid(format!("{} has {} inputs, not {cols}", tensor.name, tensor.cols)));
             }
-            if matches!(tensor.dtype, DType::F32 | DType::F16 | DType::BF16) {
-                let problem = format!("{:?} is not quantized", tensor.dtype);
+            if tensor.is_plain() || tensor.scales.is_some() {
+                let problem = format!("{:?} has no blocks", tensor.dtype);
                 return Err(Error::Tensor { name: tensor.name.clone(), problem });
             }
         }
@@ -41,12 +45,17 @@ impl PackedWeights {
             });
             rest = after;
         }
-        let code = |row: usize, col: usize| blocks[row * groups + col / BLOCK].codes[col % BLOCK];
+        let blocks = Arc::new(blocks);
+        let of_codes = blocks.clone();
+        let codes = move |row: usize, out: &mut [u8]| {
+            let blocks = &of_codes[row * groups..][..groups];
+            out.as_chunks_mut::<BLOCK>().0.iter_mut().zip(blocks).for_each(|(out, block)| *out = block.codes);
+        };
         let scale = |row: usize, group: usize| {
             let block = &blocks[row * groups + group];
             (block.scale, block.offset)
         };
-        Self::by_group(format, (rows, cols), BLOCK, code, scale)
+        Self::by_group(format, (rows, cols), BLOCK, codes, scale)
     }
 }
 
@@ -84,6 +93,7 @@ fn block(tensor: &Tensor, row: usize, group: usize, format: PackedFormat) -> Blo
 /// To int8.
 fn rounded(numbers: &[f32; BLOCK]) -> Block {
     let scale = numbers.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
-    let code = |x: f32| if scale > 0.0 { (x / scale).round() as i8 as u8 } else { 0 };
+    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    let code = |x: f32| (x * inverse + ROUNDER).to_bits() as u8;
     Block { codes: numbers.map(code), scale, offset: 0.0 }
 }

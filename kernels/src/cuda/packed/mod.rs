@@ -1,9 +1,11 @@
 //! Quantized weights in the order in which the skinny products read them.
 //!
 //! ```text
-//! mod.rs         the order (that of `kernels/cuda/include/skinny.cuh`), packing and unpacking
+//! mod.rs         the order (that of `kernels/cuda/include/skinny.cuh`)
+//! packing.rs     bringing codes and scales into it
 //! gguf.rs        from GGUF's Q4_0, Q4_1, Q4_K and Q8_0
-//! checkpoint.rs  from GPTQ's, AWQ's, and plain int8 and fp8 checkpoints
+//! scaled.rs      from codes with scales beside them, as checkpoints have them
+//! checkpoint.rs  from slices of codes and scales
 //! ```
 //!
 //! Packing is done once, on the host, when a model is loaded. Codes are kept as they are; what a format's scales,
@@ -11,14 +13,15 @@
 
 mod checkpoint;
 mod gguf;
+mod packing;
+mod scaled;
 #[cfg(test)]
 mod tests;
 
 use half::f16;
 
-use super::threads;
-
-pub use checkpoint::{AwqTensors, GptqTensors};
+pub use checkpoint::GptqTensors;
+pub(super) use packing::Packing;
 
 use crate::Error;
 
@@ -26,9 +29,6 @@ use crate::Error;
 const TILE_ROWS: usize = 16;
 /// Inputs of a tile: four matrix instructions' k16.
 const STEP: usize = 64;
-/// The exponent that a row's largest group scale is brought to, so that f16 holds all of them well.
-const SCALE_EXPONENT: i32 = 12;
-
 /// How a weight is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PackedFormat {
@@ -88,97 +88,40 @@ impl PackedWeights {
         self.codes.len() + 4 * (self.group_scales.len() + self.row_scales.len())
     }
 
-    /// The codes, in whole tiles of rows.
-    pub(super) fn codes(&self) -> &[u8] {
-        &self.codes
+    /// Bytes of the codes, in whole tiles of rows.
+    pub(in crate::cuda) fn code_bytes(&self) -> usize {
+        self.rows.div_ceil(TILE_ROWS) * self.tile_bytes()
     }
 
     /// Bytes of the codes of a tile of rows.
-    pub(super) fn tile_bytes(&self) -> usize {
-        self.codes.len() / self.rows.div_ceil(TILE_ROWS)
-    }
-
-    /// Packs codes (`[rows, cols]`) with a scale per row.
-    pub(super) fn by_row(
-        format: PackedFormat,
-        cols: usize,
-        codes: &[u8],
-        scales: Vec<f32>,
-    ) -> Result<Self, Error> {
-        let mut packed = Self::zeros(format, scales.len(), cols, 0)?;
-        packed.row_scales = scales;
-        packed.fill(|row, col| codes[row * cols + col]);
-        Ok(packed)
-    }
-
-    /// Packs codes with a scale and an offset per group of `group` inputs.
-    pub(super) fn by_group(
-        format: PackedFormat,
-        (rows, cols): (usize, usize),
-        group: usize,
-        code: impl Fn(usize, usize) -> u8 + Sync,
-        scale: impl Fn(usize, usize) -> (f32, f32),
-    ) -> Result<Self, Error> {
-        let mut packed = Self::zeros(format, rows, cols, group)?;
-        let groups = cols.div_ceil(group);
-        for row in 0..rows {
-            let pairs: Vec<(f32, f32)> = (0..groups).map(|group| scale(row, group)).collect();
-            let largest = pairs.iter().fold(0.0f32, |most, (s, o)| most.max(s.abs()).max(o.abs()));
-            if !largest.is_finite() {
-                return Err(invalid(format!("row {row} has a scale that is no number")));
-            }
-            // A power of two, so that scales that f16 holds exactly stay exact.
-            let exponent = if largest > 0.0 { largest.log2().floor() as i32 - SCALE_EXPONENT } else { 0 };
-            packed.row_scales[row] = (exponent as f32).exp2();
-            for (group, (s, o)) in pairs.into_iter().enumerate() {
-                let half = |x: f32| u32::from(f16::from_f32(x * (-exponent as f32).exp2()).to_bits());
-                let at = packed.scale_place(row, group);
-                packed.group_scales[at] = half(s) | half(o) << 16;
-            }
-        }
-        packed.fill(code);
-        Ok(packed)
+    pub(in crate::cuda) fn tile_bytes(&self) -> usize {
+        self.cols.div_ceil(STEP) * TILE_ROWS * STEP * self.format.bits() / 8
     }
 
     /// All codes and group scales zero; groups of `group` inputs, 0 where a format has none.
     pub fn zeros(format: PackedFormat, rows: usize, cols: usize, group: usize) -> Result<Self, Error> {
+        let packed = Self::without_codes(format, rows, cols, group)?;
+        Ok(Self { codes: vec![0; packed.code_bytes()], ..packed })
+    }
+
+    fn without_codes(format: PackedFormat, rows: usize, cols: usize, group: usize) -> Result<Self, Error> {
         if rows == 0 || cols == 0 || !cols.is_multiple_of(8) {
             return Err(invalid(format!("{rows} × {cols} weights: inputs must be a multiple of 8")));
         }
         if format.grouped() != (group != 0) || (group != 0 && (group < 32 || !group.is_power_of_two())) {
             return Err(invalid(format!("groups of {group} inputs: only 32, 64, 128 … can be packed")));
         }
-        let (tiles, steps) = (rows.div_ceil(TILE_ROWS), cols.div_ceil(STEP));
-        let units = if format.grouped() { (steps * STEP).div_ceil(group).div_ceil(2) } else { 0 };
+        let tiles = rows.div_ceil(TILE_ROWS);
+        let units = if format.grouped() { units(cols, group) } else { 0 };
         Ok(Self {
             format,
             rows,
             cols,
             group,
-            codes: vec![0; tiles * steps * TILE_ROWS * STEP * format.bits() / 8],
+            codes: Vec::new(),
             group_scales: vec![0; tiles * units * 32],
             row_scales: vec![1.0; rows],
         })
-    }
-
-    /// On several threads, each a tile of rows at a time.
-    fn fill(&mut self, code: impl Fn(usize, usize) -> u8 + Sync) {
-        let Self { format, rows, cols, .. } = *self;
-        let tile = self.tile_bytes();
-        threads::share(self.codes.chunks_mut(tile).enumerate(), |(tile, codes)| {
-            let first = tile * TILE_ROWS;
-            for row in first..rows.min(first + TILE_ROWS) {
-                for col in 0..cols {
-                    let place = place(format, cols, row - first, col);
-                    codes[place.byte] |= code(row, col) << place.shift;
-                }
-            }
-        });
-    }
-
-    fn scale_place(&self, row: usize, group: usize) -> usize {
-        let units = (self.cols.div_ceil(STEP) * STEP).div_ceil(self.group).div_ceil(2);
-        ((row / TILE_ROWS * units + group / 2) * 8 + row % 8) * 4 + group % 2 * 2 + row / 8 % 2
     }
 
     /// The weight at (row, col), as the kernels compute it but for rounding.
@@ -187,7 +130,8 @@ impl PackedWeights {
         let byte = self.codes[place.byte];
         let (mut scale, mut offset) = (1.0, 0.0);
         if self.format.grouped() {
-            let pair = self.group_scales[self.scale_place(row, col / self.group)];
+            let at = scale_place(row, units(self.cols, self.group), col / self.group);
+            let pair = self.group_scales[at];
             scale = f16::from_bits(pair as u16).to_f64();
             offset = f16::from_bits((pair >> 16) as u16).to_f64();
         }
@@ -198,6 +142,15 @@ impl PackedWeights {
         };
         f64::from(self.row_scales[row]) * (scale * code + offset)
     }
+}
+
+/// Pairs of groups in a row.
+fn units(cols: usize, group: usize) -> usize {
+    (cols.div_ceil(STEP) * STEP).div_ceil(group).div_ceil(2)
+}
+
+fn scale_place(row: usize, units: usize, group: usize) -> usize {
+    ((row / TILE_ROWS * units + group / 2) * 8 + row % 8) * 4 + group % 2 * 2 + row / 8 % 2
 }
 
 /// Lane `4g + t` of a warp holds rows `g` and `g + 8`, and of each 32 inputs the eight from `8t` on.

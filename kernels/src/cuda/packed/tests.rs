@@ -3,7 +3,7 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{DType, Tensor, cpu::formats};
+use crate::{DType, Scales, Tensor, cpu::formats};
 
 /// Numbers that look random.
 fn noise(seed: u64) -> impl FnMut() -> u64 {
@@ -46,7 +46,7 @@ proptest! {
         let cols = blocks * dtype.block().0;
         let tensor = gguf(dtype, rows, cols, seed);
         let plain = formats::dequantized(&tensor).unwrap();
-        let packed = PackedWeights::from_gguf(&[&tensor]).unwrap();
+        let packed = Packing::of_gguf(&[&tensor]).unwrap().finish();
         for (i, &plain) in plain.iter().enumerate() {
             let weight = packed.weight(i / cols, i % cols);
             if dtype == DType::Q4K {
@@ -66,7 +66,7 @@ proptest! {
             DType::Q5_0, DType::Q5_1, DType::Q5K, DType::Q6K, DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q4K,
         ];
         let (upper, lower) = (gguf(all[above], rows, 256, seed), gguf(all[below], 3, 256, seed ^ 1));
-        let packed = PackedWeights::from_gguf(&[&upper, &lower]).unwrap();
+        let packed = Packing::of_gguf(&[&upper, &lower]).unwrap().finish();
         let plain = [&upper, &lower].map(|tensor| formats::dequantized(tensor).unwrap()).concat();
         let exact = |row| {
             matches!(if row < rows { all[above] } else { all[below] }, DType::Q4_0 | DType::Q5_0 | DType::Q8_0)
@@ -114,7 +114,7 @@ proptest! {
     }
 
     #[test]
-    fn gptq_and_awq_weights_are_scale_times_code_less_zero(
+    fn gptq_weights_are_scale_times_code_less_zero(
         eighths in 1..5usize, groups in 1..4usize, log in 5..8u32, bias in 0..2u32, seed: u64,
     ) {
         let (rows, group, mut next) = (8 * eighths, 1usize << log, noise(seed));
@@ -133,28 +133,70 @@ proptest! {
             g_idx: &[],
             zero_bias: bias,
         };
-        let output = |word: usize, i: usize| word % (rows / 8) * 8 + AWQ[i];
-        let awq = AwqTensors {
-            qweight: &pack(cols * rows / 8, &|word, i| codes[output(word, i) * cols + word / (rows / 8)]),
-            qzeros: &pack(groups * rows / 8, &|word, i| zeros[word / (rows / 8) * rows + output(word, i)]),
-            scales: &scales,
-        };
         let gptq = PackedWeights::from_gptq(rows, cols, group, gptq).unwrap();
-        let awq = PackedWeights::from_awq(rows, cols, group, awq).unwrap();
         for (i, &code) in codes.iter().enumerate() {
             let (row, col) = (i / cols, i % cols);
             let (scale, zero) = (scales[col / group * rows + row].to_f64(), zeros[col / group * rows + row]);
-            for (packed, bias) in [(&gptq, bias), (&awq, 0)] {
-                let plain = scale * (f64::from(code) - f64::from(zero + bias));
-                // The offset is rounded to f16.
-                prop_assert!((packed.weight(row, col) - plain).abs() <= 2f64.powi(-11) * scale * 16.0);
-            }
+            let plain = scale * (f64::from(code) - f64::from(zero + bias));
+            // The offset is rounded to f16.
+            prop_assert!((gptq.weight(row, col) - plain).abs() <= 2f64.powi(-11) * scale * 16.0);
         }
     }
 }
 
-/// How AutoAWQ orders the outputs of a word.
-const AWQ: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
+/// Random codes with a scale each `group` inputs.
+fn scaled(dtype: DType, rows: usize, cols: usize, group: usize, seed: u64) -> Tensor {
+    let mut next = noise(seed);
+    // No code of a float that is no number.
+    let data: Vec<u8> = (0..rows * dtype.row_bytes(cols).unwrap()).map(|_| next() as u8 & 0xfe).collect();
+    let count = rows * cols.div_ceil(group);
+    let scales = (0..count).map(|_| bf16::from_f32((next() % 999 + 1) as f32 / 1e5).to_f32()).collect();
+    let zeros = (dtype == DType::Int4 && seed.is_multiple_of(2))
+        .then(|| (0..count).map(|_| (next() % 17) as u8).collect());
+    let tensor = Tensor::new("w", dtype, rows, cols, data.into()).unwrap();
+    tensor.with_scales(Scales { group, scales, zeros }).unwrap()
+}
+
+#[test]
+fn scaled_weights_are_what_plain_dequantization_gives() {
+    let kinds = [
+        (DType::Int8, 200, 200, PackedFormat::Int8),
+        (DType::E4m3, 200, 200, PackedFormat::E4m3),
+        (DType::Int8, 256, 64, PackedFormat::Int8Grouped),
+        (DType::Int4, 256, 128, PackedFormat::Int4Grouped),
+        (DType::Int4, 200, 200, PackedFormat::Int4Grouped),
+        (DType::Int4, 192, 96, PackedFormat::Int4Grouped),
+    ];
+    for (seed, (dtype, cols, group, format)) in (0..).zip(kinds) {
+        let (upper, lower) =
+            (scaled(dtype, 21, cols, group, seed), scaled(dtype, 3, cols, group, seed + 100));
+        let packed = Packing::of_scaled(&[&upper, &lower]).unwrap().unwrap().finish();
+        assert_eq!((packed.format(), packed.rows(), packed.cols()), (format, 24, cols));
+        let plain = [&upper, &lower].map(|tensor| formats::dequantized(tensor).unwrap()).concat();
+        for (i, &plain) in plain.iter().enumerate() {
+            // Zero points times scales are rounded to f16.
+            let off = if upper.scales.as_ref().unwrap().zeros.is_some() {
+                2f64.powi(-11) * 0.01 * 16.0
+            } else {
+                0.0
+            };
+            let weight = packed.weight(i / cols, i % cols);
+            assert!((weight - f64::from(plain)).abs() <= off + 1e-6 * weight.abs(), "{weight} for {plain}");
+        }
+    }
+}
+
+#[test]
+fn scaled_weights_that_no_kernel_reads_are_left_to_others() {
+    let none = |parts: &[&Tensor]| Packing::of_scaled(parts).unwrap().is_none();
+    let bytes = scaled(DType::Int8, 2, 64, 64, 1);
+    assert!(none(&[&scaled(DType::E4m3, 2, 256, 128, 1)]) && none(&[&scaled(DType::Int4, 2, 64, 16, 1)]));
+    assert!(
+        none(&[&bytes, &scaled(DType::E4m3, 2, 64, 64, 1)])
+            && !none(&[&bytes, &scaled(DType::Int8, 2, 64, 32, 1)])
+    );
+    assert!(none(&[&gguf(DType::Q8_0, 2, 64, 1)]) && none(&[&bytes, &gguf(DType::Q8_0, 2, 64, 1)]));
+}
 
 #[test]
 fn what_cant_be_packed_is_an_error() {
@@ -163,10 +205,10 @@ fn what_cant_be_packed_is_an_error() {
     assert!(PackedWeights::from_e4m3(8, &[0x7f; 8], &[1.0]).is_err());
     let tensor = gguf(DType::Q4_0, 2, 64, 1);
     let other = Tensor::new("w", DType::F32, 1, 8, Bytes::from(vec![0; 32])).unwrap();
-    assert!(PackedWeights::from_gguf(&[&tensor]).is_ok());
-    assert!(PackedWeights::from_gguf(&[&other]).is_err());
+    assert!(Packing::of_gguf(&[&tensor]).is_ok());
+    assert!(Packing::of_gguf(&[&other]).is_err());
     let narrow = gguf(DType::Q4_0, 2, 32, 1);
-    assert!(PackedWeights::from_gguf(&[&tensor, &narrow]).is_err());
+    assert!(Packing::of_gguf(&[&tensor, &narrow]).is_err());
     let reordered = GptqTensors {
         qweight: &[0; 32],
         qzeros: &[0; 1],

@@ -11,7 +11,7 @@ const MOST: usize = 16;
 const LEAST: usize = 4;
 
 /// Does `work` on all parts, on as many threads as the machine has and they are worth.
-pub(super) fn share<I>(parts: I, work: impl Fn(I::Item) + Sync)
+pub fn share<I>(parts: I, work: impl Fn(I::Item) + Sync)
 where
     I: Iterator<Item: Send> + Send,
 {
