@@ -1,6 +1,5 @@
 //! Passes of steps that only decode: steps are padded to a few sizes, and what a pass launches for a size is kept as a
-//! graph, which is launched as one. It reads all that differs from step to step from the device's memory. Models whose
-//! layers have two windows have none.
+//! graph, which is launched as one. It reads all that differs from step to step from the device's memory.
 
 use std::collections::HashMap;
 

@@ -70,7 +70,8 @@ struct Planned {
     window: Option<usize>,
     plan: AttentionPlan,
     capacity: AttentionCapacity,
-    words: Part,
+    lists: Part,
+    table: Part,
 }
 
 // === impl Step ===
@@ -163,7 +164,7 @@ impl Rows {
         Ok(Self {
             count: 0,
             fixed: false,
-            staging: Staging::new(device, bytes, 3 + windows * PLANS)?,
+            staging: Staging::new(device, bytes, 3 + (windows + 1) * PLANS)?,
             tokens: Part::default(),
             positions: Part::default(),
             slots: Part::default(),
@@ -181,8 +182,6 @@ impl Rows {
     ) -> Result<(), Error> {
         let (rows, group) = (batch.tokens.len(), step.heads.heads / step.heads.kv_heads.max(1));
         let decodes = |sequence: &Sequence| sequence.rows == 1 || sequence.rows * group <= TILE_ROWS;
-        // Where there are two plans, the second has no fixed place: it is behind the block tables of the first.
-        let graphs = graphs && windows(step).count() == 1;
         self.fixed = graphs && rows <= graphs::MOST_ROWS && batch.sequences.iter().all(decodes);
         self.count = if self.fixed { graphs::size(rows).min(step.rows) } else { rows };
         self.staging.clear()?;
@@ -207,47 +206,45 @@ impl Rows {
         self.positions = self.staging.put(&positions)?;
         self.slots = self.staging.put(&slots)?;
         self.plans.clear();
-        for window in windows(step) {
-            let sequences = batch.sequences.iter().partition(|sequence| decodes(sequence));
-            let step = StepLimits { heads: Heads { window, ..step.heads }, ..*step };
-            self.plan(device, sequences, &step, limits)?;
+        // Sequences that decode are planned apart from those with many new tokens.
+        let (decodes, others) = batch.sequences.iter().partition::<Vec<_>, _>(|sequence| decodes(sequence));
+        for sequences in [decodes, others].iter().filter(|sequences| !sequences.is_empty()) {
+            self.plan(device, sequences, step, limits)?;
         }
         self.staging.upload()
     }
 
-    /// For layers of one window. Sequences that decode are planned apart from those with many new tokens.
+    /// For each window. Block tables are of any size, so they come last: all else has its place by the number of rows.
     fn plan(
         &mut self,
         device: &dyn Device,
-        (decodes, others): (Vec<&Sequence>, Vec<&Sequence>),
+        sequences: &[&Sequence],
         step: &StepLimits,
         limits: AttentionLimits,
     ) -> Result<(), Error> {
-        let (heads, more) = (step.heads, more_parts(step.heads, device));
-        let shape = AttentionShape {
-            heads: heads.heads,
-            kv_heads: heads.kv_heads,
-            dim: heads.dim,
-            page_tokens: BLOCK_TOKENS,
-            e4m3: false,
-            window: heads.window,
-            softcap: heads.softcap,
-            scale: heads.scale,
-        };
-        for planned in [decodes, others].iter().filter(|planned| !planned.is_empty()) {
-            let tables: Vec<Vec<u32>> = planned
-                .iter()
-                .map(|sequence| sequence.blocks.iter().map(|block| block.0).collect())
-                .collect();
-            let sequences = planned.iter().zip(&tables).map(|(sequence, pages)| AttentionSequence {
-                first_row: sequence.first_row,
-                tokens: sequence.rows,
-                position: sequence.position,
-                pages,
-            });
-            let sequences: Vec<_> = sequences.collect();
-            let items = if self.fixed { sequences.len() + more } else { limits.items };
-            let limits = AttentionLimits { items, ..limits };
+        let (heads, more, first) = (step.heads, more_parts(step.heads, device), self.plans.len());
+        let tables = sequences.iter().map(|sequence| sequence.blocks.iter().map(|block| block.0).collect());
+        let tables: Vec<Vec<u32>> = tables.collect();
+        let sequences = sequences.iter().zip(&tables).map(|(sequence, pages)| AttentionSequence {
+            first_row: sequence.first_row,
+            tokens: sequence.rows,
+            position: sequence.position,
+            pages,
+        });
+        let sequences: Vec<_> = sequences.collect();
+        let items = if self.fixed { sequences.len() + more } else { limits.items };
+        let limits = AttentionLimits { items, ..limits };
+        for window in windows(step) {
+            let shape = AttentionShape {
+                heads: heads.heads,
+                kv_heads: heads.kv_heads,
+                dim: heads.dim,
+                page_tokens: BLOCK_TOKENS,
+                e4m3: false,
+                window,
+                softcap: heads.softcap,
+                scale: heads.scale,
+            };
             let plan = AttentionPlan::new(&shape, &sequences, &limits, device.properties())?;
             let mut capacity = plan.capacity();
             if self.fixed {
@@ -262,9 +259,12 @@ impl Rows {
                     folds: limits.invariant,
                 };
             }
-            let words = self.staging.put(&plan.words(&capacity)?)?;
-            self.plans.push(Planned { window: heads.window, plan, capacity, words });
+            let lists = self.staging.put(&plan.lists(&capacity)?)?;
+            self.plans.push(Planned { window, plan, capacity, lists, table: Part::default() });
         }
+        let of_all = &mut self.plans[first..];
+        let table = self.staging.put(of_all.first().map_or(&[][..], |planned| planned.plan.table()))?;
+        of_all.iter_mut().for_each(|planned| planned.table = table.clone());
         Ok(())
     }
 
@@ -299,7 +299,8 @@ impl Rows {
     /// Launches of attention that cover all rows, in layers of such a window.
     pub(super) fn plans(&self, window: Option<usize>) -> impl Iterator<Item = PlannedView<'_>> {
         self.plans.iter().filter(move |planned| planned.window == window).map(|planned| {
-            PlannedView::new(&planned.plan, &planned.capacity, self.staging.view(&planned.words))
+            let Planned { plan, capacity, lists, table, .. } = planned;
+            PlannedView::new(plan, capacity, self.staging.view(lists), self.staging.view(table))
         })
     }
 }

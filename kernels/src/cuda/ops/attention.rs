@@ -38,7 +38,8 @@ pub enum KvPages<'a> {
 pub struct PlannedAttention {
     plan: AttentionPlan,
     capacity: AttentionCapacity,
-    words: Memory<i32>,
+    lists: Memory<i32>,
+    table: Memory<i32>,
 }
 
 /// A plan and where its lists lie on the device.
@@ -46,7 +47,8 @@ pub struct PlannedAttention {
 pub struct PlannedView<'a> {
     plan: &'a AttentionPlan,
     capacity: &'a AttentionCapacity,
-    words: View<'a, i32>,
+    lists: View<'a, i32>,
+    table: View<'a, i32>,
 }
 
 /// Attention of the tokens of a plan.
@@ -68,12 +70,12 @@ pub struct Attention<'a> {
 /// Launches it, and the merge of parts where the plan has (or, by its capacity, could have) some.
 pub fn attention(device: &dyn Device, op: &Attention<'_>) -> Result<(), Error> {
     op.check()?;
-    let PlannedView { plan, capacity, words } = op.planned;
+    let PlannedView { plan, capacity, lists, table } = op.planned;
     if capacity.items == 0 {
         return Ok(());
     }
     let shape = &plan.shape;
-    let list = |at: usize| Argument::from(words.slice(at..words.len()));
+    let list = |at: usize| Argument::from(lists.slice(at..lists.len()));
     let parts = capacity.slots * plan.part_rows() * shape.kv_heads;
     let (k, v, scales) = op.pages.arguments();
     let sums = Address(op.scratch.address().0 + (parts * shape.dim * size_of::<f32>()) as u64);
@@ -81,7 +83,7 @@ pub fn attention(device: &dyn Device, op: &Attention<'_>) -> Result<(), Error> {
         op.q.into(),
         k,
         v,
-        list(capacity.table_at()),
+        table.into(),
         list(0),
         list(capacity.items_at()),
         scales,
@@ -123,8 +125,8 @@ pub fn attention(device: &dyn Device, op: &Attention<'_>) -> Result<(), Error> {
 }
 
 fn merge(device: &dyn Device, op: &Attention<'_>, common: &[Argument]) -> Result<(), Error> {
-    let PlannedView { plan, capacity, words } = op.planned;
-    let items = words.slice(capacity.merges_at()..words.len());
+    let PlannedView { plan, capacity, lists, .. } = op.planned;
+    let items = lists.slice(capacity.merges_at()..lists.len());
     // part_o, part_ml, scales, out; out_stride, group, part_rows
     let mut arguments = vec![items.into(), common[8], common[9], common[6], common[7]];
     arguments.extend([common[11], common[12], common[13]]);
@@ -171,14 +173,17 @@ impl PlannedAttention {
         plan: AttentionPlan,
         capacity: AttentionCapacity,
     ) -> Result<Self, Error> {
-        let mut words = plan.words(&capacity)?;
-        words.resize(capacity.words().max(1), 0); // an allocation is not empty
-        Ok(Self { plan, capacity, words: Memory::from_slice(device, &words)? })
+        let (mut lists, mut table) = (plan.lists(&capacity)?, plan.table().to_vec());
+        table.resize(capacity.entries.max(1), 0); // an allocation is not empty
+        lists.resize(lists.len().max(1), 0);
+        let (lists, table) = (Memory::from_slice(device, &lists)?, Memory::from_slice(device, &table)?);
+        Ok(Self { plan, capacity, lists, table })
     }
 
     /// As a launch takes it.
     pub fn view(&self) -> PlannedView<'_> {
-        PlannedView { plan: &self.plan, capacity: &self.capacity, words: self.words.view() }
+        let Self { plan, capacity, lists, table } = self;
+        PlannedView { plan, capacity, lists: lists.view(), table: table.view() }
     }
 
     /// The plan.
@@ -192,7 +197,8 @@ impl PlannedAttention {
         let (old, new) = (&self.plan, &plan);
         let alike = old.shape == new.shape && old.kernel == new.kernel && old.segment == new.segment;
         require(OPERATION, alike, || "a plan is replaced by one for the same shape and kernel".into())?;
-        self.words.write(&plan.words(&self.capacity)?)?;
+        self.lists.write(&plan.lists(&self.capacity)?)?;
+        self.table.write(plan.table())?;
         self.plan = plan;
         Ok(())
     }
@@ -201,14 +207,15 @@ impl PlannedAttention {
 // === impl PlannedView ===
 
 impl<'a> PlannedView<'a> {
-    /// Of lists that were put there by other means: `words` must be the plan's [`words`](AttentionPlan::words) for this
-    /// capacity once the launch runs, which is why only this crate may say so.
+    /// Of what was put there by other means: `lists` and `table` must be the plan's [`lists`](AttentionPlan::lists) for this
+    /// capacity and its [`table`](AttentionPlan::table) once the launch runs, which is why only this crate may say so.
     pub(in crate::cuda) fn new(
         plan: &'a AttentionPlan,
         capacity: &'a AttentionCapacity,
-        words: View<'a, i32>,
+        lists: View<'a, i32>,
+        table: View<'a, i32>,
     ) -> Self {
-        Self { plan, capacity, words }
+        Self { plan, capacity, lists, table }
     }
 }
 

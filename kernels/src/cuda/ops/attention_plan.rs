@@ -255,22 +255,25 @@ impl AttentionPlan {
         self.kernel.rows(self.shape.dim)
     }
 
-    /// The lists one after another, all but the last, the block tables, with room for the capacity's; what is empty does
-    /// nothing.
-    pub(in crate::cuda) fn words(&self, capacity: &AttentionCapacity) -> Result<Vec<i32>, Error> {
+    /// The lists one after another, each with room for the capacity's; what is empty does nothing.
+    pub(in crate::cuda) fn lists(&self, capacity: &AttentionCapacity) -> Result<Vec<i32>, Error> {
         let has = self.capacity();
         require(OPERATION, has.fits(capacity), || {
             format!("a plan of {has:?} doesn't fit into {capacity:?}")
         })?;
-        let mut words = Vec::with_capacity(capacity.table_at() + self.table.len());
+        let mut words = Vec::with_capacity(capacity.lists());
         words.extend(self.sequences.iter().flatten());
         words.resize(capacity.items_at(), 0);
         words.extend(self.items.iter().flatten());
         words.resize(capacity.merges_at(), 0);
         words.extend(self.merges.iter().flatten());
-        words.resize(capacity.table_at(), 0);
-        words.extend(&self.table);
+        words.resize(capacity.lists(), 0);
         Ok(words)
+    }
+
+    /// The block tables: the same for any window.
+    pub(in crate::cuda) fn table(&self) -> &[i32] {
+        &self.table
     }
 
     /// Blocks that the device runs at a time, for all KV heads together.
@@ -294,7 +297,9 @@ impl AttentionPlan {
         for (i, &id) in sequence.pages[..pages].iter().enumerate() {
             let read = i >= first_page;
             self.pages = self.pages.max(if read { id as usize + 1 } else { 0 });
-            self.table.push(if read { int(OPERATION, "a page id", id as usize)? } else { 0 });
+            // What is not read may be anything.
+            let known = int(OPERATION, "a page id", id as usize);
+            self.table.push(if read { known? } else { known.unwrap_or(0) });
         }
         let at = self.table.len() - pages;
         self.rows = self.rows.max(sequence.first_row + sequence.tokens);
@@ -425,13 +430,9 @@ impl AttentionCapacity {
         self.items_at() + ITEM_WORDS * self.items
     }
 
-    pub(super) fn table_at(&self) -> usize {
+    /// Words of all lists.
+    pub(super) fn lists(&self) -> usize {
         self.merges_at() + MERGE_WORDS * self.merges
-    }
-
-    /// Of the lists.
-    pub(in crate::cuda) fn words(&self) -> usize {
-        self.table_at() + self.entries
     }
 }
 

@@ -145,11 +145,11 @@ fn the_kernel_follows_the_rows_and_the_mode() {
 fn a_plan_fits_a_larger_capacity_and_no_smaller_one() {
     let plan = plan(&shape(32, 8), &[(5000, 1), (3, 1)], &FREE);
     let mut capacity = plan.capacity();
-    let words = plan.words(&capacity).unwrap().len();
+    let lists = plan.lists(&capacity).unwrap().len();
     capacity.items += 7;
-    assert_eq!(plan.words(&capacity).unwrap().len(), words + 7 * ITEM_WORDS);
+    assert_eq!(plan.lists(&capacity).unwrap().len(), lists + 7 * ITEM_WORDS);
     capacity.sequences = 1;
-    assert!(plan.words(&capacity).is_err());
+    assert!(plan.lists(&capacity).is_err());
 }
 
 #[test]
