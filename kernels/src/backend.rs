@@ -402,6 +402,14 @@ impl<R, V> Copy for Rotary<'_, R, V> {}
 
 // === impl Draw ===
 
+impl Draw {
+    /// Whether tokens are ranked by how surprising they are, for which a GPU's logits are brought here.
+    pub fn is_by_surprise(&self) -> bool {
+        let typical = self.typical_p < 1.0 && self.temperature > 0.0;
+        self.given.is_none() && (self.mirostat.is_some() || typical)
+    }
+}
+
 impl Default for Draw {
     fn default() -> Self {
         Self {

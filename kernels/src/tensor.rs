@@ -106,7 +106,10 @@ impl Tensor {
     pub fn with_scales(self, scales: Scales) -> Result<Self, Error> {
         let tensor = Self { scales: Some(Arc::new(scales)), ..self };
         tensor.check()?;
-        Ok(tensor)
+        match tensor.dtype == DType::E4m3 && tensor.data.iter().any(|code| code & 0x7f == 0x7f) {
+            true => Err(tensor.error("a weight is not a number".into())),
+            false => Ok(tensor),
+        }
     }
 
     /// Errors unless bytes and scales are what the shape asks for (all fields are public, so the tensor need not have

@@ -422,7 +422,10 @@ impl Device for Cuda {
             let executable = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
             result::graph::destroy(graph).map_err(failed("capturing"))?;
             let executable = executable.map_err(failed("making a graph"))?;
-            Ok(Box::new(CudaGraph { executable, stream: self.stream.clone() }))
+            let graph = CudaGraph { executable, stream: self.stream.clone() };
+            // What memory it takes, it has from here on: its first launch can't be short of it.
+            sys::cuGraphUpload(executable, stream).result().map_err(failed("making a graph"))?;
+            Ok(Box::new(graph))
         }
     }
 

@@ -66,8 +66,10 @@ struct Stream {
     turn: Mutex<()>,
     broken: AtomicBool,
     hung: Mutex<bool>,
-    /// Told when more was started, and when it goes on.
+    /// Told when more was started.
     news: Condvar,
+    /// Told when it goes on after it hung.
+    goes_on: Condvar,
 }
 
 /// What is yet to be done.
@@ -187,6 +189,7 @@ impl Twin {
                 broken: AtomicBool::new(false),
                 hung: Mutex::default(),
                 news: Condvar::new(),
+                goes_on: Condvar::new(),
             }),
             memory: Mutex::new(Room { total: 80 << 30, taken: HashMap::new() }),
         }
@@ -205,7 +208,7 @@ impl Twin {
     /// What it waited for has come.
     pub fn go_on(&self) {
         *lock(&self.stream.hung) = false;
-        self.stream.news.notify_all();
+        self.stream.goes_on.notify_all();
     }
 
     /// Waits, a minute at most, until a kernel was started so often, be it done or not.
@@ -304,14 +307,20 @@ impl Stream {
     /// Does all that was put off.
     fn finish(&self) -> Result<(), Error> {
         self.run()?;
-        let downloads = std::mem::take(&mut lock(&self.queue).downloads);
-        downloads.iter().for_each(|download| download.run());
+        let downloads = lock(&self.queue).downloads.clone();
+        downloads.iter().for_each(|download| self.copy(download));
         Ok(())
+    }
+
+    /// Copies, or waits until another thread has: nobody forgets a copy before it is done.
+    fn copy(&self, download: &Arc<Download>) {
+        download.run();
+        lock(&self.queue).downloads.retain(|other| !Arc::ptr_eq(other, download));
     }
 
     /// Does all work.
     fn run(&self) -> Result<(), Error> {
-        drop(self.news.wait_while(lock(&self.hung), |hung| *hung));
+        drop(self.goes_on.wait_while(lock(&self.hung), |hung| *hung));
         let _turn = lock(&self.turn);
         let work = std::mem::take(&mut lock(&self.queue).work);
         let is_one =
@@ -613,12 +622,8 @@ impl Event for TwinEvent {
     fn wait(&self) -> Result<(), Error> {
         self.stream.run()?;
         self.stream.works()?;
-        let queue = &self.stream.queue;
-        if let Some(download) = &self.download {
-            lock(queue).downloads.retain(|other| !Arc::ptr_eq(other, download));
-            download.run();
-        }
-        lock(queue).failed.clone().map_or(Ok(()), |failed| Err(Error::Device(failed)))
+        self.download.iter().for_each(|download| self.stream.copy(download));
+        lock(&self.stream.queue).failed.clone().map_or(Ok(()), |failed| Err(Error::Device(failed)))
     }
 
     fn hold(&self) -> Result<(), Error> {

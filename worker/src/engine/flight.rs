@@ -7,7 +7,7 @@
 //! ```
 
 use std::{
-    sync::mpsc::{SyncSender, sync_channel},
+    sync::mpsc::{Sender, channel},
     thread,
     time::{Duration, Instant},
 };
@@ -37,13 +37,13 @@ pub(super) struct Flight {
 }
 
 /// Tells the step thread when a step has landed, so that it can wait for that and for plans at the same time.
-pub(super) struct Landings(SyncSender<(u64, Waiter)>);
+pub(super) struct Landings(Sender<(Running, Waiter)>);
 
 // === impl Landings ===
 
 impl Landings {
     pub(super) fn start(jobs: WeakSender<Job>) -> Result<Self, Error> {
-        let (waiters, waiting) = sync_channel::<(u64, Waiter)>(MOST);
+        let (waiters, waiting) = channel::<(Running, Waiter)>();
         let wait = move || {
             for (step, waiter) in waiting {
                 waiter.wait();
@@ -59,7 +59,7 @@ impl Landings {
     }
 
     /// Has `Job::Landed` sent at the end of that step.
-    pub(super) fn watch(&self, step: u64, waiter: Waiter) {
+    pub(super) fn watch(&self, step: Running, waiter: Waiter) {
         let _ = self.0.send((step, waiter)); // the thread ends with the jobs
     }
 }

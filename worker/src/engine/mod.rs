@@ -27,7 +27,7 @@ use std::{collections::VecDeque, time::Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::DropGuard;
 use tonic::Status;
-use volley_kernels::{Backend, Drawing};
+use volley_kernels::{Backend, Draw, Drawing};
 use volley_proto::v1::{self, ResultMessage, StepPlan, StepResult, WorkerHello, result_message::Message};
 
 pub(crate) use self::{
@@ -43,7 +43,7 @@ use self::{
 };
 use crate::{Error, config::Pooling, group::Group};
 
-/// Plans that may wait for the step thread: a scheduler is one step ahead.
+/// Jobs that may wait for the step thread: a scheduler is one step ahead.
 const WAITING_JOBS: usize = 4;
 /// Results that may wait for the scheduler; one that leaves more unread is cut off.
 pub(crate) const WAITING_RESULTS: usize = 64;
@@ -84,7 +84,7 @@ pub(crate) enum Job {
     /// The owner's connection is gone.
     End { epoch: Epoch },
     /// The device is done with that step, which it may be told of late.
-    Landed(u64),
+    Landed(Running),
 }
 
 /// Jobs as the step thread gets them.
@@ -170,10 +170,10 @@ impl<B: Backend> Engine<B> {
                     self.step(Running::of(epoch, &plan), *plan)?;
                 }
                 Job::End { epoch } if Some(epoch) == self.epoch => self.disown(None),
-                Job::Landed(step) if self.flights.front().is_some_and(|f| f.running.step_id == step) => {
+                Job::Landed(step) if self.flights.front().is_some_and(|flight| flight.running == step) => {
                     self.land()?;
                 }
-                Job::Step { .. } | Job::End { .. } | Job::Landed(_) => {} // of an older epoch
+                Job::Step { .. } | Job::End { .. } | Job::Landed(_) => {} // of an older epoch, or of a step that was waited for
             }
         }
         Ok(())
@@ -195,7 +195,7 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Ends the owner's connection, with a reason if it is still there, and empties the slots. Nobody wants to know of
-    /// steps under way any more, but they are waited for.
+    /// steps under way any more.
     fn disown(&mut self, reason: Option<Status>) {
         self.flights.clear();
         self.watch.end();
@@ -265,7 +265,7 @@ impl<B: Backend> Engine<B> {
         let waiter = flight.drawing.waiter();
         self.flights.push_back(flight);
         match (waiter, &self.landings) {
-            (Some(waiter), Some(landings)) => landings.watch(running.step_id, waiter),
+            (Some(waiter), Some(landings)) => landings.watch(running, waiter),
             // It has landed, unless the one before it hasn't: then they land together.
             _ if self.flights.len() == 1 => self.land()?,
             _ => {}
@@ -285,6 +285,10 @@ impl<B: Backend> Engine<B> {
         if rows > 0 {
             let forward = Instant::now();
             self.decoder.forward(std::mem::take(&mut step.batch));
+            // What waits for this step here must not keep back what the one before it drew.
+            if !step.pooled.is_empty() || step.draws.iter().any(Draw::is_by_surprise) {
+                self.land_all()?;
+            }
             if !step.pooled.is_empty() {
                 let rows = step.pooled.iter().map(|pooled| pooled.rows.clone());
                 let hidden = self.decoder.hidden(rows.collect())?;
@@ -298,6 +302,13 @@ impl<B: Backend> Engine<B> {
             }
         }
         Ok(Flight { running, step, drawing, rows, sequences, started, wait, is_passable })
+    }
+
+    fn land_all(&mut self) -> Result<(), Error> {
+        while !self.flights.is_empty() {
+            self.land()?;
+        }
+        Ok(())
     }
 
     /// Waits for the oldest step under way and sends what it drew; likewise those after it that are done by themselves. The

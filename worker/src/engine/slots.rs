@@ -306,8 +306,8 @@ impl Slots {
         plan.run.iter().all(|run| {
             let known = self.slots.get(run.slot as usize).and_then(Option::as_ref);
             let known = known.filter(|_| plan.admit.iter().all(|new| new.slot != run.slot));
-            let seen = known.is_some_and(|sequence| sequence.is_expecting() && !sequence.goes_on_unseen());
-            run.drafts == 0 && !seen
+            let unseen = known.is_none_or(|sequence| !sequence.is_expecting() || sequence.goes_on_unseen());
+            run.drafts == 0 && unseen
         })
     }
 

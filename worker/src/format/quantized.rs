@@ -223,7 +223,7 @@ impl Layer<'_> {
     /// Fails if inputs are in groups in another order than theirs.
     fn in_order(self, weights: &Weights, group: usize) -> Result<(), Error> {
         for what in ["g_idx", "weight_g_idx"] {
-            if weights.raw(&self.tensor(what)).is_none() {
+            if weights.entry(&self.tensor(what)).is_none() {
                 continue;
             }
             let groups = self.words(weights, what, [1, self.cols])?;

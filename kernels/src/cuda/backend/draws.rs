@@ -142,14 +142,15 @@ impl Draws {
         }
         let width = orders.asked.iter().map(|asked| asked.alternatives).max().unwrap_or(0) as usize;
         let layout = Layout::new(draws.len(), orders.asked.len(), width);
-        let (mut back, backs) = (lock(&self.backs).pop(), self.backs.clone());
+        let (mut back, backs) = (None, self.backs.clone());
         let copied = if draws.is_empty() {
             device.mark()?
         } else {
             // The results before these must be on their way no more.
             self.copied.take().map_or(Ok(()), |copied| copied.hold())?;
             self.launch(&**device, rows, &orders, &layout, width)?;
-            let to = back.take().map_or_else(|| Pinned::new(device, self.results.len()), Ok)?;
+            let free = lock(&self.backs).pop();
+            let to = free.map_or_else(|| Pinned::new(device, self.results.len()), Ok)?;
             let bytes = back.insert(to).get_mut(0..layout.top.end).unwrap_or_default();
             // SAFETY: the results' memory is as long; `back` is nobody's before `UnderWay` has waited, and it always does.
             let copied = unsafe { device.download(bytes, self.results.view().address())? };
@@ -244,13 +245,11 @@ impl Draws {
 
 /// What the kernels don't do: they rank tokens by their logits only, and have so much room for a row.
 fn draws_here(draw: &Draw, vocab: usize) -> bool {
-    let ranked_by_surprise =
-        draw.given.is_none() && (draw.mirostat.is_some() || (draw.typical_p < 1.0 && draw.temperature > 0.0));
     let alternatives = draw.logprobs.is_some_and(|n| (n as usize).min(vocab) > MAX_ALTERNATIVES);
     let edits = draw.penalties.as_ref().map_or(0, |penalties| penalties.history.seen().len())
         + draw.bias.len()
         + draw.banned.len();
-    ranked_by_surprise || alternatives || edits > MOST_EDITS.min(vocab)
+    draw.is_by_surprise() || alternatives || edits > MOST_EDITS.min(vocab)
 }
 
 // === impl UnderWay ===
@@ -293,8 +292,9 @@ impl UnderWay {
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        let _ = self.copied.wait(); // the copy has ended either way
-        lock(&self.backs).extend(self.back.take());
+        if self.copied.wait().is_ok() {
+            lock(&self.backs).extend(self.back.take());
+        }
     }
 }
 

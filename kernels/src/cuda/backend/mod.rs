@@ -48,7 +48,7 @@ pub struct CudaOptions {
     /// A row's bits depend on its own sequence only: every product by the kernels for few rows, which sum in one order
     /// whatever the number of rows, and attention whose sums restart at fixed positions. Long prompts take longer.
     pub deterministic: bool,
-    /// Layers of steps that only decode are launched as one graph, from the third step of a size on.
+    /// Layers of steps that only decode are launched as one graph, from the second step of a size on.
     pub graphs: bool,
     /// Bytes of each of the two pieces of pinned memory through which weights go.
     pub staging: usize,

@@ -139,6 +139,11 @@ fn parts(heads: Heads) -> usize {
     PARTS.min(MOST_SUMS / part(heads))
 }
 
+/// Tiles that a sequence which decodes takes at most.
+fn tiles_of_one(heads: Heads) -> usize {
+    (heads.heads / heads.kv_heads.max(1)).div_ceil(TILE_ROWS).max(1)
+}
+
 /// Parts of attention that steps of a fixed layout may have besides one for each sequence, for each KV head: as many as
 /// a device runs at a time.
 fn more_parts(heads: Heads, device: &dyn Device) -> usize {
@@ -159,7 +164,8 @@ impl Rows {
         let windows = windows(limits).count();
         // A fixed layout has room for more than there is.
         let most = rows.min(graphs::MOST_ROWS);
-        let fixed = (SEQUENCE_WORDS + ITEM_WORDS) * most + ITEM_WORDS * more_parts(heads, &**device);
+        let fixed = (SEQUENCE_WORDS + ITEM_WORDS * tiles_of_one(heads)) * most
+            + ITEM_WORDS * more_parts(heads, &**device);
         let bytes = rows * (4 + 4 + 8) + windows * 4 * (words + fixed + PLANS);
         Ok(Self {
             count: 0,
@@ -232,7 +238,8 @@ impl Rows {
             pages,
         });
         let sequences: Vec<_> = sequences.collect();
-        let items = if self.fixed { sequences.len() + more } else { limits.items };
+        let tiles = tiles_of_one(heads);
+        let items = if self.fixed { sequences.len() * tiles + more } else { limits.items };
         let limits = AttentionLimits { items, ..limits };
         for window in windows(step) {
             let shape = AttentionShape {
@@ -251,8 +258,9 @@ impl Rows {
                 capacity = AttentionCapacity {
                     sequences: self.count,
                     entries: self.count * step.blocks,
-                    items: self.count + more,
-                    merges: self.count.min(more), // each has two of the items at least
+                    items: self.count * tiles + more,
+                    // Each is of two items at least.
+                    merges: (self.count * tiles).min(self.count * (tiles - 1) + more),
                     slots: limits.scratch / plan.scratch(1),
                     rows: self.count,
                     pages: capacity.pages,

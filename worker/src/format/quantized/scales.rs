@@ -3,7 +3,7 @@
 use volley_kernels::{Scales, Tensor, cpu::formats::dequantized};
 
 use super::{Layer, Weights, words::Words};
-use crate::Error;
+use crate::{Error, format::Entry};
 
 const ONLY_FOUR_BITS: &str = "8-bit codes with zero points; supported: 4-bit ones";
 
@@ -29,7 +29,7 @@ impl Layer<'_> {
             }
             [1, 1] => Scales::by_row(cols, vec![numbers[0]; rows]),
             [1, n] | [n, 1] if n == rows => Scales::by_row(cols, numbers),
-            [n, groups] if n == rows && groups > 0 && cols.is_multiple_of(groups) => {
+            [n, groups] if n == rows && even(cols, groups) => {
                 Scales { group: cols / groups, scales: numbers, zeros: None }
             }
             [high, wide] => {
@@ -48,7 +48,11 @@ impl Layer<'_> {
     /// The zero points of compressed-tensors' layers.
     fn zeros(self, weights: &Weights, groups: usize) -> Result<Option<Vec<u8>>, Error> {
         let (what, rows) = ("weight_zero_point", self.rows);
-        let Some(raw) = weights.raw(&self.tensor(what)) else { return Ok(None) };
+        let raw = match weights.entry(&self.tensor(what)) {
+            None => return Ok(None),
+            Some(Entry::Raw(raw)) => raw,
+            Some(_) => return Err(self.unsupported(weights, what, ONLY_FOUR_BITS)),
+        };
         let four_bits = weights
             .raw(&self.tensor("weight_packed"))
             .is_some_and(|codes| codes.shape.last() == Some(&(self.cols / 8)));
@@ -102,13 +106,19 @@ impl Layer<'_> {
             return Err(self.malformed(weights, "scales", "is missing"));
         };
         let (groups, n) = (scales.rows, scales.cols);
-        if n != rows || groups == 0 || !cols.is_multiple_of(groups) || !rows.is_multiple_of(8) {
+        if n != rows || !even(cols, groups) || !rows.is_multiple_of(8) {
             let problem =
                 format!("has {groups} × {n} scales; expected groups of {cols} inputs × {rows} outputs");
             return Err(self.malformed(weights, "scales", problem));
         }
         Ok((scales, cols / groups))
     }
+}
+
+/// Whether so many groups have equally many inputs each, a power of two where there are several. Of any other size it can't be
+/// told from their number: the last group may have fewer.
+fn even(cols: usize, groups: usize) -> bool {
+    groups == 1 || groups > 0 && cols.is_multiple_of(groups) && (cols / groups).is_power_of_two()
 }
 
 /// The outputs and groups of scales by columns, in the order of rows.
