@@ -8,6 +8,7 @@ asks for a stream that can be resumed (`x-volley-resume: new`); the answer has a
 an id. The token and the last id, sent with the same body to any router of the cluster, give the rest of the stream.
 """
 
+import argparse
 import http.client
 import json
 import os
@@ -79,14 +80,19 @@ def events(routers, path, body):
 
 
 if __name__ == "__main__":
-    *addresses, question = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("router", nargs="+", help="where it listens: http://HOST:PORT")
+    parser.add_argument("question")
+    asked = parser.parse_args()
     try:
-        turn = {"role": "user", "content": question}
+        turn = {"role": "user", "content": asked.question}
         # At temperature 0 two runs say the same, whatever becomes of their routers.
-        ask = {"model": model(addresses), "messages": [turn], "stream": True, "temperature": 0}
-        for chunk in events(addresses, "/v1/chat/completions", ask):
+        ask = {"model": model(asked.router), "messages": [turn], "stream": True, "temperature": 0}
+        for chunk in events(asked.router, "/v1/chat/completions", ask):
             for choice in chunk["choices"]:
                 print(choice["delta"].get("content", ""), end="", flush=True)
         print()
-    except OSError as error:  # HTTPError and ConnectionError are, too
+    except urllib.error.HTTPError as error:
+        sys.exit(f"resume.py: {error}: {error.read().decode(errors='replace')}")
+    except OSError as error:  # ConnectionError is one, too
         sys.exit(f"resume.py: {error}")

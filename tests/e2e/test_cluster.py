@@ -32,6 +32,15 @@ def test_parts_may_start_in_any_order(cluster, order):
     serving(cluster.wait())
 
 
+def test_a_model_is_not_ready_rather_than_unknown_before_the_first_worker(cluster):
+    cluster.scheduler(), cluster.router()
+    ask = {"model": MODEL, "prompt": "Hi", "max_tokens": 1}
+    linked = lambda: cluster.metric("volley_router_links") == 1
+    eventually(linked, "a link to the scheduler", cluster.parts)
+    status, headers, answer = cluster.request("POST", "/inference/v1/completions", ask)
+    assert (status, answer["error"]["code"]) == (503, "DEPLOYMENT_SCALING_UP") and "retry-after" in headers, answer
+
+
 def test_etcd_may_start_last(cluster):
     cluster.etcd.kill()
     cluster.router(), cluster.scheduler(), cluster.worker()

@@ -77,3 +77,38 @@ impl Error {
         Self::Unsupported { file: file.to_owned(), place: place.into(), problem: problem.into() }
     }
 }
+
+/// What a parser says of JSON, without the names of this program's types.
+pub(crate) fn plainly(error: &serde_json::Error) -> String {
+    let said = error.to_string();
+    match said.split_once(", expected ") {
+        Some((found, expected)) if expected.starts_with("struct ") => format!("{found}, expected an object"),
+        Some((found, "a map")) => format!("{found}, expected an object"),
+        Some((found, "u8" | "u32" | "u64" | "usize")) => format!("{found}, expected a whole number"),
+        Some((found, "f32" | "f64")) => format!("{found}, expected a number"),
+        _ => said,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plainly;
+
+    #[test]
+    fn what_is_wrong_with_json_is_said_without_names_of_types() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Inner {
+            #[allow(dead_code)]
+            bits: u64,
+        }
+        let said = |json: &str| {
+            let value: serde_json::Value = serde_json::from_str(json).unwrap();
+            plainly(&serde_json::from_value::<Inner>(value).unwrap_err())
+        };
+        assert_eq!(said("\"gptq\""), "invalid type: string \"gptq\", expected an object");
+        assert_eq!(said("[]"), "invalid length 0, expected an object");
+        assert_eq!(said(r#"{"bits": "four"}"#), "invalid type: string \"four\", expected a whole number");
+        assert!(said(r#"{"bits": -1}"#).contains("`-1`, expected a whole number"));
+        assert!(said("{}").starts_with("missing field `bits`"));
+    }
+}

@@ -38,8 +38,6 @@ struct State {
     known: HashSet<String>,
     /// What is served, for the log.
     served: BTreeSet<String>,
-    /// Whether any scheduler has reported yet.
-    reported: bool,
     /// By hash; a cell per model, so that it is fetched once.
     models: HashMap<String, Arc<OnceCell<Arc<Model>>>>,
 }
@@ -72,7 +70,6 @@ impl Cluster {
     /// A link has a new list of models.
     pub(crate) fn models_changed(&self) {
         let mut state = self.state();
-        state.reported = true;
         let cards: Vec<_> = state.links.iter().flat_map(|link| link.cards()).collect();
         state.known.extend(cards.iter().map(|card| card.name.to_ascii_lowercase()));
         // A model that nothing serves any more is dropped; requests that run hold their own.
@@ -124,7 +121,7 @@ impl Cluster {
         let card = exact.or_else(|| cards.iter().find(|card| card.name.eq_ignore_ascii_case(name)));
         let Some(card) = card else {
             let state = self.state();
-            let away = !state.reported || state.known.contains(&name.to_ascii_lowercase());
+            let away = state.known.is_empty() || state.known.contains(&name.to_ascii_lowercase());
             return Err(if away { not_ready() } else { ModelError::NotFound });
         };
         let cell = self.state().models.entry(card.hash.clone()).or_default().clone();

@@ -60,7 +60,7 @@ pub enum ModelError {
     /// No scheduler has ever named it.
     #[error("no such model")]
     NotFound,
-    /// It is known, or no scheduler has reported yet, but nothing serves it at the moment.
+    /// It is known, or none is yet, but nothing serves it at the moment.
     #[error("the model is not ready")]
     NotReady {
         /// When to ask again.

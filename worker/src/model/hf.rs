@@ -72,7 +72,7 @@ pub(super) fn describe(directory: &Directory) -> Result<Description, Error> {
         .ok_or_else(|| Error::malformed(&file, "key architectures", "expected a list with one name"))?;
     let family = family::of_hf(architecture, &file)?;
     let config: Config = serde_json::from_value(renamed(directory.config.clone(), family))
-        .map_err(|e| Error::malformed(&file, "configuration", e.to_string()))?;
+        .map_err(|e| Error::malformed(&file, "configuration", crate::error::plainly(&e)))?;
     config.check(&file)?;
     let heads = config.num_attention_heads;
     let sizes = Sizes {

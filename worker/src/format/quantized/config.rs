@@ -63,8 +63,8 @@ pub(in crate::format) fn scheme(config: &Value, file: &Path) -> Result<Option<Sc
     let settings = ["quantization_config", "compression_config"].into_iter().find_map(|key| config.get(key));
     let Some(settings) = settings.filter(|settings| !settings.is_null()) else { return Ok(None) };
     let place = "key quantization_config";
-    let settings =
-        Settings::deserialize(settings).map_err(|e| Error::malformed(file, place, e.to_string()))?;
+    let settings = Settings::deserialize(settings)
+        .map_err(|e| Error::malformed(file, place, crate::error::plainly(&e)))?;
     settings.scheme().map(Some).map_err(|problem| Error::unsupported(file, place, problem))
 }
 
