@@ -234,8 +234,8 @@ pub struct DeviceMemory {
 /// gated, and of the output matrix. All ranks are asked for the same operations in the same order, and hear at once of
 /// one that fails.
 ///
-/// An operation may only start its work. What goes wrong in it shows at the next [`draw`](Self::draw),
-/// [`read`](Self::read) or [`finish`](Self::finish), and operations until then do nothing; after that the backend is
+/// An operation may only start its work. What goes wrong in it shows at the next [`draw`](Self::draw), when its
+/// [`Drawing`] is waited for, at [`read`](Self::read) or [`finish`](Self::finish), and operations until then do nothing; after that the backend is
 /// of no more use.
 pub trait Backend: Send + Sync + 'static {
     /// Stacked weight matrices in the device's own layout.

@@ -42,17 +42,24 @@ def llama(shape: Shape, rope):
     )
 
 
+def sizes(cpu, width, hidden, heads, kv_heads):
+    """What most families call alike: few layers of a model's own sizes, or tiny ones."""
+    return {
+        "num_hidden_layers": 2 if cpu else 4,
+        "hidden_size": 128 if cpu else width,
+        "intermediate_size": 256 if cpu else hidden,
+        "num_attention_heads": 2 if cpu else heads,
+        "num_key_value_heads": 1 if cpu else kv_heads,
+        "vocab_size": 2048 if cpu else 32_768,
+        "max_position_embeddings": 4096,
+    }
+
+
 def qwen(kind, width, heads, kv_heads, hidden, cpu):
     """Qwen2 has biases, Qwen3 norms of queries and keys."""
     extra = {"head_dim": 64 if cpu else 128} if kind is transformers.Qwen3Config else {"use_sliding_window": False}
     return kind(
-        num_hidden_layers=2 if cpu else 4,
-        hidden_size=128 if cpu else width,
-        intermediate_size=256 if cpu else hidden,
-        num_attention_heads=2 if cpu else heads,
-        num_key_value_heads=1 if cpu else kv_heads,
-        vocab_size=2048 if cpu else 32_768,
-        max_position_embeddings=4096,
+        **sizes(cpu, width, hidden, heads, kv_heads),
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         **extra,
     )
@@ -61,13 +68,7 @@ def qwen(kind, width, heads, kv_heads, hidden, cpu):
 def phi(cpu):
     """Stacked matrices: query, key and value are one, gate and up another."""
     return transformers.Phi3Config(
-        num_hidden_layers=2 if cpu else 4,
-        hidden_size=128 if cpu else 2048,
-        intermediate_size=256 if cpu else 8192,
-        num_attention_heads=2 if cpu else 16,
-        num_key_value_heads=1 if cpu else 4,
-        vocab_size=2048 if cpu else 32_768,
-        max_position_embeddings=4096,
+        **sizes(cpu, 2048, 8192, 16, 4),
         original_max_position_embeddings=4096,
     )
 
@@ -96,15 +97,9 @@ def gemma(kind, cpu):
         "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
     }
     return kind(
-        num_hidden_layers=6 if three else 2 if cpu else 4,
-        hidden_size=128 if cpu else 2304,
-        intermediate_size=256 if cpu else 9216,
-        num_attention_heads=2 if cpu else 8,
-        num_key_value_heads=1 if cpu else 4,
+        **sizes(cpu, 2304, 9216, 8, 4) | ({"num_hidden_layers": 6} if three else {}),
         head_dim=64 if cpu else 256,
         query_pre_attn_scalar=64 if cpu else 256,
-        vocab_size=2048 if cpu else 32_768,
-        max_position_embeddings=4096,
         sliding_window=512,
         rope_parameters=rotations if three else {"rope_type": "default", "rope_theta": 10_000.0},
     )
@@ -113,13 +108,7 @@ def gemma(kind, cpu):
 def olmo(cpu):
     """Norms after only; queries and keys are normed with all heads together."""
     return transformers.Olmo2Config(
-        num_hidden_layers=2 if cpu else 4,
-        hidden_size=128 if cpu else 2048,
-        intermediate_size=256 if cpu else 8192,
-        num_attention_heads=2 if cpu else 16,
-        num_key_value_heads=1 if cpu else 4,
-        vocab_size=2048 if cpu else 32_768,
-        max_position_embeddings=4096,
+        **sizes(cpu, 2048, 8192, 16, 4),
         rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
     )
 
@@ -127,13 +116,7 @@ def olmo(cpu):
 def starcoder(cpu):
     """Layer norms, a bias everywhere, no gate."""
     return transformers.Starcoder2Config(
-        num_hidden_layers=2 if cpu else 4,
-        hidden_size=128 if cpu else 3072,
-        intermediate_size=256 if cpu else 12_288,
-        num_attention_heads=2 if cpu else 24,
-        num_key_value_heads=1 if cpu else 2,
-        vocab_size=2048 if cpu else 32_768,
-        max_position_embeddings=4096,
+        **sizes(cpu, 3072, 12_288, 24, 2),
         use_bias=True,
     )
 

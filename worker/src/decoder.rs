@@ -156,7 +156,7 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// Runs all layers over the rows of `batch`: at most [`Capacity::rows`], with blocks for all of them. What comes
-    /// after it is about this batch, up to [`finish`](Self::finish).
+    /// after it is about this batch, up to [`draw`](Self::draw).
     pub(crate) fn forward(&mut self, batch: Batch) {
         let Self { backend, model, cache, step, buffers, rope, local_rope, .. } = self;
         let Buffers { x, qkv, attention, hidden, .. } = buffers;

@@ -22,7 +22,10 @@ mod tests;
 mod trace;
 mod watch;
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::DropGuard;
@@ -106,7 +109,6 @@ pub(crate) struct Engine<B: Backend> {
     owner: Option<Owner>,
     /// Steps under way, all of the owner's.
     flights: VecDeque<Flight>,
-    landings: Option<Landings>,
     /// When the last step landed.
     landed: Instant,
     /// Since when there was nothing to do.
@@ -139,7 +141,6 @@ impl<B: Backend> Engine<B> {
             epoch: None,
             owner: None,
             flights: VecDeque::new(),
-            landings: None,
             landed: Instant::now(),
             idle_since: Instant::now(),
             metrics: metrics::Metrics::default(),
@@ -162,18 +163,19 @@ impl<B: Backend> Engine<B> {
     pub(crate) fn run(mut self, mut jobs: Jobs) -> Result<(), Error> {
         // A step is long; the async threads of the same process must not wait for its end.
         volley_kernels::cpu::lower_priority();
-        self.landings = Some(Landings::start(jobs.sender)?);
+        let landings = Landings::start(jobs.sender)?;
         while let Some(job) = jobs.queue.blocking_recv() {
             match job {
                 Job::Claim { epoch, hello, results, alive } => self.claim(epoch, *hello, results, alive),
                 Job::Step { epoch, plan } if Some(epoch) == self.epoch => {
-                    self.step(Running::of(epoch, &plan), *plan)?;
+                    self.step(Running::of(epoch, &plan), *plan, &landings)?;
                 }
                 Job::End { epoch } if Some(epoch) == self.epoch => self.disown(None),
                 Job::Landed(step) if self.flights.front().is_some_and(|flight| flight.running == step) => {
                     self.land()?;
                 }
-                Job::Step { .. } | Job::End { .. } | Job::Landed(_) => {} // of an older epoch, or of a step that was waited for
+                // Of an older epoch, or of a step that was waited for.
+                Job::Step { .. } | Job::End { .. } | Job::Landed(_) => {}
             }
         }
         Ok(())
@@ -234,7 +236,7 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Starts a step, before the end of the one before it if nothing of that is needed here; the error is the device's.
-    fn step(&mut self, running: Running, plan: StepPlan) -> Result<(), Error> {
+    fn step(&mut self, running: Running, plan: StepPlan, landings: &Landings) -> Result<(), Error> {
         if self.is_poisoned(&plan) {
             std::process::abort();
         }
@@ -264,19 +266,21 @@ impl<B: Backend> Engine<B> {
         let flight = self.launch(step, running, started)?;
         let waiter = flight.drawing.waiter();
         self.flights.push_back(flight);
-        match (waiter, &self.landings) {
-            (Some(waiter), Some(landings)) => landings.watch(running, waiter),
+        match waiter {
+            Some(waiter) => landings.watch(running, waiter),
             // It has landed, unless the one before it hasn't: then they land together.
-            _ if self.flights.len() == 1 => self.land()?,
-            _ => {}
+            None if self.flights.len() == 1 => self.land()?,
+            None => {}
         }
         Ok(())
     }
 
     /// Has the device run a step.
     fn launch(&mut self, mut step: Step, running: Running, started: Instant) -> Result<Flight, Error> {
-        let idle_since = Some(self.idle_since).filter(|_| self.flights.is_empty());
-        let wait = idle_since.map(|since| started.saturating_duration_since(since)).unwrap_or_default();
+        let wait = match self.flights.is_empty() {
+            true => started.saturating_duration_since(self.idle_since),
+            false => Duration::ZERO,
+        };
         if !step.copies.is_empty() {
             self.decoder.copy_blocks(&step.copies);
         }

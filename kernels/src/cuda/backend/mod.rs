@@ -7,8 +7,8 @@
 //! group.rs     what ranks of a group add up and gather
 //! draws.rs     drawing tokens: on the device where it can, else here
 //! weights.rs   weights as the device has them
-//! unpacked.rs  products of many rows with packed weights before Hopper
 //! transfer.rs  their way there, through two pieces of pinned memory
+//! unpacked.rs  products of many rows with packed weights before Hopper
 //! buffer.rs    activations, and the cache of keys and values
 //! staging.rs   what the host tells the device, copied at once
 //! ```

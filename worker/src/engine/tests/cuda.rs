@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio_util::sync::CancellationToken;
 use volley_kernels::{
     DType,
     cpu::{CpuBackend, CpuOptions},
@@ -13,7 +14,7 @@ use volley_proto::v1::{
 use volley_twin::{Schedule, Twin};
 
 use super::{
-    driver::{Driver, Request, first_step, next},
+    driver::{Driver, Received, Request, first_step, next},
     exactness::{alone, continues_from_a_copy, request},
     guided,
 };
@@ -25,6 +26,20 @@ fn model() -> Model {
 
 fn driver(twin: impl Into<Arc<Twin>>, deterministic: bool, pooling: Option<Pooling>) -> Driver {
     Driver::over((testing::cuda(twin, deterministic), &model()), None, 10, 96, pooling)
+}
+
+/// A twin, and a step thread over it that need not be deterministic.
+fn fast() -> (Arc<Twin>, Driver) {
+    let twin = Arc::new(Twin::new(Schedule::ALL[0]));
+    (twin.clone(), driver(twin, false, None))
+}
+
+/// Claims a step thread for the first time.
+fn claimed(gpu: &Driver) -> (Epoch, Received, CancellationToken) {
+    let epoch = Epoch { claim: 1, connection: 1 };
+    let (mut received, ended) = gpu.claim(epoch);
+    next(&mut received).unwrap();
+    (epoch, received, ended)
 }
 
 #[test]
@@ -91,11 +106,8 @@ fn graphs_and_steps_begun_ahead_change_no_byte() {
 
 #[test]
 fn a_step_begins_before_the_one_before_it_ends() {
-    let twin = Arc::new(Twin::new(Schedule::ALL[0]));
-    let gpu = driver(twin.clone(), false, None);
-    let epoch = Epoch { claim: 1, connection: 1 };
-    let (mut received, _ended) = gpu.claim(epoch);
-    next(&mut received).unwrap();
+    let (twin, gpu) = fast();
+    let (epoch, mut received, _ended) = claimed(&gpu);
     twin.hang();
     gpu.send(epoch, first_step());
     let run = vec![SlotRun { slot: 0, tokens: 1, drafts: 0 }];
@@ -111,9 +123,7 @@ fn a_step_begins_before_the_one_before_it_ends() {
 
 /// Sends two plans of a hung GPU, then lets it go on; the tokens that each slot result of both has.
 fn begun_ahead(gpu: &Driver, twin: &Twin, plans: [StepPlan; 2], rest: Vec<StepPlan>) -> Vec<Vec<Vec<u32>>> {
-    let epoch = Epoch { claim: 1, connection: 9 };
-    let (mut received, _ended) = gpu.claim(epoch);
-    next(&mut received).unwrap();
+    let (epoch, mut received, _ended) = claimed(gpu);
     twin.hang();
     plans.into_iter().for_each(|plan| gpu.send(epoch, plan));
     assert!(twin.has_started("embed", 1));
@@ -280,11 +290,8 @@ fn embeddings_of_a_deterministic_gpu_depend_on_their_prompt_alone() {
 
 #[test]
 fn a_device_that_fails_ends_the_step_thread_with_its_error_and_the_connection() {
-    let twin = Arc::new(Twin::new(Schedule::ALL[0]));
-    let gpu = driver(twin.clone(), false, None);
-    let epoch = Epoch { claim: 1, connection: 1 };
-    let (mut received, _ended) = gpu.claim(epoch);
-    next(&mut received).unwrap();
+    let (twin, gpu) = fast();
+    let (epoch, mut received, _ended) = claimed(&gpu);
     gpu.send(epoch, first_step());
     next(&mut received).unwrap();
     twin.break_down();
@@ -297,11 +304,8 @@ fn a_device_that_fails_ends_the_step_thread_with_its_error_and_the_connection() 
 
 #[test]
 fn a_step_whose_kernel_hangs_is_noticed() {
-    let twin = Arc::new(Twin::new(Schedule::ALL[0]));
-    let gpu = driver(twin.clone(), false, None);
-    let epoch = Epoch { claim: 1, connection: 1 };
-    let (mut received, _ended) = gpu.claim(epoch);
-    next(&mut received).unwrap();
+    let (twin, gpu) = fast();
+    let (epoch, _received, _ended) = claimed(&gpu);
     twin.hang();
     gpu.send(epoch, first_step());
     let clock = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
